@@ -1,0 +1,43 @@
+"""OpSpecs: the inputs, attributes, kind and type inference of every op, one module per family."""
+
+from dovetail.ops.registry import (
+    CONTRACTION,
+    CONTROL,
+    HOST,
+    MOVEMENT,
+    POINTWISE,
+    RECURRENT,
+    REDUCTION,
+    ROW,
+    SELECT,
+    WINDOW,
+    Attribute,
+    OpKind,
+    OpSpec,
+    broadcast,
+    find,
+    names,
+    op,
+    spec,
+)
+
+__all__ = [
+    "CONTRACTION",
+    "CONTROL",
+    "HOST",
+    "MOVEMENT",
+    "POINTWISE",
+    "RECURRENT",
+    "REDUCTION",
+    "ROW",
+    "SELECT",
+    "WINDOW",
+    "Attribute",
+    "OpKind",
+    "OpSpec",
+    "broadcast",
+    "find",
+    "names",
+    "op",
+    "spec",
+]
