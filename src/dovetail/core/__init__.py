@@ -1,0 +1,1 @@
+"""Dtypes, symbolic dimensions, errors, environment and logging: imports nothing of ours."""

@@ -1,0 +1,100 @@
+"""Environment variables, read once; they change where and how loudly, never results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from dovetail.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Env:
+    """All `DOVETAIL_*` variables; the field docs below are the user's table in docs/environment.md.
+
+    Attributes:
+        cache: compile, packed-weight and timing caches (DOVETAIL_CACHE; default ~/.cache/dovetail).
+        home: keys and settings (DOVETAIL_HOME; default ~/.config/dovetail).
+        cc: C compiler command instead of the clang in the ziglang package (DOVETAIL_CC).
+        jobs: parallel compiles (DOVETAIL_JOBS; default: number of CPUs).
+        log: topics to log, comma separated, or "all" (DOVETAIL_LOG).
+        dump: folder for IR before and after each pass and kernel sources (DOVETAIL_DUMP).
+        verify_ir: run the verifier after each pass (DOVETAIL_VERIFY=1).
+        check_nan: check every step's outputs for NaN at run time (DOVETAIL_NAN=1).
+    """
+
+    cache: Path
+    home: Path
+    cc: str = ""
+    jobs: int = 1
+    log: str = ""
+    dump: str = ""
+    verify_ir: bool = False
+    check_nan: bool = False
+
+
+def _flag(name: str) -> bool:
+    text = os.environ.get(name, "").strip().lower()
+    if text in ("", "0", "false", "no", "off"):
+        return False
+    if text in ("1", "true", "yes", "on"):
+        return True
+    raise UsageError(f"{name}: got {text!r}, expected 0 or 1")
+
+
+def _jobs() -> int:
+    text = os.environ.get("DOVETAIL_JOBS", "").strip()
+    if not text:
+        return os.cpu_count() or 1
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"DOVETAIL_JOBS: got {text!r}, expected a positive integer")
+    return int(text)
+
+
+def _read() -> Env:
+    user = Path(os.path.expanduser("~"))
+    cache_home = os.environ.get("XDG_CACHE_HOME") or user / ".cache"
+    config_home = os.environ.get("XDG_CONFIG_HOME") or user / ".config"
+    return Env(
+        cache=Path(os.environ.get("DOVETAIL_CACHE") or Path(cache_home) / "dovetail"),
+        home=Path(os.environ.get("DOVETAIL_HOME") or Path(config_home) / "dovetail"),
+        cc=os.environ.get("DOVETAIL_CC", ""),
+        jobs=_jobs(),
+        log=os.environ.get("DOVETAIL_LOG", ""),
+        dump=os.environ.get("DOVETAIL_DUMP", ""),
+        verify_ir=_flag("DOVETAIL_VERIFY"),
+        check_nan=_flag("DOVETAIL_NAN"),
+    )
+
+
+_current: Env | None = None
+
+
+def env() -> Env:
+    """The environment, read at the first call."""
+    global _current
+    if _current is None:
+        _current = _read()
+    return _current
+
+
+@contextmanager
+def override(**changes: object) -> Iterator[Env]:
+    """Replace fields of the environment inside a with block.
+
+    Raises:
+        UsageError: no such field.
+    """
+    global _current
+    known = {f.name for f in fields(Env)}
+    if set(changes) - known:
+        raise UsageError(f"env: no field {sorted(set(changes) - known)}, expected some of {sorted(known)}")
+    saved = env()
+    _current = replace(saved, **changes)  # type: ignore[arg-type]
+    try:
+        yield _current
+    finally:
+        _current = saved
