@@ -1,0 +1,58 @@
+# Two commands do all the set-up:  make demo   and   make test
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := $(VENV)/bin
+MODEL ?= torchvision_resnet50
+THREADS ?= 1
+DEMO := build/demo
+WORKERS ?= auto
+
+.PHONY: help demo test check bench conformance clean
+
+help:
+	@echo "make demo         install, build $(MODEL), run it, benchmark it against the installed peers"
+	@echo "make test         install what the tests need and run them all"
+	@echo "make check        ruff, mypy --strict, import-linter"
+	@echo "make conformance  the ONNX backend suite (Tier A) through dovetail.backend"
+	@echo "make bench        the ten-model CPU suite; writes build/bench/"
+	@echo "make clean        remove build/, caches and $(VENV)"
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@mkdir -p $(DEMO)
+	$(BIN)/python -m models.zoo $(MODEL) -o $(DEMO)/model.onnx --inputs $(DEMO)/x.npz
+	$(BIN)/dovetail build $(DEMO)/model.onnx -o $(DEMO)/model.plan
+	$(BIN)/dovetail run $(DEMO)/model.plan --inputs $(DEMO)/x.npz --outputs $(DEMO)/y.npz
+	$(BIN)/dovetail compare $(DEMO)/model.onnx $(DEMO)/model.plan --inputs $(DEMO)/x.npz
+	$(BIN)/dovetail bench $(DEMO)/model.plan --model $(DEMO)/model.onnx --inputs $(DEMO)/x.npz \
+		--vs onnxruntime,openvino --threads $(THREADS) --plot $(DEMO)/latency.svg
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+check: $(VENV)/.test
+	$(BIN)/ruff check src tests bench models
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports
+
+conformance: $(VENV)/.test
+	$(BIN)/python -m tests.conformance.runner --failures
+
+bench: $(VENV)/.demo
+	$(BIN)/python -m bench.cpu_suite --output build/bench
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,109 @@
+"""Dovetail: an open inference compiler and runtime. ONNX in, a verified, fast engine out.
+
+    import dovetail
+
+    engine = dovetail.build("model.onnx")
+    y = engine.run({"x": x})
+    engine.save("model.plan")
+    engine = dovetail.load("model.plan")
+
+Names are imported when they are first used, so `import dovetail` stays cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dovetail.api import (
+        Binding,
+        Comparison,
+        Engine,
+        Profile,
+        Report,
+        build,
+        compare,
+        load,
+    )
+    from dovetail.codegen.target import Target
+    from dovetail.core.errors import (
+        BindingError,
+        BuildError,
+        CompileError,
+        DeviceError,
+        EngineError,
+        Error,
+        ExecutionError,
+        IRError,
+        ModelError,
+        NoTacticError,
+        ParseError,
+        PlanFormatError,
+        PlanVersionError,
+        RefitError,
+        ShapeError,
+        TrustError,
+        TypeInferenceError,
+        UnsupportedOpError,
+        UsageError,
+        VerificationError,
+        VerifyError,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Binding",
+    "BindingError",
+    "BuildError",
+    "Comparison",
+    "CompileError",
+    "DeviceError",
+    "Engine",
+    "EngineError",
+    "Error",
+    "ExecutionError",
+    "IRError",
+    "ModelError",
+    "NoTacticError",
+    "ParseError",
+    "PlanFormatError",
+    "PlanVersionError",
+    "Profile",
+    "RefitError",
+    "Report",
+    "ShapeError",
+    "Target",
+    "TrustError",
+    "TypeInferenceError",
+    "UnsupportedOpError",
+    "UsageError",
+    "VerificationError",
+    "VerifyError",
+    "__version__",
+    "build",
+    "compare",
+    "load",
+]
+
+_HOMES = {
+    "Target": "dovetail.codegen.target",
+    **dict.fromkeys(
+        ("Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"),
+        "dovetail.api",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'dovetail' has no attribute {name!r}")
+    home = _HOMES.get(name, "dovetail.core.errors")
+    value = getattr(importlib.import_module(home), name)
+    # A reader of a traceback or of help() should see the name they can import.
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
