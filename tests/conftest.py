@@ -1,0 +1,14 @@
+"""Settings that every test runs under, set before any flag is read."""
+
+import os
+from pathlib import Path
+
+_BUILD = Path(__file__).resolve().parent.parent / "build"
+
+# A cache and a key of the checkout's own: tests neither read nor touch the user's.
+os.environ.setdefault("DOVETAIL_CACHE", str(_BUILD / "test-cache"))
+os.environ.setdefault("DOVETAIL_HOME", str(_BUILD / "test-home"))
+os.environ.setdefault("DOVETAIL_VERIFY", "1")
+# Parallel test workers, each compiling on all cores, would only queue behind each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("DOVETAIL_JOBS", "1")
