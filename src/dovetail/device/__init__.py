@@ -1,0 +1,1 @@
+"""Devices: memory, threads, loading and launching of kernels."""

@@ -1,0 +1,1 @@
+"""The engine as data: plan, memory plan, container file and trust."""

@@ -1,0 +1,1 @@
+"""Opens engines and runs them; needs no compiler and no onnx."""
