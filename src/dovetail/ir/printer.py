@@ -52,7 +52,7 @@ def print_graph(graph: Graph) -> str:
 
 
 def _time(node: Node) -> Time:
-    return node.outputs[0].time if node.outputs else Time.RUN
+    return node.outputs[0].time if node.outputs else node.graph.time_of(node)
 
 
 def print_node(node: Node, indent: str) -> str:

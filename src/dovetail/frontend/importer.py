@@ -1,0 +1,550 @@
+"""ONNX to IR: walks the nodes, calls one importer per op, tracks shape contents, and collects every unsupported node."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+
+from dovetail.core import dims
+from dovetail.core.dims import Dim
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import ModelError, ShapeError, TypeInferenceError, UnsupportedOpError
+from dovetail.frontend.contents import contents_of
+from dovetail.frontend.functions import expand
+from dovetail.frontend.reader import ModelSource, element_type, read_model, read_tensor
+from dovetail.frontend.registry import OnnxNode, find_importer
+from dovetail.ir.graph import Graph, Guard, Module, Node, Time, Value
+from dovetail.ir.types import SequenceType, TensorType, Type
+from dovetail.ops.infer import infer
+from dovetail.ops.registry import find as find_spec
+from dovetail.reference.registry import lookup
+
+ShapeOverride = Mapping[str, Sequence[int | str]]
+_MAX_CONTENTS = 256
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:@(\d+))?")
+
+
+class _Unsupported(Exception):
+    """An importer gave up on a node: (reason, hint)."""
+
+
+class _Failed:
+    """Stands for the outputs of a node that could not be imported."""
+
+
+_FAILED = _Failed()
+
+
+def import_onnx(source: ModelSource, shapes: ShapeOverride | None = None) -> Module:
+    """The module of an ONNX model.
+
+    Args:
+        source: path, bytes or ModelProto.
+        shapes: replaces input shapes: an int fixes a dimension, a name makes it that symbol, "1..32" bounds it.
+
+    Raises:
+        ModelError: unreadable or invalid model.
+        UnsupportedOpError: lists every node that cannot be imported, with op, reason and hint.
+    """
+    model, folder = read_model(source)
+    session = _Session(model, folder)
+    graph = Graph("main")
+    context = ImportContext(session, graph, None, session.opsets)
+    context.import_main(model.graph, shapes or {})
+    if session.problems:
+        listing = "\n".join(f"  {p}" for p in session.problems)
+        raise UnsupportedOpError(
+            f"model: {len(session.problems)} node{'s' * (len(session.problems) > 1)} cannot be imported:\n{listing}",
+            tuple(session.problems),
+        )
+    graph.update_times()
+    return session.module
+
+
+class _Session:
+    """What all graphs of one model share."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path | None) -> None:
+        self.folder = folder
+        self.module = Module(Graph())
+        self.opsets = {_domain(o.domain): o.version for o in model.opset_import}
+        self.functions = {(_domain(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
+        self.ir_version = model.ir_version
+        self.problems: list[str] = []
+        self.symbols: set[str] = set()
+        self.constants: dict[int, np.ndarray[Any, Any]] = {}
+        newest = onnx.defs.onnx_opset_version()
+        if self.opsets.get("", newest) > newest:
+            raise ModelError(f"model: got ai.onnx opset {self.opsets['']}, expected at most {newest}; upgrade the onnx package")
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+class ImportContext:
+    """Imports one graph (the main one or a region); the `Context` that importers see."""
+
+    def __init__(self, session: _Session, graph: Graph, parent: ImportContext | None, opsets: Mapping[str, int]) -> None:
+        self.session, self.graph, self.parent, self.opsets = session, graph, parent, opsets
+        self.module = session.module
+        if parent is None:
+            self.module.main = graph
+        self.scope: dict[str, Value | None | _Failed] = {}
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.origin: tuple[str, ...] = ()
+        self.node: OnnxNode | None = None
+
+    # ------------------------------------------------------------------ the graph
+    def import_main(self, proto: onnx.GraphProto, shapes: ShapeOverride) -> None:
+        """Import the model's top graph."""
+        self._register_initializers(proto)
+        inputs = [v for v in proto.input if v.name not in self.initializers]
+        unknown = set(shapes) - {v.name for v in inputs}
+        if unknown:
+            raise ModelError(f"shapes: got {sorted(unknown)}, expected names of inputs: {[v.name for v in inputs]}")
+        for value in inputs:
+            type_ = self.declared_type(value.type, value.name, shapes.get(value.name))
+            if value.name in self.scope:
+                raise ModelError(f"model: input {value.name!r} is declared twice")
+            self.scope[value.name] = self.graph.add_input(value.name, type_)
+        outputs = self.import_nodes(proto.node, [o.name for o in proto.output])
+        self.module.meta |= {"output_names": [o.name for o in proto.output], "opsets": dict(self.opsets)}
+        if all(isinstance(v, Value) for v in outputs):
+            self.graph.set_outputs([v for v in outputs if isinstance(v, Value)])
+        elif not self.session.problems:
+            missing = [o.name for o, v in zip(proto.output, outputs, strict=True) if not isinstance(v, Value)]
+            raise ModelError(f"model: outputs {missing} are computed by no node")
+
+    def _register_initializers(self, proto: onnx.GraphProto) -> None:
+        for tensor in proto.initializer:
+            self.initializers[tensor.name] = tensor
+        for sparse in proto.sparse_initializer:
+            self.scope[sparse.values.name] = self._weight(sparse.values.name, _densify(sparse, self.session.folder))
+
+    def import_nodes(self, nodes: Iterable[onnx.NodeProto], outputs: Sequence[str]) -> list[Value | None | _Failed]:
+        """Import node protos in order; returns the values named by `outputs` (None where absent)."""
+        for proto in nodes:
+            self._import_node(proto)
+        return [self.look_up(name) if self.defines(name) else None for name in outputs]
+
+    def declared_type(self, proto: onnx.TypeProto, name: str, override: Sequence[int | str] | None = None) -> Type:
+        """The type that a ValueInfoProto declares; unknown dimensions become fresh symbols."""
+        which = proto.WhichOneof("value")
+        if which == "tensor_type":
+            tensor = proto.tensor_type
+            kind = element_type(tensor.elem_type, f"input {name!r}")
+            if not tensor.HasField("shape"):
+                if override is None:
+                    raise ModelError(f"input {name!r}: got no rank in the model; give its shape with shapes={{{name!r}: …}}")
+                return TensorType(kind, tuple(self._dim(d, name, i) for i, d in enumerate(override)))
+            given: list[int | str] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+            if override is not None:
+                if len(override) != len(given):
+                    raise ModelError(f"shapes: got {len(override)} dimensions for input {name!r}, expected {len(given)}")
+                given = [self._override(new, old) for new, old in zip(override, given, strict=True)]
+            return TensorType(kind, tuple(self._dim(d, name, i) for i, d in enumerate(given)))
+        if which == "sequence_type":
+            return self._sequence(proto.sequence_type.elem_type, name)
+        if which == "optional_type":
+            return self._sequence(proto.optional_type.elem_type, name)
+        raise ModelError(f"input {name!r}: got a {which or 'missing'} type, expected a tensor, sequence or optional")
+
+    def _sequence(self, proto: onnx.TypeProto, name: str) -> SequenceType:
+        inner = proto.sequence_type.elem_type if proto.WhichOneof("value") == "sequence_type" else proto
+        kind = element_type(inner.tensor_type.elem_type, f"input {name!r}")
+        return SequenceType(TensorType(kind, ()))
+
+    def _override(self, new: int | str, old: int | str) -> int | str:
+        # A bound ("1..32") keeps the symbol's own name where it has one.
+        if isinstance(new, str) and _RANGE.fullmatch(new) and isinstance(old, str) and _IDENTIFIER.fullmatch(old):
+            return f"{old}={new}"
+        return new
+
+    def _dim(self, spec: int | str, name: str, axis: int) -> Dim:
+        if isinstance(spec, int):
+            if spec < 0:
+                raise ModelError(f"input {name!r}: got size {spec} on axis {axis}, expected a non-negative size")
+            return spec
+        symbol, _, bound = spec.rpartition("=") if "=" in spec else ("", "", spec)
+        found = _RANGE.fullmatch(bound)
+        if found:
+            symbol = symbol or self.fresh(re.sub(r"\W", "_", f"{name}_{axis}"))
+            low, high = int(found[1]), int(found[2])
+            if low > high:
+                raise ModelError(f"shapes: got {bound!r} for input {name!r}, expected low..high")
+            self.module.meta.setdefault("symbol_bounds", {})[symbol] = [low, high, int(found[3] or high)]
+            self.session.symbols.add(symbol)
+            return dims.sym(symbol)
+        if bound.isdigit():
+            return int(bound)
+        if _IDENTIFIER.fullmatch(bound) and bound not in ("min", "max"):
+            self.session.symbols.add(bound)
+            return dims.sym(bound)
+        return dims.sym(self.fresh(re.sub(r"\W", "_", f"{name}_{axis}")))
+
+    # ------------------------------------------------------------------ names
+    def defines(self, name: str) -> bool:
+        """Whether a name is visible here."""
+        return name in self.scope or name in self.initializers
+
+    def look_up(self, name: str) -> Value | None | _Failed:
+        """The value of an ONNX name; an initializer becomes a Constant at its first use."""
+        if name in self.scope:
+            return self.scope[name]
+        if name in self.initializers:
+            value = self._weight(name, read_tensor(self.initializers[name], self.session.folder))
+            self.scope[name] = value
+            return value
+        raise ModelError(f"model: {name!r} is used before any node computes it; the graph is not in order or is damaged")
+
+    def _weight(self, name: str, array: np.ndarray[Any, Any]) -> Value:
+        if name in self.module.weights:  # the same name in several subgraphs
+            count = 1
+            while f"{name}#{count}" in self.module.weights:
+                count += 1
+            name = f"{name}#{count}"
+        self.module.weights[name] = array
+        return self._constant_node(name, array)
+
+    def _constant_node(self, name: str, array: np.ndarray[Any, Any]) -> Value:
+        kind = dtype(array.dtype)
+        type_ = TensorType(kind, tuple(array.shape))
+        first = next(iter(self.graph.nodes), None)  # constants stand in front of everything that may read them
+        value = self.graph.add("Constant", (), {"name": name}, types=[type_], names=[name], before=first).output
+        if array.size <= _MAX_CONTENTS and kind.name not in ("str",) and array.dtype.kind in "iubf":
+            value.contents = array.astype(object)
+        return value
+
+    # ------------------------------------------------------------------ nodes
+    def _import_node(self, proto: onnx.NodeProto) -> None:
+        domain = _domain(proto.domain)
+        name = proto.name or next((o for o in proto.output if o), proto.op_type)
+        where = f"{name} ({f'{domain}::' if domain else ''}{proto.op_type})"
+        opset = self.opsets.get(domain, 1 if domain else onnx.defs.onnx_opset_version())
+        self.origin = (name,)
+        try:
+            inputs = [self.look_up(i) if i else None for i in proto.input]
+            importer = find_importer(proto.op_type, opset, domain)
+            if any(isinstance(v, _Failed) for v in inputs):
+                if importer is None and not self._known(proto, domain, opset):
+                    raise _Unsupported("no importer and no function body", "write a plugin, or export with other ops")
+                raise _Poisoned
+            node = OnnxNode(
+                proto.op_type, domain, name, opset, [v for v in inputs if not isinstance(v, _Failed)], list(proto.output),
+                {a.name: self._attribute(a, where) for a in proto.attribute},
+            )  # fmt: skip
+            self.node = node
+            if importer is not None:
+                results: Any = importer(self, node)
+            elif not domain and find_spec(proto.op_type) is not None:
+                results = self.emit(proto.op_type, *node.inputs, **{k: _plain(v) for k, v in node.attrs.items()})
+            else:
+                results = expand(node, self)
+                if results is None:
+                    raise _Unsupported("no importer and no function body", "write a plugin, or export with other ops")
+            values = tuple(results) if isinstance(results, (tuple, list)) else (results,)
+        except _Poisoned:
+            values = (_FAILED,) * len(proto.output)
+        except _Unsupported as error:
+            reason, hint = error.args
+            self.session.problems.append(f"{where}: {reason}; {hint}")
+            values = (_FAILED,) * len(proto.output)
+        except UnsupportedOpError as error:
+            self.session.problems += error.problems or [f"{where}: {error}"]
+            values = (_FAILED,) * len(proto.output)
+        except (TypeInferenceError, ShapeError) as error:
+            raise ModelError(f"{where}: {error}") from error
+        self._bind(proto.output, values, where)
+
+    def _known(self, proto: onnx.NodeProto, domain: str, opset: int) -> bool:
+        if (domain, proto.op_type, getattr(proto, "overload", "")) in self.session.functions:
+            return True
+        if not domain and find_spec(proto.op_type) is not None:
+            return True
+        try:
+            return bool(onnx.defs.get_schema(proto.op_type, opset, domain).has_function)
+        except onnx.defs.SchemaError:
+            return False
+
+    def _bind(self, names: Sequence[str], values: Sequence[Any], where: str) -> None:
+        wanted = max((i + 1 for i, n in enumerate(names) if n), default=0)
+        if len(values) < wanted:
+            raise ModelError(f"{where}: got {wanted} outputs in the model, expected at most {len(values)}")
+        for name, value in zip(names, values, strict=False):
+            if not name:
+                continue
+            if name in self.scope:
+                raise ModelError(f"{where}: output {name!r} is computed twice")
+            self.scope[name] = value
+            fresh = isinstance(value, Value) and value.producer is not None and value.producer.op != "Constant"
+            if fresh and value.producer.origin == self.origin and value.name != name:
+                self.graph.rename(value, name)
+
+    def _attribute(self, proto: onnx.AttributeProto, where: str) -> Any:
+        kind = proto.type
+        if proto.ref_attr_name:
+            raise ModelError(f"{where}: attribute {proto.name!r} refers to {proto.ref_attr_name!r} outside a function")
+        if kind == onnx.AttributeProto.TENSOR:
+            return read_tensor(proto.t, self.session.folder)
+        if kind == onnx.AttributeProto.STRING:
+            return proto.s.decode("utf-8", "replace")
+        if kind == onnx.AttributeProto.STRINGS:
+            return [s.decode("utf-8", "replace") for s in proto.strings]
+        if kind == onnx.AttributeProto.SPARSE_TENSOR:
+            return _densify(proto.sparse_tensor, self.session.folder)
+        try:
+            value = onnx.helper.get_attribute_value(proto)
+        except ValueError as error:
+            raise ModelError(f"{where}: attribute {proto.name!r} is damaged ({error})") from error
+        return list(value) if kind in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS) else value
+
+    # ------------------------------------------------------------------ what importers use
+    def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Any:
+        """Add an IR node with inferred types; one Value, or a tuple of several (empty for none)."""
+        attrs = {k: _plain(v) for k, v in attrs.items()}
+        types = infer(op, inputs, attrs)
+        node = self.emit_typed(op, inputs, attrs, types)
+        return node.outputs[0] if len(node.outputs) == 1 else node.outputs
+
+    def emit_typed(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attrs: Mapping[str, Any],
+        types: Sequence[Type],
+        regions: Sequence[Graph] = (),
+    ) -> Node:
+        """Add an IR node whose output types the caller knows (ops with regions)."""
+        given = dict(attrs)
+        spec = find_spec(op)
+        if spec is not None and spec.impure:
+            given["impure"] = True
+        node = self.graph.add(op, inputs, given, types=types, regions=regions, origin=self.origin)
+        self._track(node)
+        return node
+
+    def _track(self, node: Node) -> None:
+        known = [v.contents if v is not None else None for v in node.inputs]
+        if len(node.outputs) != 1 or not isinstance(node.output.type, TensorType) or node.regions:
+            return
+        size = node.output.type.size
+        if isinstance(size, int) and size <= _MAX_CONTENTS:
+            node.output.contents = contents_of(node, known)
+
+    def const(self, array: np.ndarray[Any, Any], hint: str = "") -> Value:
+        """A constant of the program; its name starts with "~", which no user weight's does."""
+        array = np.asarray(array)
+        name = f"~{hint or (self.node.op_type if self.node else 'const')}"
+        count = 0
+        while (unique := f"{name}.{count}") in self.module.weights:
+            count += 1
+        self.module.weights[unique] = array
+        return self._constant_node(unique, array)
+
+    def weight(self, name: str, array: np.ndarray[Any, Any]) -> Value:
+        """A named weight that the model carries in a node (ONNX Constant) instead of an initializer."""
+        return self._weight(name, np.asarray(array))
+
+    def constant(self, value: Value, why: str) -> np.ndarray[Any, Any] | None:
+        """The array of a WEIGHT-time value, with a guard on every named weight it depends on; None for later values."""
+        if value.time != Time.WEIGHT or not isinstance(value.type, TensorType):
+            return None
+        array = self._evaluate(value)
+        self._guard(value, why)
+        return array
+
+    def _evaluate(self, value: Value) -> np.ndarray[Any, Any]:
+        memo = self.session.constants
+        pending = [value]
+        while pending:
+            current = pending[-1]
+            node = current.producer
+            assert node is not None
+            if id(current) in memo:
+                pending.pop()
+            elif node.op == "Constant":
+                memo[id(current)] = self.module.weights[node.attrs["name"]]
+            elif missing := [v for v in node.operands if id(v) not in memo]:
+                pending += missing
+            else:
+                spec = find_spec(node.op)
+                assert spec is not None
+                attrs = spec.complete({k: v for k, v in node.attrs.items() if k != "impure"})
+                results = lookup(node.op)(*(None if v is None else memo[id(v)] for v in node.inputs), **attrs)
+                for output, array in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True):
+                    memo[id(output)] = np.asarray(array)
+        return memo[id(value)]
+
+    def _guard(self, value: Value, why: str) -> None:
+        seen: set[Node] = set()
+        pending = [value.producer]
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            pending += [v.producer for v in node.operands]
+            if node.op == "Constant" and not node.attrs["name"].startswith("~"):
+                name = node.attrs["name"]
+                array = self.module.weights[name]
+                digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() if array.dtype != object else ""
+                guard = Guard(name, why, digest, np.array2string(array.reshape(-1)[:8], threshold=8))
+                if guard not in self.module.guards:
+                    self.module.guards.append(guard)
+
+    def dims(self, value: Value) -> tuple[Dim, ...]:
+        """The contents of a small integer tensor as dims; run-time data is bound to fresh symbols by a host step."""
+        if value.contents is not None:
+            self._guard(value, f"shape of {self.origin[0] if self.origin else '?'}")
+            return tuple(d if isinstance(d, dims.Expr) else int(d) for d in value.contents.reshape(-1))
+        if value.time == Time.WEIGHT:
+            array = self.constant(value, f"shape of {self.origin[0] if self.origin else '?'}")
+            assert array is not None
+            return tuple(int(d) for d in array.reshape(-1))
+        size = value.tensor.size
+        if not isinstance(size, int):
+            self.unsupported(f"%{value.name} drives a shape but has no fixed number of elements", "export with a fixed rank")
+        symbols = tuple(self.fresh("u") for _ in range(size))
+        self.graph.add("BindSymbols", (value,), {"symbols": symbols}, types=(), origin=self.origin)
+        return tuple(dims.sym(s) for s in symbols)
+
+    def fresh(self, prefix: str) -> str:
+        """An unused symbol name."""
+        count = 0
+        while (name := f"{prefix}{count}") in self.session.symbols:
+            count += 1
+        self.session.symbols.add(name)
+        return name
+
+    def unsupported(self, reason: str, hint: str) -> NoReturn:
+        """Give up on the current node; the model's other nodes are still checked."""
+        raise _Unsupported(reason, hint)
+
+    # ------------------------------------------------------------------ regions and functions
+    def captures(self, *protos: onnx.GraphProto) -> list[Value]:
+        """The outer values that subgraphs read, in order of first use, each once."""
+        names: dict[str, None] = {}
+        for proto in protos:
+            _free_names(proto, names)
+        found: dict[Value, None] = {}
+        for name in names:
+            value = self.look_up(name)
+            if isinstance(value, _Failed):
+                raise _Poisoned
+            if value is not None:
+                found[value] = None
+        return list(found)
+
+    def subgraph(self, proto: onnx.GraphProto, types: Sequence[Type], captures: Sequence[Value]) -> Graph:
+        """A region whose inputs are the subgraph's own (of the given types), then the captures.
+
+        Raises:
+            UnsupportedOpError: a node of the subgraph cannot be imported (collected with all others).
+        """
+        region = Graph(proto.name or "region")
+        inner = ImportContext(self.session, region, self, self.opsets)
+        inner.origin = self.origin
+        before = len(self.session.problems)
+        for info, type_ in zip(proto.input, types, strict=True):
+            inner.scope[info.name] = region.add_input(info.name, type_)
+        inner_of: dict[Value, Value] = {}
+        for value in captures:
+            captured = region.add_input(value.name, value.type)
+            captured.contents = value.contents
+            captured.time = Time.RUN
+            inner_of[value] = captured
+        names: dict[str, None] = {}
+        _free_names(proto, names)
+        for name in names:
+            value = self.look_up(name)
+            inner.scope[name] = inner_of[value] if isinstance(value, Value) else value
+        inner._register_initializers(proto)
+        outputs = inner.import_nodes(proto.node, [o.name for o in proto.output])
+        if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in outputs):
+            raise _Poisoned
+        missing = [o.name for o, v in zip(proto.output, outputs, strict=True) if v is None]
+        if missing:
+            raise ModelError(f"subgraph {proto.name!r}: outputs {missing} are computed by no node")
+        region.set_outputs([v for v in outputs if isinstance(v, Value)])
+        region.update_times()
+        return region
+
+    def inline(
+        self,
+        nodes: Iterable[onnx.NodeProto],
+        inputs: Mapping[str, Value | None],
+        outputs: Sequence[str],
+        opsets: Mapping[str, int],
+    ) -> list[Value | None]:
+        """Import a function body in a scope of its own; its nodes keep the calling node as origin."""
+        outer = (self.scope, self.initializers, self.opsets, self.origin, self.node)
+        before = len(self.session.problems)
+        self.scope, self.initializers, self.opsets = dict(inputs), {}, {_domain(k): v for k, v in opsets.items()}
+        caller = self.origin
+        try:
+            for proto in nodes:
+                self._import_node(proto)
+                self.origin = caller
+            results = [self.look_up(name) if name in self.scope else None for name in outputs]
+        finally:
+            self.scope, self.initializers, self.opsets, self.origin, self.node = outer
+        if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in results):
+            raise _Poisoned
+        return [v for v in results if not isinstance(v, _Failed)]
+
+    def function(self, domain: str, name: str, overload: str = "") -> onnx.FunctionProto | None:
+        """A function that the model itself defines."""
+        return self.session.functions.get((_domain(domain), name, overload))
+
+
+class _Poisoned(Exception):
+    """A node reads a value that could not be imported; its own problem is reported already."""
+
+
+def _free_names(proto: onnx.GraphProto, found: dict[str, None]) -> None:
+    bound = {v.name for v in proto.input} | {t.name for t in proto.initializer}
+    for node in proto.node:
+        for name in node.input:
+            if name and name not in bound:
+                found[name] = None
+        for attribute in node.attribute:
+            for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else ():
+                inner: dict[str, None] = {}
+                _free_names(graph, inner)
+                found.update({n: None for n in inner if n not in bound})
+        bound |= set(node.output)
+    for output in proto.output:
+        if output.name not in bound:
+            found[output.name] = None
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as the IR holds it: lists become tuples, NumPy scalars Python numbers."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _densify(sparse: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    values, indices = read_tensor(sparse.values, folder), read_tensor(sparse.indices, folder)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    try:
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+    except IndexError as error:
+        raise ModelError(f"initializer {sparse.values.name!r}: sparse indices leave its shape {tuple(sparse.dims)}") from error
+    return dense
+
+

@@ -1,0 +1,111 @@
+"""Reading ONNX files: path, bytes or ModelProto, with external data memory-mapped."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from dovetail.core.dtypes import DType, dtype
+from dovetail.core.errors import ModelError
+
+ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
+    """(model, folder of its external data) from a path, serialized bytes, or a ModelProto.
+
+    Raises:
+        ModelError: missing file, not an ONNX model, or no graph in it.
+    """
+    folder: Path | None = None
+    if isinstance(source, onnx.ModelProto):
+        model = source
+    else:
+        if isinstance(source, bytes):
+            data, name = source, "model"
+        else:
+            path = Path(source)
+            folder, name = path.parent, str(path)
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise ModelError(f"{path}: cannot be read, {error.strerror}; check the path") from error
+        model = onnx.ModelProto()
+        try:
+            model.ParseFromString(data)
+        except (DecodeError, ValueError) as error:
+            raise ModelError(f"{name}: got data that is not an ONNX model ({error}); export the model again") from error
+    if not model.HasField("graph") or not model.opset_import:
+        raise ModelError("model: got no graph or no opset in it, expected an ONNX ModelProto; the file may be truncated")
+    return model, folder
+
+
+def element_type(code: int, where: str) -> DType:
+    """The DType of an ONNX element type code.
+
+    Raises:
+        ModelError: unknown code.
+    """
+    if code == onnx.TensorProto.STRING:
+        return dtype("str")
+    try:
+        return dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{where}: got element type {code}, which this release does not know; upgrade onnx") from error
+
+
+def read_tensor(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
+    """The array of a TensorProto; external data is memory-mapped, not read.
+
+    Raises:
+        ModelError: damaged tensor, missing external file, or a path that leaves the model's folder.
+    """
+    where = f"initializer {tensor.name!r}"
+    kind = element_type(tensor.data_type, where)
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError(f"{where}: got shape {tuple(tensor.dims)}, expected no negative sizes; export the model again")
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return _read_external(tensor, kind, folder, where)
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{where}: got damaged data ({error}); export the model again") from error
+    if kind.name == "str":
+        array = np.array([s.decode() if isinstance(s, bytes) else s for s in array.reshape(-1)], object).reshape(array.shape)
+    return np.asarray(array)
+
+
+def _read_external(tensor: onnx.TensorProto, kind: DType, folder: Path | None, where: str) -> np.ndarray[Any, Any]:
+    info = {e.key: e.value for e in tensor.external_data}
+    location = info.get("location", "")
+    if folder is None:
+        raise ModelError(f"{where}: its data is in {location!r} beside the model, but the model came without a path; pass the path")
+    path = folder / location
+    if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"{where}: external data at {location!r} leaves the model's folder; refusing to read it")
+    count = math.prod(tensor.dims)
+    sub_byte = kind.bits < 8
+    length = (count * kind.bits + 7) // 8
+    try:
+        offset = int(info.get("offset", 0))
+        size = path.stat().st_size
+    except ValueError as error:
+        raise ModelError(f"{where}: got offset {info.get('offset')!r}, expected an integer") from error
+    except OSError as error:
+        raise ModelError(f"{where}: external data file {path} cannot be read, {error.strerror}; put it beside the model") from error
+    if offset < 0 or offset + length > size:
+        raise ModelError(f"{where}: expected {length} bytes at {offset} of {path}, which has {size}; the file is truncated")
+    if length == 0:
+        return np.empty(tuple(tensor.dims), kind.numpy)
+    raw = np.memmap(path, np.uint8, "r", offset, (length,))
+    if sub_byte:
+        copy = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=raw.tobytes())
+        return np.asarray(numpy_helper.to_array(copy))
+    return raw.view(kind.numpy).reshape(tuple(tensor.dims))
