@@ -92,7 +92,7 @@ class OpSpec:
                 "every attribute without a default; add it"
             )
         return {
-            name: attributes[name] if name in attributes else attribute.default
+            name: attributes.get(name, attribute.default)
             for name, attribute in self.attributes.items()
         }
 
@@ -192,6 +192,13 @@ def spec(name: str) -> OpSpec:
             "declare it in dovetail/ops"
         )
     return found
+
+
+def infer(
+    name: str, types: Sequence[Any], attributes: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The output types of op `name` for input `types` and `attributes`, always as a tuple."""
+    return spec(name).infer(*types, **attributes)
 
 
 def names() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ _references: dict[str, Reference] = {}
 _families_loaded = False
 
 # Attributes that name things in the program but do not change what the op computes.
-_NAMING_ATTRIBUTES = frozenset({"symbols"})
+_NAMING_ATTRIBUTES = frozenset({"impure", "symbols"})
 
 
 def reference(*names: str) -> Callable[[Reference], Reference]:
@@ -68,8 +68,8 @@ def names() -> tuple[str, ...]:
 def call(name: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> tuple[Any, ...]:
     """Run the reference of op `name` and return its outputs as a tuple.
 
-    `attributes` are a node's attributes with dims evaluated; naming attributes (`symbols`) are
-    left out of the call because they do not change the result.
+    `attributes` are a node's attributes with dims evaluated; naming attributes (`symbols`,
+    `impure`) are left out of the call because they do not change the result.
     """
     kept = {key: value for key, value in attributes.items() if key not in _NAMING_ATTRIBUTES}
     result = lookup(name)(*inputs, **kept)
