@@ -148,7 +148,7 @@ def _type(cursor: _Cursor) -> Type:
 
 
 _LAYOUT = re.compile(
-    r"(?P<order>[\d,]*)(?: halo (?P<halo>[\d:,]+))?(?: pitch (?P<pitch>\d+) offset (?P<offset>\d+))?(?: fill (?P<fill>\S+))?"
+    r"(?P<order>[\d,]*)(?: strides (?P<strides>\S*) offset (?P<view>\S+))?(?: halo (?P<halo>[\d:,]+))?(?: pitch (?P<pitch>\d+) offset (?P<offset>\d+))?(?: fill (?P<fill>\S+))?"
 )
 
 
@@ -160,6 +160,12 @@ def _layout(cursor: _Cursor, text: str, rank: int) -> Layout:
     halo = tuple((int(p.split(":")[0]), int(p.split(":")[1])) for p in (found["halo"] or "").split(",") if ":" in p)
     if sorted(order) != list(range(rank)) or (halo and len(halo) != rank):
         raise cursor.error(f"layout <{text}> does not fit rank {rank}")
+    if found["strides"] is not None:
+        try:
+            strides = tuple(parse(t) for t in found["strides"].split(";") if t)
+            return Layout(order, offset=parse(found["view"]), explicit=strides)
+        except ParseError as error:
+            raise cursor.error(str(error)) from error
     pitch = int(found["pitch"]) if found["pitch"] else None
     return Layout(order, halo, pitch, int(found["offset"] or 0), float(found["fill"] or 0.0))
 
