@@ -143,19 +143,19 @@ class _Batch:
         self.process = context.Process(target=_child, args=(cases, theirs, quiet))
         self.process.start()
         theirs.close()
-        self.current = cases[0].name
+        self.current = ""
+        self.done: set[str] = set()
         self.deadline = time.monotonic() + timeout_s + _STARTUP_S
         self.finished = False
 
     def advance(self) -> Iterator[Result]:
         """Results that have come in, with a verdict for the case at which the child died or hung."""
-        done: set[str] = set()
         try:
             while self.pipe.poll():
                 message = self.pipe.recv()
                 self.deadline = time.monotonic() + self.timeout_s
                 if isinstance(message, Result):
-                    done.add(message.name)
+                    self.done.add(message.name)
                     self.current = ""
                     yield message
                 else:
@@ -164,16 +164,16 @@ class _Batch:
             self.process.join()
             self.finished = True
             if self.process.exitcode:
-                yield Result(self._culprit(done), "crash", f"exit code {self.process.exitcode}")
+                yield Result(self._culprit(), "crash", f"exit code {self.process.exitcode}")
             return
         if time.monotonic() > self.deadline:
             self.process.kill()
             self.process.join()
             self.finished = True
-            yield Result(self._culprit(done), "timeout", f"no answer within {self.timeout_s:g} s")
+            yield Result(self._culprit(), "timeout", f"no answer within {self.timeout_s:g} s")
 
-    def _culprit(self, done: set[str]) -> str:
-        return self.current or next(c.name for c in self.cases if c.name not in done)
+    def _culprit(self) -> str:
+        return self.current or next(c.name for c in self.cases if c.name not in self.done)
 
 
 def summary(results: dict[str, Result]) -> str:

@@ -1,0 +1,1 @@
+"""Measuring: interleaved rounds against peers, confidence intervals, the machine's FMA peak, plots."""

@@ -1,0 +1,36 @@
+"""Arithmetic of a model: multiplications and additions of its contractions, from the IR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dovetail.core.dims import Dim, evaluate, product
+from dovetail.ir.graph import Module, Node
+
+
+def model_flops(module: Module, sizes: Mapping[str, int]) -> int:
+    """Operations (2 per multiply-add) of all contractions of the main graph for given symbol sizes.
+
+    Contractions whose sizes depend on data are left out: the result is a lower bound there.
+    """
+    total = 0
+    for node in module.main.nodes:
+        flops = node_flops(node)
+        try:
+            total += evaluate(flops, sizes)
+        except KeyError:
+            continue
+    return total
+
+
+def node_flops(node: Node) -> Dim:
+    """Operations of one Conv, ConvTranspose or MatMul; 0 for any other node."""
+    if node.op == "Conv":
+        weight = node.input(1).tensor.shape
+        return 2 * node.outputs[0].tensor.size * product(weight[1:])
+    if node.op == "ConvTranspose":
+        weight = node.input(1).tensor.shape
+        return 2 * node.input(0).tensor.size * product(weight[1:])
+    if node.op == "MatMul":
+        return 2 * node.outputs[0].tensor.size * node.input(0).tensor.shape[-1]
+    return 0
