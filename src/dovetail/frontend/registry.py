@@ -51,11 +51,15 @@ class Context(Protocol):
         """Add an IR node; returns its Value, or a tuple of them when it has several outputs."""
         ...
 
-    def const(self, array: np.ndarray, hint: str = "") -> Value:
+    def const(self, array: np.ndarray[Any, Any], hint: str = "") -> Value:
         """Add a constant array of the program (not a named weight of the model)."""
         ...
 
-    def constant(self, value: Value, why: str) -> np.ndarray | None:
+    def weight(self, name: str, array: np.ndarray[Any, Any]) -> Value:
+        """Add a named weight that the model carries in a node instead of an initializer."""
+        ...
+
+    def constant(self, value: Value, why: str) -> np.ndarray[Any, Any] | None:
         """Read a WEIGHT-time value, recording a guard on what it came from; else None."""
         ...
 

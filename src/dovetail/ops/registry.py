@@ -117,7 +117,7 @@ class OpSpec:
 _specs: dict[str, OpSpec] = {}
 _families_loaded = False
 # Modules of this package that hold no OpSpecs and import layers these must not wait for.
-_NOT_FAMILIES = frozenset({"registry", "evaluate"})
+_NOT_FAMILIES = frozenset({"registry", "evaluate", "infer"})
 
 
 def op(name: str, kind: OpKind, *, impure: bool = False) -> Callable[[Infer], Infer]:
@@ -192,13 +192,6 @@ def spec(name: str) -> OpSpec:
             "declare it in dovetail/ops"
         )
     return found
-
-
-def infer(
-    name: str, types: Sequence[Any], attributes: Mapping[str, Any]
-) -> tuple[Any, ...]:
-    """The output types of op `name` for input `types` and `attributes`, always as a tuple."""
-    return spec(name).infer(*types, **attributes)
 
 
 def names() -> tuple[str, ...]:
