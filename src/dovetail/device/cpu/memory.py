@@ -1,0 +1,67 @@
+"""Aligned host memory: small arrays on the heap, large ones in huge-page-advised mappings."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.core.errors import DeviceError
+
+ALIGNMENT = 64
+"""Every buffer that the runtime allocates starts at a multiple of this (a cache line)."""
+
+# From this size on a mapping of its own pays: the kernel backs it with huge pages, which
+# spares most TLB misses of streaming kernels, and the memory returns to the system when freed.
+_MAPPED = 4 << 20
+_HUGE_PAGE = 2 << 20
+
+
+def address(array: NDArray[Any]) -> int:
+    """Address of the first element."""
+    pointer: int = array.__array_interface__["data"][0]
+    return pointer
+
+
+def aligned_bytes(size: int) -> NDArray[np.uint8]:
+    """An uninitialised uint8 array of `size` bytes that starts at a multiple of `ALIGNMENT`.
+
+    Raises:
+        DeviceError: the memory cannot be had.
+    """
+    if size < 0:
+        raise DeviceError(f"memory: got a size of {size} bytes, expected a non-negative one")
+    try:
+        if size >= _MAPPED:
+            return _mapped(size)
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
+        raise DeviceError(
+            f"memory: cannot allocate {size} bytes ({error}); use smaller shapes or fewer contexts"
+        ) from error
+    start = -address(raw) % ALIGNMENT
+    return raw[start : start + size]
+
+
+def _mapped(size: int) -> NDArray[np.uint8]:
+    length = size + _HUGE_PAGE
+    mapping = mmap.mmap(-1, length)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            # Kernels built without transparent huge pages refuse the advice; it is only advice.
+            pass
+    raw: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
+    start = -address(raw) % _HUGE_PAGE
+    return raw[start : start + size]
+
+
+def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised, row-major array whose data starts at a multiple of `ALIGNMENT`."""
+    count = math.prod(shape)
+    return aligned_bytes(count * dtype.itemsize).view(dtype).reshape(shape)
