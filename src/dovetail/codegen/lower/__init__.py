@@ -1,0 +1,1 @@
+"""Lowering: IR ops to loop-IR expressions, one module per family, composed per fusion."""
