@@ -477,6 +477,27 @@ class ImportContext:
         region.update_times()
         return region
 
+    def inline_subgraph(self, proto: onnx.GraphProto) -> list[Value]:
+        """Import a subgraph without inputs in place, as the branch of an If that is known to be taken."""
+        outer_names: dict[str, None] = {}
+        _free_names(proto, outer_names)
+        for name in outer_names:
+            self.look_up(name)  # resolved here, so that an initializer becomes one Constant for all its readers
+        outer = (self.scope, self.initializers, self.origin, self.node)
+        before = len(self.session.problems)
+        self.scope, self.initializers = dict(self.scope), dict(self.initializers)
+        try:
+            self._register_initializers(proto)
+            results = self.import_nodes(proto.node, [o.name for o in proto.output])
+        finally:
+            self.scope, self.initializers, self.origin, self.node = outer
+        if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in results):
+            raise _Poisoned
+        missing = [o.name for o, v in zip(proto.output, results, strict=True) if v is None]
+        if missing:
+            raise ModelError(f"subgraph {proto.name!r}: outputs {missing} are computed by no node")
+        return [v for v in results if isinstance(v, Value)]
+
     def inline(
         self,
         nodes: Iterable[onnx.NodeProto],
