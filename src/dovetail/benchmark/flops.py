@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dovetail.core.dims import Dim, evaluate, product
+from dovetail.core.errors import ShapeError
 from dovetail.ir.graph import Module, Node
 
 
@@ -18,7 +19,7 @@ def model_flops(module: Module, sizes: Mapping[str, int]) -> int:
         flops = node_flops(node)
         try:
             total += evaluate(flops, sizes)
-        except KeyError:
+        except ShapeError:
             continue
     return total
 

@@ -1,0 +1,109 @@
+"""The command line: `dovetail VERB …`. One module per verb; only the chosen one is imported.
+
+Exit codes: 0 ok; 1 a user error, or a comparison that failed; 2 bad usage; 3 an internal error, with its trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from dovetail.core.errors import Error, UsageError
+
+OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 3
+
+VERBS = {
+    "build": "compile an ONNX model into an engine file",
+    "run": "run an engine or a model on inputs from a file",
+    "bench": "measure latency, interleaved with other runtimes",
+    "compare": "compare the outputs of two models or engines, layer by layer if asked",
+    "verify": "check an engine against its reference again",
+    "inspect": "print a model, the IR after a pass, a plan, or a kernel's source",
+    "explain": "say why each kernel was chosen, and why a fusion was not",
+    "check": "list everything in a model that is not supported, without building",
+    "simplify": "write a smaller ONNX model that computes the same",
+    "doctor": "show what this machine offers, and how to get what is missing",
+    "cache": "show or prune the caches of compiled kernels and timings",
+    "trust": "manage the keys whose compiled kernels may be loaded",
+}
+"""Verb and one-line summary; `dovetail.cli.VERB` has `add_arguments(parser)` and `run(args) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` (default: the process's), run the verb, and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in arguments if not a.startswith("-")), "")
+    parser = _parser(verb)
+    if not arguments:
+        parser.print_help()
+        return OK
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return _guarded(args)
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dovetail",
+        description="An open inference compiler and runtime: ONNX in, a verified, fast engine out.",
+        epilog="exit codes: 0 ok, 1 user error or mismatch, 2 bad usage, 3 internal error",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        if name != verb:
+            verbs.add_parser(name, help=summary)
+            continue
+        module = importlib.import_module(f"dovetail.cli.{name}")
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def _version() -> str:
+    from dovetail import __version__
+
+    return f"dovetail {__version__}"
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    """Run a verb; the exit code says what kind of failure there was."""
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        return _fail(args, error, USAGE)
+    except (Error, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader (head, less) has gone; what it did not read is not an error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OK
+        return _fail(args, error, FAILED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return FAILED
+    except Exception:
+        traceback.print_exc()
+        print("internal error: please report it with the trace above", file=sys.stderr)
+        return INTERNAL
+
+
+def _fail(args: argparse.Namespace, error: Exception, code: int) -> int:
+    if getattr(args, "json", False):
+        print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}, indent=2))
+    print(f"error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,42 @@
+"""What a path on the command line is: an engine file or an ONNX model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dovetail.cli import options
+from dovetail.cli.progress import Progress
+from dovetail.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from dovetail.api import Engine
+
+_ZIP = b"PK\x03\x04"
+
+
+def is_plan(path: str | Path) -> bool:
+    """Whether a file is an engine (a zip container).
+
+    Raises:
+        ModelError: no such file, or a folder.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == _ZIP
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read, {error.strerror}; check the path") from error
+
+
+def open_engine(args: argparse.Namespace, path: str, progress: Progress | None = None) -> Engine:
+    """Load an engine file, or build a model with the verb's build options."""
+    from dovetail import api
+
+    if is_plan(path):
+        return api.load(path, threads=getattr(args, "threads", None), trust=getattr(args, "trust", False))
+    return api.build(path, progress=progress, **_build_options(args))
+
+
+def _build_options(args: argparse.Namespace) -> dict[str, Any]:
+    return options.build_options(args) if hasattr(args, "precision") else {"threads": getattr(args, "threads", None)}

@@ -1,0 +1,113 @@
+"""Inputs and outputs of a run as files, and seeded inputs where there is no file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dovetail.core.dims import Expr, evaluate, symbols
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import BindingError, UsageError
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class BindingLike(Protocol):
+    """What inputs are made for: a name, a dtype and a shape."""
+
+    name: str
+    dtype: Any
+    shape: Any
+
+
+def load_arrays(path: str | Path) -> Arrays:
+    """The arrays of an .npz file by name. Pickled objects are refused.
+
+    Raises:
+        UsageError: not an .npz file.
+        OSError: the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if isinstance(stored, np.ndarray):
+                raise UsageError(f"{path}: got one .npy array, expected an .npz with one array per input name")
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BindingError(f"{path}: got data that is not a readable .npz ({error}); write it with numpy.savez") from error
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write arrays to an .npz by name, through a temporary file: nothing half-written is left behind."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(suffix=".npz.tmp", dir=final.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # names are data, not options
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, final)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def inputs(args: argparse.Namespace, bindings: Sequence[BindingLike]) -> Arrays:
+    """The arrays of `--inputs`, or seeded ones for the bindings at the sizes that `--shapes` names."""
+    if args.inputs:
+        return load_arrays(args.inputs)
+    return generate(bindings, dict(getattr(args, "shapes", None) or ()), args.seed)
+
+
+def generate(
+    bindings: Sequence[BindingLike], shapes: Mapping[str, Sequence[int | str]], seed: int = 0
+) -> Arrays:
+    """Seeded inputs: normal floats, small non-negative integers, mixed booleans. Free symbols become 1.
+
+    Raises:
+        UsageError: a shape for an unknown input or of the wrong rank; a range instead of a size.
+    """
+    known = {b.name for b in bindings}
+    if unknown := sorted(set(shapes) - known):
+        raise UsageError(f"--shapes: got {unknown}, expected names of inputs: {sorted(known)}")
+    sizes = _symbol_sizes(bindings, shapes)
+    rng = np.random.default_rng(seed)
+    feeds: Arrays = {}
+    for binding in bindings:
+        extent = tuple(_extent(d, sizes) for d in binding.shape)
+        kind = dtype(binding.dtype)
+        if kind.is_float:
+            feeds[binding.name] = rng.standard_normal(extent).astype(np.float32).astype(kind.numpy)
+        elif kind.kind == "bool":
+            feeds[binding.name] = rng.integers(0, 2, extent).astype(bool)
+        elif kind.is_int:
+            feeds[binding.name] = rng.integers(0, 2, extent).astype(kind.numpy)
+        else:
+            raise UsageError(f"input {binding.name!r}: cannot make up values of type {kind}; pass --inputs")
+    return feeds
+
+
+def _symbol_sizes(bindings: Sequence[BindingLike], shapes: Mapping[str, Sequence[int | str]]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for binding in bindings:
+        given = shapes.get(binding.name)
+        if given is None:
+            continue
+        if len(given) != len(binding.shape):
+            raise UsageError(f"--shapes: got {len(given)} dimensions for {binding.name!r}, expected {len(binding.shape)}")
+        for dim, new in zip(binding.shape, given, strict=True):
+            if not isinstance(dim, int) and isinstance(new, int):
+                sizes[str(dim)] = new
+    return sizes
+
+
+def _extent(dim: Any, sizes: Mapping[str, int]) -> int:
+    if isinstance(dim, Expr):
+        return evaluate(dim, {s: sizes.get(s, 1) for s in symbols(dim)})
+    return dim if isinstance(dim, int) else sizes.get(str(dim), 1)
