@@ -194,7 +194,7 @@ def pad(
 
 @op("Tile", MOVEMENT)
 def tile(x: TensorType, *, repeats: tuple[Dim, ...]) -> TensorType:
-    """x repeated repeats[i] times along axis i. ONNX Tile-13."""
+    """X repeated repeats[i] times along axis i. ONNX Tile-13."""
     if len(repeats) != x.rank:
         raise TypeInferenceError(
             f"Tile: repeats, got {len(repeats)} values, expected {x.rank} for {shape_text(x.shape)}; "

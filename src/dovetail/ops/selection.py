@@ -98,7 +98,7 @@ def scatter_elements(
     axis: int = 0,
     reduction: str = "none",
 ) -> TensorType:
-    """y = x; y[indices[i, j, k], j, k] = updates[i, j, k] for axis 0, or combined by `reduction`.
+    """Y = x; y[indices[i, j, k], j, k] = updates[i, j, k] for axis 0, or combined by `reduction`.
 
     ONNX ScatterElements-18. Where indices repeat without a reduction, the last one wins.
     """
@@ -117,7 +117,7 @@ def scatter_elements(
 def scatter_nd(
     x: TensorType, indices: TensorType, updates: TensorType, *, reduction: str = "none"
 ) -> TensorType:
-    """y = x; y[indices[i]] = updates[i], or combined by `reduction`. ONNX ScatterND-18."""
+    """Y = x; y[indices[i]] = updates[i], or combined by `reduction`. ONNX ScatterND-18."""
     _check_indices("ScatterND", indices)
     _check_reduction("ScatterND", reduction)
     width = _index_width("ScatterND", x, indices, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dovetail.core.dims import Dim
+from dovetail.core.dims import Dim, floor_div, product
 from dovetail.core.errors import TypeInferenceError
 from dovetail.ir.types import TensorType
 from dovetail.ops.movement import shape_text
@@ -17,6 +17,7 @@ COORDINATE_MODES = (
     "align_corners",
     "asymmetric",
     "tf_crop_and_resize",
+    "tf_half_pixel_for_nn",
 )
 NEAREST_MODES = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
@@ -195,14 +196,11 @@ def col2im(
     x: TensorType,
     *,
     image_shape: tuple[Dim, ...],
-    block_shape: tuple[int, ...],
+    block_shape: tuple[Dim, ...],
     dilations: tuple[int, ...],
     pads: tuple[int, ...],
     strides: tuple[int, ...],
 ) -> TensorType:
     """Add up the columns (N, C * block, L) of sliding blocks into an image (N, C, image…). ONNX Col2Im-18."""
     _check_rank("Col2Im", "input", x, 3)
-    block = 1
-    for extent in block_shape:
-        block *= extent
-    return TensorType(x.dtype, (x.shape[0], x.shape[1] // block, *image_shape))
+    return TensorType(x.dtype, (x.shape[0], floor_div(x.shape[1], product(block_shape)), *image_shape))

@@ -127,7 +127,7 @@ def _pad_positions(extent: int, low: int, high: int, mode: str) -> Array:
 
 @reference("Tile")
 def tile(x: Array, *, repeats: Sequence[int]) -> Array:
-    """x repeated along every axis."""
+    """X repeated along every axis."""
     return np.tile(x, tuple(repeats))
 
 

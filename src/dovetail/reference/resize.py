@@ -107,6 +107,8 @@ def source_coordinates(
     half, one = number(0.5), number(1)
     if mode == "asymmetric":
         return out / scale
+    if mode == "tf_half_pixel_for_nn":
+        return (out + half) / scale
     if mode == "align_corners":
         return np.zeros(size, number) if length == 1 else out * number(extent - 1) / (length - one)
     if mode == "tf_crop_and_resize":

@@ -101,14 +101,14 @@ def _nd_index(where: str, x: Array, indices: Array, batch_dims: int) -> tuple[Ar
 def scatter_elements(
     x: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none"
 ) -> Array:
-    """y = x with updates put at indices along `axis`."""
+    """Copy of x with updates put at indices along `axis`."""
     positions = _positions("ScatterElements", indices, x.shape[axis])
     return _combine(x.copy(), _along(positions, axis), updates, reduction)
 
 
 @reference("ScatterND")
 def scatter_nd(x: Array, indices: Array, updates: Array, *, reduction: str = "none") -> Array:
-    """y = x with updates[i] put at indices[i]."""
+    """Copy of x with updates[i] put at indices[i]."""
     index = _nd_index("ScatterND", x, indices, 0)
     return _combine(x.copy(), index, updates, reduction)
 
