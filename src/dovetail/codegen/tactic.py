@@ -25,7 +25,8 @@ from dovetail.ir.layout import Layout, channels_last, row_major
 from dovetail.ir.types import TensorType
 
 # What a tactic asks of an operand's placement.
-ANY = "any"
+ANY = "any"  # any strides
+ROWS = "rows"  # neighbours on the last axis are neighbours in memory; other strides are free
 ROW_MAJOR = "row_major"
 CHANNELS_LAST = "channels_last"
 
@@ -74,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Operand:
-    """A kernel argument: ("in", i), ("out", i) of the group, or ("temp", i), a temporary between the group's kernels."""
+    """A kernel argument: ("in", i), ("out", i) of the group, ("temp", i) between its kernels, or ("workspace", 0)."""
 
     role: str
     index: int
@@ -103,6 +104,11 @@ class Emitted:
     in_place: tuple[tuple[int, int], ...] = ()
 
 
+def single(kernel: Kernel, in_place: tuple[tuple[int, int], ...] = ()) -> Emitted:
+    """The emission of a group by one kernel whose parameters name the group's operands."""
+    return Emitted((Step(kernel, tuple(Operand(p.role, p.index) for p in kernel.params)),), (), in_place)
+
+
 @dataclass(frozen=True)
 class Pack:
     """A rearrangement of one constant or run-time operand that a configuration wants: an op with attributes."""
@@ -124,7 +130,7 @@ class Tactic(ABC):
         """None if this tactic computes the group, else the reason why not."""
 
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(per input, per output) placement wanted: ANY, ROW_MAJOR or CHANNELS_LAST."""
+        """(per input, per output) placement wanted: ANY, ROWS, ROW_MAJOR or CHANNELS_LAST (any pitch)."""
         return (ANY,) * len(group.node.inputs), (ANY,) * len(group.outputs)
 
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
@@ -187,7 +193,7 @@ def require(group: Group, target: Target) -> list[Tactic]:
 
 
 def wanted_layout(want: str, type: TensorType) -> Layout | None:
-    """The layout that a placement word means for a type; None for ANY."""
+    """The dense layout that fulfils a placement word for a type; None for ANY."""
     if want == CHANNELS_LAST:
         return channels_last(type.rank)
-    return row_major(type.rank) if want == ROW_MAJOR else None
+    return None if want == ANY else row_major(type.rank)

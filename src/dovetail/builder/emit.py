@@ -1,0 +1,393 @@
+"""Plan emission: the graph with layouts and choices becomes buffers, step tables and host calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dovetail.builder.select import Choice
+from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.tactic import Operand
+from dovetail.codegen.target import Target
+from dovetail.core import dims
+from dovetail.core.dims import Dim
+from dovetail.engine.plan import (
+    Arg,
+    Buffer,
+    BufferKind,
+    ControlSegment,
+    HostSegment,
+    KernelRef,
+    NativeSegment,
+    Plan,
+    Port,
+    Program,
+    Segment,
+    Step,
+    Symbol,
+    SymbolDef,
+    Tap,
+    TensorRef,
+    WeightSpec,
+    attribute,
+    postfix,
+)
+from dovetail.ir.graph import Graph, Module, Node, Time, Value
+from dovetail.ir.types import SequenceType, TensorType
+from dovetail.ops.registry import find
+from dovetail.passes.layout import Placement
+from dovetail.passes.views import is_row_major, is_view, same_strides
+
+
+@dataclass
+class Emission:
+    """The plan and the kernels it calls, by entry."""
+
+    plan: Plan
+    kernels: dict[str, Kernel]
+
+
+def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement, target: Target) -> Emission:
+    """The plan of a module whose fusions have been chosen and packed."""
+    kernels: dict[str, Kernel] = {}
+    graph = module.main
+    weights = _HostProgram(graph, Time.WEIGHT)
+    shapes = _HostProgram(graph, Time.SHAPE)
+    main = _MainProgram(graph, choices, placement, target, kernels)
+    names = module.meta["output_names"]
+    specs = tuple(
+        WeightSpec(n.attrs["name"], n.output.tensor.dtype.name, tuple(int(d) for d in n.output.tensor.shape if isinstance(d, int)))
+        for n in _constants(graph)
+    )  # fmt: skip
+    bounds = module.meta.get("symbol_bounds", {})
+    free = sorted({s for v in graph.inputs if isinstance(v.type, TensorType) for d in v.type.shape for s in dims.symbols(d)})
+    plan = Plan(
+        target=str(target),
+        main=main.program(graph.inputs, graph.outputs, [v.name for v in graph.inputs], names),
+        symbols=tuple(Symbol(s, *bounds.get(s, (0, None))[:2]) for s in free),
+        weights=specs,
+        weights_program=weights.program(),
+        shapes_program=shapes.program(),
+        kernels=tuple(KernelRef(k.entry, len(k.params), len(k.dims)) for k in kernels.values()),
+    )
+    return Emission(plan, kernels)
+
+
+def _constants(graph: Graph) -> list[Node]:
+    found: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.op == "Constant":
+            found.setdefault(node.attrs["name"], node)
+        if node.op != "Fusion":
+            for region in node.regions:
+                for inner in _constants(region):
+                    found.setdefault(inner.attrs["name"], inner)
+    return list(found.values())
+
+
+def _shape(type: TensorType) -> tuple[tuple[int | str, ...], ...]:
+    return tuple(postfix(d) for d in type.shape)
+
+
+@dataclass
+class _Builder:
+    """Buffers, segments and taps of one program."""
+
+    graph: Graph
+    buffers: list[Buffer] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    taps: list[Tap] = field(default_factory=list)
+    ids: dict[Value, int] = field(default_factory=dict)
+
+    def buffer(self, kind: BufferKind, dtype: str, size: Dim, name: str = "", alias: int | None = None) -> int:
+        """Append a buffer; returns its id."""
+        self.buffers.append(Buffer(len(self.buffers), kind, dtype, postfix(size), name, alias))
+        return len(self.buffers) - 1
+
+    def flush(self) -> None:
+        """Close the native segment under construction."""
+        if self.steps:
+            self.segments.append(NativeSegment(tuple(self.steps)))
+            self.steps = []
+
+    def known_buffer(self, value: Value) -> int:
+        """The buffer of a value that an earlier program computed, or of an initializer."""
+        if value not in self.ids:
+            node = value.producer
+            assert node is not None, f"%{value.name} has no buffer"
+            type_ = value.tensor
+            if node.op == "Constant":
+                kind: BufferKind = "weight"
+                name = node.attrs["name"]
+            else:
+                kind = "packed" if value.time == Time.WEIGHT else "shape"
+                name = value.name
+            self.ids[value] = self.buffer(kind, type_.dtype.name, type_.size, name)
+        return self.ids[value]
+
+    def host_call(self, node: Node, inputs: Sequence[TensorRef | None], outputs: Sequence[TensorRef | None]) -> None:
+        """Append a reference call."""
+        self.flush()
+        spec = find(node.op)
+        given = {k: v for k, v in node.attrs.items() if k not in ("impure", "symbols")}
+        if spec is not None:
+            given = {k: v for k, v in spec.complete({**given, **_symbols(node, spec.attributes)}).items() if k != "symbols"}
+        self.segments.append(
+            HostSegment(
+                node.op, tuple(inputs), tuple(outputs), {k: attribute(v) for k, v in given.items()},
+                _definitions(node), node.origin,
+            )
+        )  # fmt: skip
+
+
+def _symbols(node: Node, known: Iterable[str]) -> dict[str, object]:
+    return {"symbols": node.attrs["symbols"]} if "symbols" in node.attrs and "symbols" in known else {}
+
+
+def _definitions(node: Node) -> tuple[SymbolDef, ...]:
+    """Where a host or control node's symbols come from: elements of its input, or extents of its outputs."""
+    result = []
+    for index, symbol in enumerate(node.attrs.get("symbols", ())):
+        if node.op == "BindSymbols":
+            result.append(SymbolDef(symbol, index))
+            continue
+        for output in node.outputs:
+            shape = output.type.shape if isinstance(output.type, TensorType) else ()
+            if dims.sym(symbol) in shape:
+                result.append(SymbolDef(symbol, shape.index(dims.sym(symbol)), output.index))
+                break
+    return tuple(result)
+
+
+class _HostProgram:
+    """The weights or the shapes program: reference calls whose later-read results are outputs."""
+
+    def __init__(self, graph: Graph, time: Time) -> None:
+        self.builder, self.time = _Builder(graph), time
+
+    def program(self) -> Program:
+        """All nodes of this time, in order."""
+        builder = self.builder
+        graph = builder.graph
+        needed = self._needed(graph)
+        ports: list[Port] = []
+        for node in graph.nodes:
+            if graph.time_of(node) != self.time or node.op == "Constant" or node not in needed:
+                continue
+            outputs = []
+            for value in node.outputs:
+                exported = value.is_output or any(graph.time_of(u) > self.time for u in value.consumers)
+                kind: BufferKind = "output" if exported else "host"
+                type_ = value.tensor
+                builder.ids[value] = builder.buffer(kind, type_.dtype.name, type_.size, value.name if exported else "")
+                reference = TensorRef(builder.ids[value], type_.dtype.name, _shape(type_))
+                outputs.append(reference)
+                if exported:
+                    ports.append(Port(value.name, reference))
+            inputs = [None if v is None else self._reference(v) for v in node.inputs]
+            builder.host_call(node, inputs, outputs)
+        return Program(tuple(builder.buffers), (), tuple(ports), tuple(builder.segments))
+
+    def _needed(self, graph: Graph) -> set[Node]:
+        """Nodes whose results a later time reads, directly or through nodes of this time; BindSymbols always."""
+        needed: set[Node] = set()
+        for node in reversed(list(graph.nodes)):
+            if graph.time_of(node) != self.time:
+                continue
+            used = any(
+                v.is_output or any(graph.time_of(u) > self.time or u in needed for u in v.consumers) for v in node.outputs
+            )
+            if used or "symbols" in node.attrs:
+                needed.add(node)
+        return needed
+
+    def _reference(self, value: Value) -> TensorRef:
+        return TensorRef(self.builder.known_buffer(value), value.tensor.dtype.name, _shape(value.tensor))
+
+
+class _MainProgram:
+    """The main program, or the program of a region: kernels, host calls and control flow over one arena."""
+
+    def __init__(
+        self, graph: Graph, choices: dict[Node, Choice], placement: Placement, target: Target, kernels: dict[str, Kernel],
+        top: bool = True,
+    ) -> None:  # fmt: skip
+        self.graph, self.choices, self.placement, self.target = graph, choices, placement, target
+        self.kernels, self.top = kernels, top
+        self.builder = _Builder(graph)
+        self.last_use: dict[Value, int] = {}
+
+    def _runs(self, node: Node) -> bool:
+        """Whether a node is computed by this program (a region computes all its nodes itself)."""
+        return node.op != "Constant" and (not self.top or self.graph.time_of(node) == Time.RUN)
+
+    def program(
+        self, inputs: Sequence[Value], outputs: Sequence[Value], input_names: Sequence[str], output_names: Sequence[str]
+    ) -> Program:
+        """Emit everything in order."""
+        builder = self.builder
+        nodes = [n for n in self.graph.nodes if self._runs(n)]
+        for value in inputs:
+            kind: BufferKind = "input"
+            dtype = value.type.element.dtype if isinstance(value.type, SequenceType) else value.tensor.dtype
+            size = 0 if isinstance(value.type, SequenceType) else value.tensor.size
+            builder.ids[value] = builder.buffer(kind, dtype.name, size, value.name)
+        for position, node in enumerate(nodes):
+            for value in node.operands:
+                self.last_use[self.placement.root(value)] = position
+        self._final(outputs)
+        for position, node in enumerate(nodes):
+            if self._is_free(node):
+                continue
+            if node.op == "Fusion":
+                self._fusion(node, position)
+            elif node.regions:
+                self._control(node)
+            else:
+                self._host(node)
+        builder.flush()
+        ports_in = tuple(Port(n, self.reference(v)) for n, v in zip(input_names, inputs, strict=True))
+        ports_out = tuple(Port(n, self.reference(v)) for n, v in zip(output_names, outputs, strict=True))
+        return Program(tuple(builder.buffers), ports_in, ports_out, tuple(builder.segments), tuple(builder.taps))
+
+    def _is_free(self, node: Node) -> bool:
+        """Views and placed concats take no step."""
+        if self.graph.time_of(node) != Time.RUN:
+            return False
+        return is_view(node) or (node.op == "Concat" and isinstance(node.output.type, TensorType))
+
+    def _final(self, outputs: Sequence[Value]) -> None:
+        """Values that fusions may write straight into the caller's buffers."""
+        self.direct: set[Value] = set()
+        for value in outputs:
+            root = self.placement.root(value)
+            self.last_use[root] = 1 << 60
+            if root is value and outputs.count(value) == 1 and isinstance(value.type, TensorType):
+                node = value.producer
+                if node is not None and node.op in ("Fusion", "Concat") and is_row_major(value.tensor):
+                    self.direct.add(value)
+
+    # ------------------------------------------------------------------ buffers
+    def buffer_of(self, value: Value) -> int:
+        """The buffer id of the value's root, created at first use."""
+        root = self.placement.root(value)
+        builder = self.builder
+        if root in builder.ids:
+            return builder.ids[root]
+        node = root.producer
+        if node is None or not self._runs(node):
+            return builder.known_buffer(root)
+        if isinstance(root.type, SequenceType):
+            builder.ids[root] = builder.buffer("host", root.type.element.dtype.name, 0)
+            return builder.ids[root]
+        type_ = root.tensor
+        size = type_.placement.size(type_.shape)
+        kind: BufferKind = "arena"
+        if node.op not in ("Fusion", "Concat") or type_.dtype.kind == "string":
+            kind = "host"
+        elif root in self.direct:
+            kind = "output"
+        builder.ids[root] = builder.buffer(kind, type_.dtype.name, size, root.name if kind == "output" else "")
+        return builder.ids[root]
+
+    def reference(self, value: Value) -> TensorRef:
+        """A value as a view of its buffer."""
+        buffer = self.buffer_of(value)
+        if isinstance(value.type, SequenceType):
+            return TensorRef(buffer, value.type.element.dtype.name, None)
+        type_ = value.tensor
+        strides = type_.placement.strides(type_.shape)
+        plain = is_row_major(type_)
+        offset = postfix(type_.placement.base(type_.shape))
+        return TensorRef(buffer, type_.dtype.name, _shape(type_), None if plain else tuple(map(postfix, strides)), offset)
+
+    # ------------------------------------------------------------------ steps
+    def _fusion(self, node: Node, position: int) -> None:
+        choice = self.choices[node]
+        emitted = choice.tactic.emit(choice.group, choice.config, self.target)
+        builder = self.builder
+        for output_index, input_index in emitted.in_place:
+            self._share(node, output_index, input_index, position)
+        temps = [builder.buffer("arena", "u8", size) for size in emitted.temps]
+        for index, step in enumerate(emitted.steps):
+            kernel = step.kernel
+            self.kernels.setdefault(kernel.entry, kernel)
+            workspace = -1
+            if any(a.role == "workspace" for a in step.args):
+                workspace = builder.buffer("workspace", "u8", kernel.workspace_bytes)
+            args = tuple(self._argument(node, a, temps, workspace) for a in step.args)
+            name = choice.tactic.name + (f".{index}" if len(emitted.steps) > 1 else "")
+            builder.steps.append(
+                Step(kernel.entry, args, tuple(map(postfix, kernel.dims)), origin=node.origin, tactic=name)
+            )  # fmt: skip
+        for value in node.outputs:
+            builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments), len(builder.steps) - 1))
+
+    def _argument(self, node: Node, operand: Operand, temps: list[int], workspace: int) -> Arg:
+        if operand.role == "temp":
+            return Arg(temps[operand.index])
+        if operand.role == "workspace":
+            return Arg(workspace)
+        value = node.operands[operand.index] if operand.role == "in" else node.outputs[operand.index]
+        type_ = value.tensor
+        offset = type_.placement.base(type_.shape) * type_.dtype.itemsize
+        return Arg(self.buffer_of(value), postfix(offset))
+
+    def _share(self, node: Node, output_index: int, input_index: int, position: int) -> None:
+        """Let an output take over its input's memory if nobody reads that afterwards."""
+        output, source = node.outputs[output_index], node.operands[input_index]
+        builder = self.builder
+        if output in builder.ids or output in self.direct or self.placement.root(output) is not output:
+            return
+        if self.placement.root(source) is not source or source not in builder.ids:
+            return
+        buffer = builder.buffers[builder.ids[source]]
+        same = same_strides(
+            output.tensor.shape, output.tensor.placement.strides(output.tensor.shape),
+            source.tensor.placement.strides(source.tensor.shape),
+        )  # fmt: skip
+        if buffer.kind != "arena" or self.last_use.get(source) != position or not same:
+            return
+        if output.tensor.dtype != source.tensor.dtype or output.tensor.shape != source.tensor.shape:
+            return
+        size = output.tensor.placement.size(output.tensor.shape)
+        builder.ids[output] = builder.buffer("arena", output.tensor.dtype.name, size, alias=buffer.id)
+
+    def _host(self, node: Node) -> None:
+        builder = self.builder
+        builder.flush()
+        inputs = [None if v is None else self.reference(v) for v in node.inputs]
+        builder.host_call(node, inputs, [self.reference(v) for v in node.outputs])
+        for value in node.outputs:
+            if isinstance(value.type, TensorType):
+                builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments) - 1))
+
+    def _control(self, node: Node) -> None:
+        builder = self.builder
+        builder.flush()
+        inputs = tuple(None if v is None else self.reference(v) for v in node.inputs)
+        outputs = tuple(self.reference(v) for v in node.outputs)
+        regions = []
+        for region in node.regions:
+            inner = _MainProgram(region, self.choices, self.placement, self.target, self.kernels, top=False)
+            regions.append(
+                inner.program(
+                    region.inputs, region.outputs, [v.name for v in region.inputs],
+                    [f"{i}" for i in range(len(region.outputs))],
+                )
+            )  # fmt: skip
+        attrs = node.attrs
+        builder.segments.append(
+            ControlSegment(
+                node.op,  # type: ignore[arg-type]  # If, Loop and Scan are the nodes with regions left
+                tuple(regions), inputs, outputs,
+                carried=attrs.get("carried", attrs.get("states", 0)),
+                scan_inputs=attrs.get("scans", 0),
+                scan_input_axes=tuple(attrs.get("input_axes", ())),
+                scan_input_directions=tuple(int(r) for r in attrs.get("input_reverse", ())),
+                scan_output_axes=tuple(attrs.get("output_axes", ())),
+                scan_output_directions=tuple(int(r) for r in attrs.get("output_reverse", ())),
+                defines=_definitions(node), origin=node.origin,
+            )
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Rewrites of the graph, in pipeline order: simplify, recognise, fuse, layout."""
