@@ -101,6 +101,7 @@ class ImportContext:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.origin: tuple[str, ...] = ()
         self.node: OnnxNode | None = None
+        self.first_node: Node | None = None
 
     # ------------------------------------------------------------------ the graph
     def import_main(self, proto: onnx.GraphProto, shapes: ShapeOverride) -> None:
@@ -217,8 +218,8 @@ class ImportContext:
     def _constant_node(self, name: str, array: np.ndarray[Any, Any]) -> Value:
         kind = dtype(array.dtype)
         type_ = TensorType(kind, tuple(array.shape))
-        first = next(iter(self.graph.nodes), None)  # constants stand in front of everything that may read them
-        value = self.graph.add("Constant", (), {"name": name}, types=[type_], names=[name], before=first).output
+        # Constants stand in front of everything that may read them, in the order of their first use.
+        value = self.graph.add("Constant", (), {"name": name}, types=[type_], names=[name], before=self.first_node).output
         if array.size <= _MAX_CONTENTS and kind.name not in ("str",) and array.dtype.kind in "iubf":
             value.contents = array.astype(object)
         return value
@@ -328,6 +329,7 @@ class ImportContext:
         if spec is not None and spec.impure:
             given["impure"] = True
         node = self.graph.add(op, inputs, given, types=types, regions=regions, origin=self.origin)
+        self.first_node = self.first_node or node
         self._track(node)
         return node
 
@@ -413,7 +415,7 @@ class ImportContext:
         if not isinstance(size, int):
             self.unsupported(f"%{value.name} drives a shape but has no fixed number of elements", "export with a fixed rank")
         symbols = tuple(self.fresh("u") for _ in range(size))
-        self.graph.add("BindSymbols", (value,), {"symbols": symbols}, types=(), origin=self.origin)
+        self.emit_typed("BindSymbols", (value,), {"symbols": symbols}, ())
         return tuple(dims.sym(s) for s in symbols)
 
     def fresh(self, prefix: str) -> str:
