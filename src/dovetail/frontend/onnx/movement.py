@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from dovetail.core.dims import Dim, Expr, ceil_div, floor_div, minimum, product
@@ -246,7 +247,7 @@ def split_values(ctx: Context, x: Value, axis: int, parts: Sequence[Dim] | None,
             )
     return tuple(
         ctx.emit("Slice", x, starts=(low,), ends=(high,), axes=(axis,), steps=(1,))
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
     )
 
 

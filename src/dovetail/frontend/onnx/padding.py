@@ -20,6 +20,7 @@ from dovetail.frontend.shape_inputs import (
     present,
     required,
     spread,
+    vector,
     wrap_negative,
     zero_of,
 )
@@ -64,24 +65,39 @@ def _full_pads(ctx: Context, x: Value, pads: Value, axes: Value | None) -> tuple
             raise TypeInferenceError(
                 f"Pad: pads, got {2 * count} values for {len(where)} axes, expected two per axis; correct the pads"
             )
-        given = known if known is not None else _signed_dims(ctx, pads)
+        places = [normal_axis("Pad", int(str(axis)), rank) for axis in where]
+        if known is not None:
+            given: Sequence[Dim] = known
+        else:
+            given = _bound_pads(ctx, as_i64(ctx, pads), [x.tensor.shape[place] for place in places])
         result: list[Dim] = [0] * (2 * rank)
-        for i, axis in enumerate(where):
-            place = normal_axis("Pad", int(str(axis)), rank)
+        for i, place in enumerate(places):
             result[place], result[rank + place] = given[i], given[count + i]
         return tuple(result)
     assert axes is not None
-    places = wrap_negative(ctx, flat(ctx, axes), ints(ctx, rank))
-    both = ctx.emit("Concat", places, ctx.emit("Add", places, ints(ctx, rank)), axis=0)
-    return _signed_dims(ctx, spread(ctx, as_i64(ctx, pads), both, ints(ctx, [0] * (2 * rank))))
+    moved = wrap_negative(ctx, flat(ctx, axes), ints(ctx, rank))
+    both = ctx.emit("Concat", moved, ctx.emit("Add", moved, ints(ctx, rank)), axis=0)
+    full = spread(ctx, as_i64(ctx, pads), both, ints(ctx, [0] * (2 * rank)))
+    return _bound_pads(ctx, full, x.tensor.shape)
 
 
-def _signed_dims(ctx: Context, values: Value) -> tuple[Dim, ...]:
-    """Run-time integers of either sign as dims: symbols are non-negative, so each is a difference of two."""
-    values, zero = as_i64(ctx, values), ints(ctx, 0)
-    up = ctx.dims(ctx.emit("Max", values, zero))
-    down = ctx.dims(ctx.emit("Max", ctx.emit("Neg", values), zero))
-    return tuple(a - b for a, b in zip(up, down, strict=True))
+def _bound_pads(ctx: Context, pads: Value, extents: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Run-time pads (low ends, then high ends) as dims.
+
+    Symbols are non-negative and pads are not, so a low pad is the difference of two symbols. The padded extent gets a
+    symbol of its own, which keeps the output's shape a plain symbol; the high pad follows from it.
+    """
+    count = len(extents)
+    low, high = (
+        ctx.emit("Slice", pads, starts=(i * count,), ends=((i + 1) * count,), axes=(0,), steps=(1,)) for i in range(2)
+    )
+    zero = ints(ctx, 0)
+    added = ctx.dims(ctx.emit("Max", low, zero))
+    cropped = ctx.dims(ctx.emit("Max", ctx.emit("Neg", low), zero))
+    sizes = ctx.dims(ctx.emit("Add", vector(ctx, extents), ctx.emit("Add", low, high)))
+    first = [a - c for a, c in zip(added, cropped, strict=True)]
+    last = [size - d - f for size, d, f in zip(sizes, extents, first, strict=True)]
+    return (*first, *last)
 
 
 @onnx_op("CenterCropPad")
