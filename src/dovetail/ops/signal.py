@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dovetail.core.dims import Dim, maximum
+from dovetail.core.dims import Dim, maximum, sym
 from dovetail.core.dtypes import F32, DType
 from dovetail.core.errors import TypeInferenceError
 from dovetail.ir.types import TensorType
@@ -31,13 +31,29 @@ def dft(
     return TensorType(x.dtype, tuple(shape))
 
 
+@op("DFTAt", HOST)
+def dft_at(
+    x: TensorType,
+    axis: TensorType,
+    *,
+    length: Dim | None = None,
+    inverse: bool = False,
+    onesided: bool = False,
+    symbols: tuple[str, ...],
+) -> TensorType:
+    """DFT along an axis that is data; `symbols` names all extents but the last. ONNX DFT-20."""
+    check_dtype("DFTAt", x.dtype, FLOAT)
+    last = 1 if onesided and inverse else 2
+    return TensorType(x.dtype, (*(sym(name) for name in symbols), last))
+
+
 @op("STFT", HOST)
 def stft(
     signal: TensorType,
     window: TensorType | None = None,
     *,
-    frame_step: int,
-    frame_length: int,
+    frame_step: Dim,
+    frame_length: Dim,
     onesided: bool = True,
 ) -> TensorType:
     """DFT of windowed frames: [B, L, 1 or 2] -> [B, frames, frequencies, 2]. ONNX STFT-17."""

@@ -84,3 +84,20 @@ def mel_weight_matrix(
     result = np.where((k >= center) & (k < high) & (high > center), falling, result)
     result = np.where((low == center) & (k == center), 1.0, result)
     return result.astype(dtype.numpy)
+
+
+@reference("DFTAt")
+def dft_at(
+    x: Array,
+    axis: Array,
+    *,
+    length: int | None = None,
+    inverse: bool = False,
+    onesided: bool = False,
+) -> Array:
+    """DFT along an axis that is data; the length is by default the extent there."""
+    chosen = int(axis.reshape(())) % x.ndim
+    if length is None:
+        extent = x.shape[chosen]
+        length = 2 * (extent - 1) if inverse and onesided else extent
+    return dft(x, length=length, axis=chosen, inverse=inverse, onesided=onesided)
