@@ -1,0 +1,159 @@
+"""The pipeline, top to bottom: a model becomes a plan and its machine code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dovetail.kernels.cpu  # noqa: F401 - registers the tactics
+from dovetail.builder.emit import emit_plan
+from dovetail.builder.options import BuildOptions, Progress
+from dovetail.builder.report import report_data
+from dovetail.builder.select import Choice, Chooser, by_rule, select
+from dovetail.codegen.compiler import compile_many
+from dovetail.codegen.kernel import Kernel, translation_unit
+from dovetail.codegen.lower import reason_not_lowerable
+from dovetail.codegen.target import Target
+from dovetail.core.env import env
+from dovetail.core.log import logger
+from dovetail.device.cpu import HOST_SOURCE
+from dovetail.engine.plan import Plan
+from dovetail.frontend.importer import import_onnx
+from dovetail.frontend.reader import ModelSource
+from dovetail.ir.graph import Module, Node
+from dovetail.ir.printer import print_module
+from dovetail.ir.verifier import verify
+from dovetail.passes.fuse import FusionLog, fuse
+from dovetail.passes.layout import Placement, assign_layouts
+from dovetail.passes.recognise import recognise
+from dovetail.passes.simplify import simplify
+
+PASSES = ("import", "simplify", "recognise", "fuse", "layout", "select")
+_log = logger("builder")
+
+
+@dataclass
+class Built:
+    """Everything a build made.
+
+    Attributes:
+        plan: the program of the engine.
+        weights: the module's named initializers.
+        graph_text: canonical IR (after recognise), as stored in the engine.
+        source: C text of all kernels.
+        binaries: compiled kernels, then the host library.
+        module, choices, placement, fusion_log: the compiler's own view, for verification and reports.
+    """
+
+    plan: Plan
+    module: Module
+    graph_text: str
+    source: str
+    kernels: dict[str, Kernel]
+    binary: Path
+    host_binary: Path
+    target: Target
+    choices: dict[Node, Choice]
+    placement: Placement
+    fusion_log: FusionLog
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def optimise(module: Module, *, after: Callable[[str], None] = lambda name: None) -> None:
+    """The target-independent passes, in place: simplify, recognise, simplify."""
+    simplify(module)
+    after("simplify")
+    recognise(module)
+    simplify(module)
+    after("recognise")
+
+
+def build(
+    source: ModelSource,
+    options: BuildOptions,
+    *,
+    progress: Progress | None = None,
+    choose: Chooser = by_rule,
+    after: Callable[[str, Module], None] | None = None,
+) -> Built:
+    """Compile a model.
+
+    Args:
+        after: called with (pass name, module) after each pass of `PASSES`.
+
+    Raises:
+        dovetail.Error: the model cannot be read, imported or built as asked.
+    """
+    target = options.check()
+    clock = _Clock(progress)
+
+    def done(name: str) -> None:
+        clock.mark(name)
+        if env().verify_ir:
+            verify(module)
+        if env().dump:
+            _dump(name, module)
+        if after is not None:
+            after(name, module)
+
+    module = import_onnx(source, options.shapes)
+    module.meta["strict_fp32"] = options.strict_fp32
+    done("import")
+    optimise(module, after=done)
+    graph_text = print_module(module)
+    fusion_log = fuse(module, target, reason_not_lowerable)
+    done("fuse")
+    placement = assign_layouts(module, target)
+    done("layout")
+    choices = select(module, target, choose)
+    done("select")
+    emission = emit_plan(module, choices, placement, target)
+    clock.mark("emit")
+    text = translation_unit(emission.kernels.values(), target)
+    binary, host_binary = compile_kernels(text, target)
+    clock.mark("compile")
+    built = Built(
+        emission.plan, module, graph_text, text, emission.kernels, binary, host_binary, target, choices, placement,
+        fusion_log, clock.seconds,
+    )  # fmt: skip
+    emission.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
+    return built
+
+
+def compile_kernels(source: str, target: Target) -> tuple[Path, Path]:
+    """Shared objects of the kernels and of the host library (cached by content).
+
+    Raises:
+        CompileError: no compiler, or it rejects the source.
+    """
+    binary, host = compile_many([source, HOST_SOURCE], target)
+    return binary, host
+
+
+def _dump(name: str, module: Module) -> None:
+    folder = Path(env().dump)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{PASSES.index(name):02}-{name}.ir").write_text(print_module(module), encoding="utf-8")
+
+
+class _Clock:
+    """Seconds per stage, and progress."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.seconds = progress, dict[str, float]()
+        self.last, self.count = time.perf_counter(), 0
+
+    def mark(self, name: str) -> None:
+        """A stage has ended."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+        self.count += 1
+        _log.debug("%s: %.3f s", name, self.seconds[name])
+        if self.progress is not None:
+            self.progress("build", self.count, len(PASSES) + 2)
+
+
+__all__ = ["PASSES", "BuildOptions", "Built", "build", "compile_kernels", "optimise"]
