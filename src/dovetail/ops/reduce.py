@@ -73,17 +73,17 @@ def reduce_at(
     x: TensorType,
     axes: TensorType,
     *,
-    op: str,
+    function: str,
     keepdims: bool = True,
     symbols: tuple[str, ...],
 ) -> TensorType:
-    """The reduction `op` over axes that are data (integer vector, negative from the end).
+    """The reduction `function` over axes that are data (integer vector, negative from the end).
 
     `symbols` names the extents of the output.
     """
-    if op not in REDUCTIONS:
+    if function not in REDUCTIONS:
         raise TypeInferenceError(
-            f"ReduceAt: got op {op!r}, expected one of {', '.join(REDUCTIONS)}; fix the attribute"
+            f"ReduceAt: got function {function!r}, expected one of {', '.join(REDUCTIONS)}; fix the attribute"
         )
     return x.with_shape(tuple(sym(name) for name in symbols))
 
@@ -106,12 +106,12 @@ _declare_cumulative("CumProd", "Running product along `axis`. ONNX CumProd-26.")
 
 @op("CumulateAt", HOST)
 def cumulate_at(
-    x: TensorType, axis: TensorType, *, op: str, exclusive: bool = False, reverse: bool = False
+    x: TensorType, axis: TensorType, *, function: str, exclusive: bool = False, reverse: bool = False
 ) -> TensorType:
-    """CumSum or CumProd (`op`) along an axis that is data, negative from the end."""
-    if op not in ("CumSum", "CumProd"):
+    """CumSum or CumProd (`function`) along an axis that is data, negative from the end."""
+    if function not in ("CumSum", "CumProd"):
         raise TypeInferenceError(
-            f"CumulateAt: got op {op!r}, expected CumSum or CumProd; fix the attribute"
+            f"CumulateAt: got function {function!r}, expected CumSum or CumProd; fix the attribute"
         )
     return TensorType(x.dtype, x.shape)
 

@@ -101,10 +101,10 @@ def arg_min(
 
 
 @reference("ReduceAt")
-def reduce_at(x: Array, axes: Array, *, op: str, keepdims: bool = True) -> Array:
-    """The reduction `op` over axes that are data: an integer vector, negative from the end."""
+def reduce_at(x: Array, axes: Array, *, function: str, keepdims: bool = True) -> Array:
+    """The reduction `function` over axes that are data: an integer vector, negative from the end."""
     chosen = sorted({int(a) % x.ndim for a in axes.reshape(-1)})
-    result: Array = lookup(op)(x, axes=tuple(chosen), keepdims=keepdims)
+    result: Array = lookup(function)(x, axes=tuple(chosen), keepdims=keepdims)
     return result
 
 
@@ -142,11 +142,11 @@ def cum_prod(
 
 @reference("CumulateAt")
 def cumulate_at(
-    x: Array, axis: Array, *, op: str, exclusive: bool = False, reverse: bool = False
+    x: Array, axis: Array, *, function: str, exclusive: bool = False, reverse: bool = False
 ) -> Array:
-    """CumSum or CumProd (`op`) along an axis that is data, negative from the end."""
+    """CumSum or CumProd (`function`) along an axis that is data, negative from the end."""
     chosen = int(axis.reshape(())) % x.ndim
-    result: Array = lookup(op)(x, axis=chosen, exclusive=exclusive, reverse=reverse)
+    result: Array = lookup(function)(x, axis=chosen, exclusive=exclusive, reverse=reverse)
     return result
 
 

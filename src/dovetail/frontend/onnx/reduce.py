@@ -36,7 +36,7 @@ def reduce(ctx: Context, op: str, x: Value, axes: Axes, keepdims: bool) -> Value
             )
         rank -= count
     symbols = tuple(ctx.fresh("u") for _ in range(rank))
-    dynamic: Value = ctx.emit("ReduceAt", x, axes, op=op, keepdims=keepdims, symbols=symbols)
+    dynamic: Value = ctx.emit("ReduceAt", x, axes, function=op, keepdims=keepdims, symbols=symbols)
     return dynamic
 
 
@@ -136,7 +136,7 @@ def cumulative(ctx: Context, node: OnnxNode) -> Value:
     }
     known = constant_ints(ctx, axis, f"axis of {node.name}")
     if known is None:
-        dynamic: Value = ctx.emit("CumulateAt", x, axis, op=node.op_type, **options)
+        dynamic: Value = ctx.emit("CumulateAt", x, axis, function=node.op_type, **options)
         return dynamic
     result: Value = ctx.emit(
         node.op_type, x, axis=normal_axis(ctx, known[0], x.tensor.rank), **options
