@@ -1,0 +1,1 @@
+"""Tactics: ways to compute fused groups, one folder per device."""

@@ -1,0 +1,75 @@
+"""NumPy meaning of the packing ops: how contractions want their constant operand laid out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dovetail.reference.registry import reference
+from dovetail.reference.widen import Array
+
+
+def pack_panels(b: Array, width: int, lanes: int) -> Array:
+    """Pack [..., K, N] into panels of `width` columns, each [K, width], one after the other.
+
+    The last panel is only as wide as needed, rounded up to `lanes`; missing columns are zero.
+    Returns [..., K * packed columns].
+    """
+    *batch, depth, columns = b.shape
+    packed = columns // width * width + math.ceil(columns % width / lanes) * lanes
+    out = np.zeros((*batch, depth * packed), b.dtype)
+    for start in range(0, columns, width):
+        stop = min(columns, start + width)
+        wide = min(width, packed - start)
+        panel = out[..., start * depth : (start + wide) * depth].reshape(*batch, depth, wide)
+        panel[..., : stop - start] = b[..., start:stop]
+        out[..., start * depth : (start + wide) * depth] = panel.reshape(*batch, depth * wide)
+    return out
+
+
+@reference("PackGemmB")
+def pack_gemm_b(b: Array, *, width: int, lanes: int, transposed: bool = False) -> Array:
+    """Pack the right operand [..., K, N] of a matrix product ([..., N, K] if `transposed`)."""
+    return pack_panels(np.swapaxes(b, -1, -2) if transposed else b, width, lanes)
+
+
+@reference("PackConv")
+def pack_conv(w: Array, *, group: int, width: int, lanes: int) -> Array:
+    """Pack [M, C/group, k...] for channels-last direct convolution: [group, panels of (k..., C/group, width)]."""
+    outer, inner, *kernel = w.shape
+    blocks = w.reshape(group, outer // group, inner, math.prod(kernel))
+    return pack_panels(blocks.transpose(0, 3, 2, 1).reshape(group, -1, outer // group), width, lanes)
+
+
+@reference("PackDepthwise")
+def pack_depthwise(w: Array, *, lanes: int) -> Array:
+    """Pack [C, 1, k...] as [taps, C rounded up to lanes], zero padded."""
+    channels = w.shape[0]
+    out = np.zeros((math.prod(w.shape[2:]), math.ceil(channels / lanes) * lanes), w.dtype)
+    out[:, :channels] = w.reshape(channels, -1).T
+    return out
+
+
+# Lavin's F(4x4, 3x3) with interpolation points 0, 1, -1, 2, -2, infinity.
+WINOGRAD_G = np.array(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)
+
+
+@reference("PackWinograd")
+def pack_winograd(w: Array, *, width: int, lanes: int) -> Array:
+    """Transform [M, C, 3, 3] to the Winograd domain and pack: [36, panels of (C, width)].
+
+    Computed in float64 and rounded once.
+    Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015).
+    """
+    u = np.einsum("ai,mcij,bj->abcm", WINOGRAD_G, w.astype(np.float64), WINOGRAD_G)
+    return pack_panels(u.reshape(36, w.shape[1], w.shape[0]), width, lanes).astype(w.dtype)
