@@ -273,11 +273,39 @@ def maximum(a: Dim, b: Dim) -> Dim:
 def _extreme(op: str, a: Dim, b: Dim) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b) if op == "min" else max(a, b)
+    kept: list[Dim] = []
+    for d in sorted({*_operands(op, a), *_operands(op, b)}, key=str):
+        if any(_beats(op, other, d) for other in kept):
+            continue
+        kept = [other for other in kept if not _beats(op, d, other)]
+        kept.append(d)
+    result = kept[0]
+    for d in kept[1:]:
+        result = _opaque(op, result, d)
+    return result
+
+
+def _single(d: Dim) -> Opaque | None:
+    """d as the opaque operation that it is, if it is nothing else."""
+    if isinstance(d, Expr) and len(d.terms) == 1:
+        (monomial, factor), = d.terms
+        if factor == 1 and len(monomial) == 1 and isinstance(monomial[0], Opaque):
+            return monomial[0]
+    return None
+
+
+def _operands(op: str, d: Dim) -> list[Dim]:
+    """The operands of nested mins (or maxs), d itself if it is none."""
+    atom = _single(d)
+    if atom is None or atom.op != op:
+        return [d]
+    return [*_operands(op, atom.args[0]), *_operands(op, atom.args[1])]
+
+
+def _beats(op: str, a: Dim, b: Dim) -> bool:
+    """Whether the min (or max) of a and b is always a."""
     order = compare(a, b)
-    if order is not None:
-        return (a if order <= 0 else b) if op == "min" else (a if order >= 0 else b)
-    first, second = sorted((a, b), key=str)
-    return _opaque(op, first, second)
+    return order is not None and (order <= 0 if op == "min" else order >= 0)
 
 
 def compare(a: Dim, b: Dim) -> int | None:
@@ -293,6 +321,11 @@ def compare(a: Dim, b: Dim) -> int | None:
         return 1
     if high is not None and high <= 0:
         return -1
+    # min(x, y) <= x and x <= max(x, y), whatever x and y are.
+    if a in _operands("max", b) or b in _operands("min", a):
+        return -1
+    if b in _operands("max", a) or a in _operands("min", b):
+        return 1
     return None
 
 
@@ -303,20 +336,26 @@ def bounds(d: Dim) -> tuple[int | None, int | None]:
     low: int | None = 0
     high: int | None = 0
     for monomial, factor in d.terms:
-        lo, hi = 1, 1
-        hi_known = True
-        for atom in monomial:
-            atom_low, atom_high = _atom_bounds(atom)
-            if atom_low is None or atom_low < 0:
-                return None, None
-            lo *= atom_low
-            hi_known = hi_known and atom_high is not None
-            hi = hi * atom_high if atom_high is not None and hi_known else hi
-        ends = (factor * lo, factor * hi if hi_known else None)
-        small, large = ends if factor > 0 else (ends[1], ends[0])
+        ends = tuple(None if end is None else end * factor for end in _monomial_bounds(monomial))
+        small, large = ends if factor > 0 else ends[::-1]
         low = None if low is None or small is None else low + small
         high = None if high is None or large is None else high + large
     return low, high
+
+
+def _monomial_bounds(monomial: Monomial) -> tuple[int | None, int | None]:
+    if len(monomial) == 1:
+        return _atom_bounds(monomial[0])
+    low, high = 1, 1
+    bounded = True
+    for atom in monomial:
+        atom_low, atom_high = _atom_bounds(atom)
+        if atom_low is None or atom_low < 0:
+            return None, None
+        low *= atom_low
+        bounded = bounded and atom_high is not None
+        high = high * atom_high if atom_high is not None and bounded else high
+    return low, high if bounded else None
 
 
 def _atom_bounds(atom: Atom) -> tuple[int | None, int | None]:
