@@ -1,0 +1,150 @@
+"""An editable view of an ONNX graph proto: producers, uses, constants, renaming across subgraphs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from dovetail.frontend.reader import read_tensor
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def read_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Every name that nodes read, those inside their subgraphs included."""
+    for node in nodes:
+        yield from (name for name in node.input if name)
+        for graph in subgraphs(node):
+            yield from read_names(graph.node)
+            yield from (output.name for output in graph.output)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """The value of an attribute, or the default."""
+    for proto in node.attribute:
+        if proto.name == name:
+            return onnx.helper.get_attribute_value(proto)
+    return default
+
+
+class ProtoGraph:
+    """The main graph of a model with what rewrites need to know about it; `refresh` after each round of changes.
+
+    `constants` maps names to tensors: initializers that no caller can override, and the tensors of Constant nodes.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.graph = model, model.graph
+        # Before IR version 4 every initializer had to be listed among the inputs.
+        self.initializers_are_inputs = model.ir_version < 4
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute producers, uses and constants."""
+        self.producers = {name: node for node in self.graph.node for name in node.output if name}
+        self.output_names = {v.name for v in self.graph.output}
+        self.uses = Counter(read_names(self.graph.node)) + Counter(v.name for v in self.graph.output)
+        self.inputs = {v.name for v in self.graph.input}
+        self.constants: dict[str, onnx.TensorProto] = {
+            t.name: t
+            for t in self.graph.initializer
+            if self.initializers_are_inputs or t.name not in self.inputs
+        }
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """The value of a constant."""
+        return read_tensor(self.constants[name], None)
+
+    def add_constant(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        """Add an initializer."""
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+        self.graph.initializer.append(tensor)
+        self.constants[name] = self.graph.initializer[-1]
+        if self.initializers_are_inputs:
+            info = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(value.shape))
+            self.graph.input.append(info)
+            self.inputs.add(name)
+
+    def unique(self, name: str) -> str:
+        """`name`, or a variation that nothing in the graph is called yet."""
+        taken = {*self.producers, *self.inputs, *self.constants, *self.uses}
+        candidate, count = name, 0
+        while candidate in taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        return candidate
+
+    def remove_nodes(self, dead: Iterable[onnx.NodeProto]) -> None:
+        """Remove nodes (by identity)."""
+        gone = {id(node) for node in dead}
+        kept = [node for node in self.graph.node if id(node) not in gone]
+        if len(kept) != len(self.graph.node):
+            copies = []
+            for node in kept:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                copies.append(copy)
+            del self.graph.node[:]
+            self.graph.node.extend(copies)
+        self.refresh()
+
+    def replace_all(self, replacements: dict[str, str]) -> None:
+        """Let every reader of a key read its value instead; chains are followed."""
+        if not replacements:
+            return
+        final = {old: _follow(old, replacements) for old in replacements}
+        _rename_reads(self.graph.node, final)
+
+    def clean(self) -> None:
+        """Remove dead nodes, unused initializers (and their inputs) and stale value_info."""
+        while True:
+            self.refresh()
+            dead = [n for n in self.graph.node if not any(self.uses[name] for name in n.output if name)]
+            if not dead:
+                break
+            self.remove_nodes(dead)
+        unused = {t.name for t in self.graph.initializer if not self.uses[t.name]}
+        _keep(self.graph.initializer, lambda t: t.name not in unused)
+        _keep(self.graph.sparse_initializer, lambda t: bool(self.uses[t.values.name]))
+        if self.initializers_are_inputs:
+            _keep(self.graph.input, lambda v: v.name not in unused)
+        alive = {name for node in self.graph.node for name in node.output}
+        _keep(self.graph.value_info, lambda v: v.name in alive)
+        self.refresh()
+
+
+def _keep(field: Any, wanted: Any) -> None:
+    for position in reversed(range(len(field))):
+        if not wanted(field[position]):
+            del field[position]
+
+
+def _follow(name: str, replacements: dict[str, str]) -> str:
+    while name in replacements:
+        name = replacements[name]
+    return name
+
+
+def _rename_reads(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
+    for node in nodes:
+        for position, name in enumerate(node.input):
+            if name in names:
+                node.input[position] = names[name]
+        for graph in subgraphs(node):
+            _rename_reads(graph.node, names)
+            for output in graph.output:
+                # A subgraph may return an outer value as it is.
+                if output.name in names:
+                    output.name = names[output.name]
