@@ -79,6 +79,7 @@ class _Session:
         self.ir_version = model.ir_version
         self.problems: list[str] = []
         self.symbols: set[str] = set()
+        self.guarded: set[tuple[str, str]] = set()
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
         newest = onnx.defs.onnx_opset_version()
         if self.opsets.get("", newest) > newest:
@@ -396,11 +397,12 @@ class ImportContext:
             pending += [v.producer for v in node.operands]
             if node.op == "Constant" and not node.attrs["name"].startswith("~"):
                 name = node.attrs["name"]
+                if (name, why) in self.session.guarded:
+                    continue
+                self.session.guarded.add((name, why))
                 array = self.module.weights[name]
                 digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() if array.dtype != object else ""
-                guard = Guard(name, why, digest, np.array2string(array.reshape(-1)[:8], threshold=8))
-                if guard not in self.module.guards:
-                    self.module.guards.append(guard)
+                self.module.guards.append(Guard(name, why, digest, np.array2string(array.reshape(-1)[:8], threshold=8)))
 
     def dims(self, value: Value) -> tuple[Dim, ...]:
         """The contents of a small integer tensor as dims; run-time data is bound to fresh symbols by a host step."""
