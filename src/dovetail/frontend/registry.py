@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -81,17 +82,17 @@ class Context(Protocol):
 
 
 OnnxImporter = Callable[[Context, OnnxNode], "Value | Sequence[Value | None]"]
+F = TypeVar("F", bound=OnnxImporter)
 
 _importers: dict[tuple[str, str], dict[int, OnnxImporter]] = {}
-_families_loaded = False
 
 
 def onnx_op(
     *op_types: str, since: int = 1, domain: str = ""
-) -> Callable[[OnnxImporter], OnnxImporter]:
+) -> Callable[[F], F]:
     """Register the importer of ONNX ops `op_types` of `domain` from opset `since` on."""
 
-    def register(function: OnnxImporter) -> OnnxImporter:
+    def register(function: F) -> F:
         for op_type in op_types:
             versions = _importers.setdefault((domain, op_type), {})
             if since in versions:
@@ -105,14 +106,11 @@ def onnx_op(
     return register
 
 
+@functools.cache  # once; a failed import is not remembered
 def _load_families() -> None:
-    global _families_loaded
-    if _families_loaded:
-        return
     package = importlib.import_module("dovetail.frontend.onnx")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"dovetail.frontend.onnx.{module}")
-    _families_loaded = True
 
 
 def find_importer(op_type: str, opset: int, domain: str = "") -> OnnxImporter | None:

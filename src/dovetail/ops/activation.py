@@ -21,13 +21,13 @@ def relu(x: TensorType) -> TensorType:
 
 @op("LeakyRelu", POINTWISE)
 def leaky_relu(x: TensorType, *, alpha: float = 0.01) -> TensorType:
-    """y = x if x >= 0 else alpha * x. ONNX LeakyRelu-16."""
+    """Y = x if x >= 0 else alpha * x. ONNX LeakyRelu-16."""
     return _same("LeakyRelu", x)
 
 
 @op("PRelu", POINTWISE)
 def prelu(x: TensorType, slope: TensorType) -> TensorType:
-    """y = x if x >= 0 else slope * x; the slope broadcasts to x. ONNX PRelu-16."""
+    """Y = x if x >= 0 else slope * x; the slope broadcasts to x. ONNX PRelu-16."""
     check_same_dtype("PRelu", x, slope)
     check_dtype("PRelu", x.dtype, NUMBER)
     return TensorType(x.dtype, broadcast(x.shape, slope.shape))
@@ -35,13 +35,13 @@ def prelu(x: TensorType, slope: TensorType) -> TensorType:
 
 @op("ThresholdedRelu", POINTWISE)
 def thresholded_relu(x: TensorType, *, alpha: float = 1.0) -> TensorType:
-    """y = x if x > alpha else 0. ONNX ThresholdedRelu-22."""
+    """Y = x if x > alpha else 0. ONNX ThresholdedRelu-22."""
     return _same("ThresholdedRelu", x)
 
 
 @op("Elu", POINTWISE)
 def elu(x: TensorType, *, alpha: float = 1.0) -> TensorType:
-    """y = x if x >= 0 else alpha * (exp(x) - 1). ONNX Elu-22."""
+    """Y = x if x >= 0 else alpha * (exp(x) - 1). ONNX Elu-22."""
     return _same("Elu", x)
 
 
@@ -52,19 +52,19 @@ def selu(
     alpha: float = 1.67326319217681884765625,
     gamma: float = 1.05070102214813232421875,
 ) -> TensorType:
-    """y = gamma * (x if x > 0 else alpha * (exp(x) - 1)). ONNX Selu-22."""
+    """Y = gamma * (x if x > 0 else alpha * (exp(x) - 1)). ONNX Selu-22."""
     return _same("Selu", x)
 
 
 @op("Celu", POINTWISE)
 def celu(x: TensorType, *, alpha: float = 1.0) -> TensorType:
-    """y = max(0, x) + min(0, alpha * (exp(x / alpha) - 1)). ONNX Celu-28."""
+    """Y = max(0, x) + min(0, alpha * (exp(x / alpha) - 1)). ONNX Celu-28."""
     return _same("Celu", x)
 
 
 @op("Gelu", POINTWISE)
 def gelu(x: TensorType, *, approximate: str = "none") -> TensorType:
-    """x * Phi(x), with Phi exact ("none") or by the tanh formula ("tanh"). ONNX Gelu-20."""
+    """X * Phi(x), with Phi exact ("none") or by the tanh formula ("tanh"). ONNX Gelu-20."""
     if approximate not in ("none", "tanh"):
         raise TypeInferenceError(
             f"Gelu: got approximate={approximate!r}, expected 'none' or 'tanh'; fix the attribute"
@@ -80,13 +80,13 @@ def hard_sigmoid(x: TensorType, *, alpha: float = 0.2, beta: float = 0.5) -> Ten
 
 @op("HardSwish", POINTWISE)
 def hard_swish(x: TensorType) -> TensorType:
-    """x * max(0, min(1, x / 6 + 1 / 2)). ONNX HardSwish-22."""
+    """X * max(0, min(1, x / 6 + 1 / 2)). ONNX HardSwish-22."""
     return _same("HardSwish", x)
 
 
 @op("Mish", POINTWISE)
 def mish(x: TensorType) -> TensorType:
-    """x * tanh(log(1 + exp(x))). ONNX Mish-22."""
+    """X * tanh(log(1 + exp(x))). ONNX Mish-22."""
     return _same("Mish", x)
 
 
@@ -98,13 +98,13 @@ def sigmoid(x: TensorType) -> TensorType:
 
 @op("Swish", POINTWISE)
 def swish(x: TensorType, *, alpha: float = 1.0) -> TensorType:
-    """x * sigmoid(alpha * x). ONNX Swish-24."""
+    """X * sigmoid(alpha * x). ONNX Swish-24."""
     return _same("Swish", x)
 
 
 @op("Shrink", POINTWISE)
 def shrink(x: TensorType, *, bias: float = 0.0, lambd: float = 0.5) -> TensorType:
-    """y = x + bias below -lambd, x - bias above lambd, else 0. ONNX Shrink-9."""
+    """Y = x + bias below -lambd, x - bias above lambd, else 0. ONNX Shrink-9."""
     return _same("Shrink", x, NUMBER)
 
 
@@ -116,7 +116,7 @@ def softplus(x: TensorType) -> TensorType:
 
 @op("Softsign", POINTWISE)
 def softsign(x: TensorType) -> TensorType:
-    """x / (1 + |x|). ONNX Softsign-22."""
+    """X / (1 + |x|). ONNX Softsign-22."""
     return _same("Softsign", x)
 
 

@@ -113,7 +113,7 @@ def mod(a: TensorType, b: TensorType, *, fmod: bool = False) -> TensorType:
 
 @op("Pow", POINTWISE)
 def pow_(base: TensorType, exponent: TensorType) -> TensorType:
-    """base ** exponent in the dtype of the base; the exponent may have another. ONNX Pow-15."""
+    """Base ** exponent in the dtype of the base; the exponent may have another. ONNX Pow-15."""
     check_dtype("Pow", base.dtype, NUMBER)
     check_dtype("Pow", exponent.dtype, NUMBER)
     return TensorType(base.dtype, broadcast(base.shape, exponent.shape))

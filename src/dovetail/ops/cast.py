@@ -14,7 +14,7 @@ _ROUND_MODES = ("up", "down", "nearest")
 def cast(
     x: TensorType, *, to: DType, saturate: bool = True, round_mode: str = "up"
 ) -> TensorType:
-    """x converted to `to`. ONNX Cast-28.
+    """X converted to `to`. ONNX Cast-28.
 
     `saturate` clamps to the largest finite value of the 8-bit float types instead of giving an
     infinity or NaN; `round_mode` (up, down, nearest) counts for f8e8m0 only.

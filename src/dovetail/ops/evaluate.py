@@ -61,10 +61,7 @@ def evaluate(
 
 def trace(module: Module, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Every value of the main graph by its IR name; otherwise as `evaluate`."""
-    return {
-        name: array
-        for name, array in evaluate(module, inputs, also=[v.name for v in module.main.values()]).items()
-    }
+    return evaluate(module, inputs, also=[v.name for v in module.main.values()])
 
 
 class _Run:

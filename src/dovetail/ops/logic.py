@@ -41,7 +41,7 @@ def not_(x: TensorType) -> TensorType:
 
 @op("Where", POINTWISE)
 def where(condition: TensorType, a: TensorType, b: TensorType) -> TensorType:
-    """a where the condition holds, else b; all three broadcast. ONNX Where-16."""
+    """A where the condition holds, else b; all three broadcast. ONNX Where-16."""
     check_dtype("Where", condition.dtype, BOOLEAN)
     check_same_dtype("Where", a, b)
     return TensorType(a.dtype, broadcast(condition.shape, a.shape, b.shape))

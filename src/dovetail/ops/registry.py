@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from dovetail.core.dims import Dim, maximum
 from dovetail.core.errors import TypeInferenceError, UnsupportedOpError
@@ -41,6 +42,7 @@ CONTROL = OpKind.CONTROL
 HOST = OpKind.HOST
 
 Infer = Callable[..., Any]
+F = TypeVar("F", bound=Infer)
 REQUIRED: Any = inspect.Parameter.empty
 
 
@@ -115,19 +117,18 @@ class OpSpec:
 
 
 _specs: dict[str, OpSpec] = {}
-_families_loaded = False
 # Modules of this package that hold no OpSpecs and import layers these must not wait for.
 _NOT_FAMILIES = frozenset({"registry", "evaluate", "infer"})
 
 
-def op(name: str, kind: OpKind, *, impure: bool = False) -> Callable[[Infer], Infer]:
+def op(name: str, kind: OpKind, *, impure: bool = False) -> Callable[[F], F]:
     """Declare op `name` by its type inference function.
 
     Positional parameters are inputs (a default of None makes one optional, `*xs` is variadic),
     keyword-only parameters are attributes. `impure` ops may differ from run to run.
     """
 
-    def register(function: Infer) -> Infer:
+    def register(function: F) -> F:
         if name in _specs:
             raise ValueError(f"ops: op {name!r} is declared twice; remove one of them")
         _specs[name] = _spec_of(name, kind, function, impure)
@@ -165,15 +166,12 @@ def _spec_of(name: str, kind: OpKind, function: Infer, impure: bool) -> OpSpec:
     )
 
 
+@functools.cache  # once; a failed import is not remembered
 def _load_families() -> None:
-    global _families_loaded
-    if _families_loaded:
-        return
     package = importlib.import_module("dovetail.ops")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         if module not in _NOT_FAMILIES:
             importlib.import_module(f"dovetail.ops.{module}")
-    _families_loaded = True
 
 
 def find(name: str) -> OpSpec | None:

@@ -30,28 +30,28 @@ def relu(x: Array) -> Array:
 
 @reference("LeakyRelu")
 def leaky_relu(x: Array, *, alpha: float = 0.01) -> Array:
-    """y = x if x >= 0 else alpha * x. ONNX LeakyRelu-16."""
+    """Y = x if x >= 0 else alpha * x. ONNX LeakyRelu-16."""
     wide = widen(x)
     return narrow(np.where(wide < 0, wide * wide.dtype.type(alpha), wide), x)
 
 
 @reference("PRelu")
 def prelu(x: Array, slope: Array) -> Array:
-    """y = x if x >= 0 else slope * x; the slope broadcasts to x. ONNX PRelu-16."""
+    """Y = x if x >= 0 else slope * x; the slope broadcasts to x. ONNX PRelu-16."""
     wide = widen(x)
     return narrow(np.where(wide < 0, wide * widen(slope), wide), x)
 
 
 @reference("ThresholdedRelu")
 def thresholded_relu(x: Array, *, alpha: float = 1.0) -> Array:
-    """y = x if x > alpha else 0. ONNX ThresholdedRelu-22."""
+    """Y = x if x > alpha else 0. ONNX ThresholdedRelu-22."""
     wide = widen(x)
     return narrow(np.where(wide > wide.dtype.type(alpha), wide, wide.dtype.type(0)), x)
 
 
 @reference("Elu")
 def elu(x: Array, *, alpha: float = 1.0) -> Array:
-    """y = x if x >= 0 else alpha * (exp(x) - 1). ONNX Elu-22."""
+    """Y = x if x >= 0 else alpha * (exp(x) - 1). ONNX Elu-22."""
     wide = widen(x)
     negative = wide.dtype.type(alpha) * np.expm1(np.minimum(wide, 0))
     return narrow(np.where(wide < 0, negative, wide), x)
@@ -59,7 +59,7 @@ def elu(x: Array, *, alpha: float = 1.0) -> Array:
 
 @reference("Selu")
 def selu(x: Array, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875) -> Array:
-    """y = gamma * (x if x > 0 else alpha * (exp(x) - 1)). ONNX Selu-22."""
+    """Y = gamma * (x if x > 0 else alpha * (exp(x) - 1)). ONNX Selu-22."""
     wide = widen(x)
     kind = wide.dtype.type
     negative = kind(alpha) * np.expm1(np.minimum(wide, 0))
@@ -68,7 +68,7 @@ def selu(x: Array, *, alpha: float = 1.67326319217681884765625, gamma: float = 1
 
 @reference("Celu")
 def celu(x: Array, *, alpha: float = 1.0) -> Array:
-    """y = max(0, x) + min(0, alpha * (exp(x / alpha) - 1)). ONNX Celu-28."""
+    """Y = max(0, x) + min(0, alpha * (exp(x / alpha) - 1)). ONNX Celu-28."""
     wide = widen(x)
     kind = wide.dtype.type
     negative = np.minimum(kind(alpha) * np.expm1(np.minimum(wide / kind(alpha), 0)), 0)
@@ -77,7 +77,7 @@ def celu(x: Array, *, alpha: float = 1.0) -> Array:
 
 @reference("Gelu")
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """x * Phi(x), with Phi exact ("none") or by the tanh formula ("tanh"). ONNX Gelu-20."""
+    """X * Phi(x), with Phi exact ("none") or by the tanh formula ("tanh"). ONNX Gelu-20."""
     wide = widen(x).astype(np.float64)
     if approximate == "tanh":
         inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
@@ -95,7 +95,7 @@ def hard_sigmoid(x: Array, *, alpha: float = 0.2, beta: float = 0.5) -> Array:
 
 @reference("HardSwish")
 def hard_swish(x: Array) -> Array:
-    """x * max(0, min(1, x / 6 + 1 / 2)). ONNX HardSwish-22."""
+    """X * max(0, min(1, x / 6 + 1 / 2)). ONNX HardSwish-22."""
     wide = widen(x)
     kind = wide.dtype.type
     return narrow(np.asarray(wide * np.clip(wide / kind(6) + kind(0.5), kind(0), kind(1))), x)
@@ -103,7 +103,7 @@ def hard_swish(x: Array) -> Array:
 
 @reference("Mish")
 def mish(x: Array) -> Array:
-    """x * tanh(log(1 + exp(x))). ONNX Mish-22."""
+    """X * tanh(log(1 + exp(x))). ONNX Mish-22."""
     wide = widen(x)
     return narrow(np.asarray(wide * np.tanh(softplus_values(wide))), x)
 
@@ -116,20 +116,21 @@ def sigmoid(x: Array) -> Array:
 
 @reference("Swish")
 def swish(x: Array, *, alpha: float = 1.0) -> Array:
-    """x * sigmoid(alpha * x). ONNX Swish-24."""
+    """X * sigmoid(alpha * x). ONNX Swish-24."""
     wide = widen(x)
     return narrow(np.asarray(wide * sigmoid_values(wide * wide.dtype.type(alpha))), x)
 
 
 @reference("Shrink")
 def shrink(x: Array, *, bias: float = 0.0, lambd: float = 0.5) -> Array:
-    """y = x + bias below -lambd, x - bias above lambd, else 0; any numeric dtype. ONNX Shrink-9."""
+    """Y = x + bias below -lambd, x - bias above lambd, else 0; any numeric dtype. ONNX Shrink-9."""
     wide = widen(x)
     if np.issubdtype(wide.dtype, np.integer):
         wide = wide.astype(np.float64)
     kind = wide.dtype.type
     above = np.where(wide > kind(lambd), wide - kind(bias), kind(0))
-    return np.where(wide < -kind(lambd), wide + kind(bias), above).astype(x.dtype)
+    below = np.where(wide < -kind(lambd), wide + kind(bias), above)
+    return np.asarray(below).astype(x.dtype)
 
 
 @reference("Softplus")
@@ -140,7 +141,7 @@ def softplus(x: Array) -> Array:
 
 @reference("Softsign")
 def softsign(x: Array) -> Array:
-    """x / (1 + |x|). ONNX Softsign-22."""
+    """X / (1 + |x|). ONNX Softsign-22."""
     wide = widen(x)
     return narrow(np.asarray(wide / (1 + np.abs(wide))), x)
 

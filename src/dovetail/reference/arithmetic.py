@@ -44,12 +44,13 @@ def _erf_far(u: Array) -> Array:
     return np.array([math.erfc(v) * math.exp(v * v) for v in x])
 
 
-_ERF_NEAR = chebyshev.chebinterpolate(_erf_near, _ERF_NEAR_DEGREE)
-_ERF_FAR = chebyshev.chebinterpolate(_erf_far, _ERF_FAR_DEGREE)
+_interpolate: Callable[[Callable[[Array], Array], int], Array] = chebyshev.chebinterpolate
+_ERF_NEAR = _interpolate(_erf_near, _ERF_NEAR_DEGREE)
+_ERF_FAR = _interpolate(_erf_far, _ERF_FAR_DEGREE)
 
 
 def erf_values(x: Array) -> Array:
-    """erf of a float64 array, accurate to about 1e-15."""
+    """Erf of a float64 array, accurate to about 1e-15."""
     size = np.minimum(np.abs(x), _ERF_FAR_LIMIT)
     near = np.minimum(size, 1.0)
     low = 2 / (1 + _ERF_FAR_LIMIT) - 1
@@ -57,14 +58,15 @@ def erf_values(x: Array) -> Array:
     u = 2 * ((2 / (1 + far) - 1) - low) / -low - 1
     tail = 1 - chebyshev.chebval(u, _ERF_FAR) * np.exp(-far * far)
     body = near * chebyshev.chebval(2 * near * near - 1, _ERF_NEAR)
-    return np.copysign(np.where(size < 1, body, tail), x) + 0 * np.where(np.isnan(x), x, 0)
+    signed = np.copysign(np.where(size < 1, body, tail), x)
+    return np.where(np.isnan(x), x, signed)
 
 
 def _erf(x: Array) -> Array:
     return erf_values(x.astype(np.float64)).astype(x.dtype)
 
 
-for _name, _function in {
+_UNARY: dict[str, Callable[[Array], Array]] = {
     "Abs": np.abs,
     "Acos": np.arccos,
     "Acosh": np.arccosh,
@@ -87,7 +89,8 @@ for _name, _function in {
     "Sqrt": np.sqrt,
     "Tan": np.tan,
     "Tanh": np.tanh,
-}.items():
+}
+for _name, _function in _UNARY.items():
     _register_unary(_name, _function)
 
 
@@ -103,7 +106,7 @@ def _register_binary(name: str, function: Callable[[Array, Array], Array]) -> No
 
 def _divide(a: Array, b: Array) -> Array:
     if np.issubdtype(a.dtype, np.floating):
-        return a / b
+        return np.asarray(a / b)
     return divide_truncating(a, b)
 
 
@@ -111,19 +114,20 @@ def divide_truncating(a: Array, b: Array) -> Array:
     """Integer quotient rounded towards zero, as C and ONNX do; division by zero gives 0."""
     quotient = np.floor_divide(a, b)
     if not np.issubdtype(a.dtype, np.signedinteger):
-        return quotient
+        return np.asarray(quotient)
     inexact = (quotient * b != a) & (b != 0)
-    return quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype)
+    return np.asarray(quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype))
 
 
-for _name, _binary in {
+_BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
     "Div": _divide,
     "Max": np.maximum,
     "Min": np.minimum,
-}.items():
+}
+for _name, _binary in _BINARY.items():
     _register_binary(_name, _binary)
 
 
@@ -145,7 +149,7 @@ def mod(a: Array, b: Array, *, fmod: bool = False) -> Array:
 
 @reference("Pow")
 def pow_(base: Array, exponent: Array) -> Array:
-    """base ** exponent in the dtype of the base; the exponent may have another. ONNX Pow-15.
+    """Base ** exponent in the dtype of the base; the exponent may have another. ONNX Pow-15.
 
     Integers to a negative power are computed in float64 and truncated.
     """

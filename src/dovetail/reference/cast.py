@@ -15,7 +15,7 @@ _E8M0_MAX = 0xFE
 
 @reference("Cast")
 def cast(x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up") -> Array:
-    """x converted to `to`. ONNX Cast-28.
+    """X converted to `to`. ONNX Cast-28.
 
     `saturate` clamps to the largest finite value of the 8-bit float types instead of giving an
     infinity or NaN; `round_mode` (up, down, nearest) counts for f8e8m0 only. Integers that do not
@@ -43,7 +43,7 @@ def cast(x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up") 
 
 
 def saturate_float(x: Array, to: DType) -> Array:
-    """x rounded to a narrow float type, values beyond its range clamped to the largest finite."""
+    """X rounded to a narrow float type, values beyond its range clamped to the largest finite."""
     limits = ml_dtypes.finfo(to.numpy)
     return np.clip(x, x.dtype.type(limits.min), x.dtype.type(limits.max)).astype(to.numpy)
 

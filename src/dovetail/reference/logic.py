@@ -40,7 +40,7 @@ def not_(x: Array) -> Array:
 
 @reference("Where")
 def where(condition: Array, a: Array, b: Array) -> Array:
-    """a where the condition holds, else b; all three broadcast. ONNX Where-16."""
+    """A where the condition holds, else b; all three broadcast. ONNX Where-16."""
     return np.where(condition, a, b).astype(a.dtype)
 
 

@@ -56,4 +56,4 @@ def multinomial(
     cumulative = np.cumsum(weights, axis=1)
     draws = _generator(seed).random((wide.shape[0], sample_size)) * cumulative[:, -1:]
     found = (draws[:, :, None] >= cumulative[:, None, :]).sum(axis=2)
-    return np.minimum(found, wide.shape[1] - 1).astype(dtype.numpy)
+    return np.asarray(np.minimum(found, wide.shape[1] - 1)).astype(dtype.numpy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from dovetail.reference.registry import lookup, reference
 from dovetail.reference.widen import Array, narrow, widen
 
 
-def _accumulator(x: Array) -> np.dtype:
+def _accumulator(x: Array) -> np.dtype[Any]:
     """Floats accumulate in float64, so that the reference does not depend on the order of sums."""
     return np.dtype(np.float64) if widen(x).dtype.kind == "f" else x.dtype
 
@@ -45,13 +46,13 @@ def reduce_mean(x: Array, *, axes: Sequence[int], keepdims: bool = True) -> Arra
         return np.asarray(divide_truncating(np.asarray(total), np.asarray(count, x.dtype)))
 
 
-def _lowest(kind: np.dtype) -> object:
+def _lowest(kind: np.dtype[Any]) -> Any:
     if kind.kind == "f":
         return -np.inf
     return False if kind == np.bool_ else np.iinfo(kind).min
 
 
-def _highest(kind: np.dtype) -> object:
+def _highest(kind: np.dtype[Any]) -> Any:
     if kind.kind == "f":
         return np.inf
     return True if kind == np.bool_ else np.iinfo(kind).max
@@ -61,7 +62,7 @@ def _highest(kind: np.dtype) -> object:
 def reduce_max(x: Array, *, axes: Sequence[int], keepdims: bool = True) -> Array:
     """Maximum over `axes` (NaN wins); the lowest value of the dtype if empty. ONNX ReduceMax-20."""
     wide = widen(x)
-    result = np.max(wide, axis=tuple(axes), keepdims=keepdims, initial=_lowest(wide.dtype))  # type: ignore[arg-type]
+    result = np.max(wide, axis=tuple(axes), keepdims=keepdims, initial=_lowest(wide.dtype))
     return narrow(np.asarray(result, wide.dtype), x)
 
 
@@ -69,7 +70,7 @@ def reduce_max(x: Array, *, axes: Sequence[int], keepdims: bool = True) -> Array
 def reduce_min(x: Array, *, axes: Sequence[int], keepdims: bool = True) -> Array:
     """Minimum over `axes` (NaN wins); the highest value of the dtype if empty. ONNX ReduceMin-20."""
     wide = widen(x)
-    result = np.min(wide, axis=tuple(axes), keepdims=keepdims, initial=_highest(wide.dtype))  # type: ignore[arg-type]
+    result = np.min(wide, axis=tuple(axes), keepdims=keepdims, initial=_highest(wide.dtype))
     return narrow(np.asarray(result, wide.dtype), x)
 
 
@@ -126,8 +127,10 @@ def _cumulate(function: np.ufunc, x: Array, axis: int, exclusive: bool, reverse:
 def cum_sum(
     x: Array, *, axis: int, exclusive: bool = False, reverse: bool = False
 ) -> Array:
-    """Running sum along `axis`, from the end if `reverse`, without the element itself if
-    `exclusive`. ONNX CumSum-14."""
+    """Running sum along `axis`. ONNX CumSum-14.
+
+    It runs from the end if `reverse`, and leaves out the element itself if `exclusive`.
+    """
     return _cumulate(np.add, x, axis % x.ndim, exclusive, reverse)
 
 
@@ -135,8 +138,10 @@ def cum_sum(
 def cum_prod(
     x: Array, *, axis: int, exclusive: bool = False, reverse: bool = False
 ) -> Array:
-    """Running product along `axis`, from the end if `reverse`, without the element itself if
-    `exclusive`. ONNX CumProd-26."""
+    """Running product along `axis`. ONNX CumProd-26.
+
+    It runs from the end if `reverse`, and leaves out the element itself if `exclusive`.
+    """
     return _cumulate(np.multiply, x, axis % x.ndim, exclusive, reverse)
 
 

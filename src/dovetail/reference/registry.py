@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from dovetail.core.errors import UnsupportedOpError
 
 Reference = Callable[..., Any]
+F = TypeVar("F", bound=Reference)
 
 _references: dict[str, Reference] = {}
-_families_loaded = False
 
 # Attributes that name things in the program but do not change what the op computes.
 _NAMING_ATTRIBUTES = frozenset({"impure", "symbols"})
 
 
-def reference(*names: str) -> Callable[[Reference], Reference]:
+def reference(*names: str) -> Callable[[F], F]:
     """Register a function as the meaning of the ops `names`.
 
     The function takes arrays by position (None for an absent optional input) and attributes by
     keyword, every dim already an int and every dtype a `DType`; it returns one array or a tuple.
     """
 
-    def register(function: Reference) -> Reference:
+    def register(function: F) -> F:
         for name in names:
             if name in _references:
                 raise ValueError(f"reference: op {name!r} is registered twice; remove one of them")
@@ -35,14 +36,11 @@ def reference(*names: str) -> Callable[[Reference], Reference]:
     return register
 
 
+@functools.cache  # once; a failed import is not remembered
 def _load_families() -> None:
-    global _families_loaded
-    if _families_loaded:
-        return
     package = importlib.import_module("dovetail.reference")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"dovetail.reference.{module}")
-    _families_loaded = True
 
 
 def lookup(name: str) -> Reference:

@@ -10,9 +10,12 @@ from dovetail.reference.widen import Array, widen
 
 
 def _complex(x: Array) -> Array:
-    """[..., 1] real or [..., 2] (real, imaginary) as complex128 without the last axis."""
-    wide = widen(x).astype(np.float64)
-    return wide[..., 0] if x.shape[-1] == 1 else wide[..., 0] + 1j * wide[..., 1]
+    """[..., 1] real or [..., 2] (real, imaginary) without the last axis, in the precision of x."""
+    wide = widen(x)
+    if x.shape[-1] == 1:
+        return wide[..., 0]
+    pairs = np.ascontiguousarray(wide)
+    return pairs.view(np.complex128 if wide.dtype == np.float64 else np.complex64)[..., 0]
 
 
 def _pairs(z: Array, like: Array) -> Array:
@@ -52,7 +55,7 @@ def stft(
     index = np.arange(frames)[:, None] * frame_step + np.arange(frame_length)[None, :]
     pieces = values[:, index]
     if window is not None:
-        pieces = pieces * widen(window).astype(np.float64)
+        pieces = pieces * widen(window)
     result = np.fft.fft(pieces, axis=-1)
     if onesided:
         result = result[..., : frame_length // 2 + 1]

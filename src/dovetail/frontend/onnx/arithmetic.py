@@ -191,9 +191,9 @@ def bit_cast(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Identity")
-def identity(ctx: Context, node: OnnxNode) -> Value | None:
+def identity(ctx: Context, node: OnnxNode) -> tuple[Value | None, ...]:
     """The input itself."""
-    return node.inputs[0]
+    return (node.inputs[0],)
 
 
 @onnx_op("Dropout")

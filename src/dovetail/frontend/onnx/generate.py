@@ -60,7 +60,7 @@ def constant_of_shape(ctx: Context, node: OnnxNode) -> Value:
 
 @onnx_op("Range")
 def range_(ctx: Context, node: OnnxNode) -> Value:
-    """start + delta * (0, 1, …), in fp32 for narrower floats."""
+    """Start + delta * (0, 1, …), in fp32 for narrower floats."""
     start, limit, delta = (reshape(ctx, required(ctx, node, i), ()) for i in range(3))
     kind = start.tensor.dtype
     size = _range_size(ctx, node, start, limit, delta)
@@ -174,7 +174,7 @@ _WINDOWS = {
 
 @onnx_op(*_WINDOWS)
 def window(ctx: Context, node: OnnxNode) -> Value:
-    """a - b cos(2 pi n / N) + c cos(4 pi n / N), with N = size if periodic, else size - 1."""
+    """A - b cos(2 pi n / N) + c cos(4 pi n / N), with N = size if periodic, else size - 1."""
     size = ctx.dims(required(ctx, node, 0))[0]
     base, first, second = _WINDOWS[node.op_type]
     period = size if node.attr("periodic", 1) else maximum(size - 1, 1)

@@ -20,7 +20,7 @@ _WINDOW_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", 
 
 
 def _granularity(ctx: Context, node: OnnxNode, x: Value, scale: Value) -> dict[str, int]:
-    """axis and block_size; a scale of one element has no axis."""
+    """Axis and block_size; a scale of one element has no axis."""
     block_size = int(node.attr("block_size", 0))
     if not block_size and scale.tensor.shape in ((), (1,)):
         return {"axis": 0, "block_size": 0}
@@ -70,7 +70,7 @@ def dynamic_quantize_linear(ctx: Context, node: OnnxNode) -> tuple[Value, Value,
 
 
 def _centred(ctx: Context, x: Value, zero: Value | None, rows: bool) -> Value:
-    """x - zero point in i32 (fp32 for 8-bit floats); a zero point per row gets a column axis."""
+    """X - zero point in i32 (fp32 for 8-bit floats); a zero point per row gets a column axis."""
     kind = F32 if x.tensor.dtype.is_float else I32
     wide = cast(ctx, x, kind)
     if zero is None or x.tensor.dtype.is_float:
@@ -134,7 +134,7 @@ def _convolve(ctx: Context, node: OnnxNode, x: Value, w: Value) -> Value:
 
 
 def _centred_weights(ctx: Context, w: Value, zero: Value | None) -> Value:
-    """w - zero point in i32; a zero point per output channel runs along axis 0."""
+    """W - zero point in i32; a zero point per output channel runs along axis 0."""
     wide = cast(ctx, w, I32)
     if zero is None:
         return wide

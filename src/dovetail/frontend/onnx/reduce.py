@@ -67,7 +67,7 @@ def _reduction(before: str, op: str, after: str) -> Callable[[Context, OnnxNode]
                 value = ctx.emit(before, value)
             if axes is not None:
                 value = reduce(ctx, op, value, axes, keepdims)
-            return ctx.emit(after, value) if after else value  # type: ignore[no-any-return]
+            return ctx.emit(after, value) if after else value
 
         simple = not after and (not before or x.tensor.dtype.is_int)
         return compute(x) if simple else in_wide_float(ctx, x, compute)
@@ -201,7 +201,7 @@ def hardmax(ctx: Context, node: OnnxNode) -> Value:
 
 @onnx_op("LpNormalization")
 def lp_normalization(ctx: Context, node: OnnxNode) -> Value:
-    """x / norm, and zero where the norm is zero."""
+    """X / norm, and zero where the norm is zero."""
     order = node.attr("p", 2)
     if order not in (1, 2):
         ctx.unsupported(f"p={order}, expected 1 or 2", "compose the norm from Pow and ReduceSum")

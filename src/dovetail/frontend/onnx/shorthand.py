@@ -28,7 +28,7 @@ def scalar(ctx: Context, number: float | int | bool, dtype: DType, hint: str = "
 
 
 def reshape(ctx: Context, x: Value, shape: Sequence[Dim]) -> Value:
-    """x in another shape; x itself if it has that shape."""
+    """X in another shape; x itself if it has that shape."""
     if tuple(shape) == x.tensor.shape:
         return x
     result: Value = ctx.emit("Reshape", x, shape=tuple(shape))
@@ -36,7 +36,7 @@ def reshape(ctx: Context, x: Value, shape: Sequence[Dim]) -> Value:
 
 
 def cast(ctx: Context, x: Value, to: DType) -> Value:
-    """x converted to a dtype; x itself if it has that dtype."""
+    """X converted to a dtype; x itself if it has that dtype."""
     if x.tensor.dtype == to:
         return x
     result: Value = ctx.emit("Cast", x, to=to)
