@@ -71,7 +71,7 @@ def fuse(module: Module, target: Target, not_lowerable: Lowerable, graph: Graph 
             inner = fuse(module, target, not_lowerable, region)
             log.declined += inner.declined
             log.host += inner.host
-        if node in grouped or is_view(node) or graph.time_of(node) != Time.RUN:
+        if node in grouped or is_view(node) or graph.time_of(node) != Time.RUN or is_placed_concat(node):
             continue
         reason = reasons[node]
         draft = None
@@ -141,6 +141,8 @@ def _not_absorbed(draft: _Draft, node: Node, reasons: dict[Node, str | None], gr
         return "belongs to another group"
     if is_view(node):
         return "is a view"
+    if is_placed_concat(node):
+        return "its parts are written in place"
     template = node.op in TEMPLATE_KINDS
     if reasons[node] is not None and not template:
         return reasons[node]
@@ -161,6 +163,9 @@ def _not_absorbed(draft: _Draft, node: Node, reasons: dict[Node, str | None], gr
         return None
     if feeds_anchor:
         assert draft.anchor is not None
+        template_node = _ends_template(node)
+        if template_node is not None:
+            return f"is an epilogue of {template_node.where}"
         if draft.anchor.op in TEMPLATE_KINDS:
             return f"{draft.anchor.op} takes no prologue"
         spec = find(draft.anchor.op)
@@ -169,6 +174,36 @@ def _not_absorbed(draft: _Draft, node: Node, reasons: dict[Node, str | None], gr
     elif node.output.tensor.shape != draft.sink.output.tensor.shape:
         # A small operand broadcast into the group is cheaper to compute once than once per element.
         return "it is broadcast"
+    return None
+
+
+def is_placed_concat(node: Node) -> bool:
+    """Whether a concat costs less as a buffer whose parts are written by their producers than as a loop."""
+    if node.op != "Concat" or not isinstance(node.output.type, TensorType):
+        return False
+    return any(
+        v.time == Time.RUN and v.producer is not None and not is_view(v.producer) and not v.is_output for v in node.operands
+    )
+
+
+def _ends_template(node: Node) -> Node | None:
+    """The contraction that could take a pointwise node as its epilogue, if there is one."""
+    shape = node.output.tensor.shape
+    pending, seen = [node], set()
+    while pending:
+        current = pending.pop()
+        for value in current.operands:
+            producer = value.producer
+            if producer is None or producer in seen or value.time != Time.RUN or value.type.shape != shape:  # type: ignore[union-attr]
+                continue
+            seen.add(producer)
+            if len(value.consumers) != 1:
+                continue
+            spec = find(producer.op)
+            if producer.op in ("Conv", "ConvTranspose", "MatMul"):
+                return producer
+            if spec is not None and spec.kind == OpKind.POINTWISE:
+                pending.append(producer)
     return None
 
 

@@ -90,6 +90,17 @@ def dominant_order(node: Node, output: TensorType) -> Layout:
     return Layout(best[1].placement.order) if best is not None else row_major(output.rank)
 
 
+def _for_readers(value: Value, want: str) -> Layout | None:
+    """The layout in which the only way this value is read, one Transpose, gives dense rows; None if there is no such way."""
+    perms = {n.attrs["perm"] if n.op == "Transpose" else None for n in value.consumers}
+    if want not in (ANY, ROWS) or len(perms) != 1 or None in perms:
+        return None
+    (perm,) = perms
+    if want == ROWS and perm[-1] != len(perm) - 1:
+        return None
+    return Layout(tuple(perm))
+
+
 class _Sweep:
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph, self.target = graph, target
@@ -139,9 +150,9 @@ class _Sweep:
                 self._demand(node, position, want, f"{node.attrs['kind']} wants {want}")
         for value, want in zip(node.outputs, wanted_outputs, strict=True):
             type_ = value.tensor
-            layout = self.pins.get(value) or wanted_layout(want, type_) or dominant_order(node, type_)
-            if want == ROWS and value not in self.pins:
-                layout = row_major(type_.rank)
+            layout = (
+                self.pins.get(value) or _for_readers(value, want) or wanted_layout(want, type_) or dominant_order(node, type_)
+            )
             value.type = type_.with_layout(layout)
 
     def _demand(self, node: Node, position: int, want: str, why: str) -> None:
