@@ -1,0 +1,92 @@
+"""Say why each kernel was chosen, why a fusion was not, and what runs on the reference.
+
+    dovetail explain resnet50.plan
+    dovetail explain resnet50.plan --node /layer1/0/conv1     only what concerns these nodes of the model
+
+Reads what the build recorded in the engine; an ONNX model is built first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dovetail.cli import options, output
+from dovetail.cli.artifact import open_engine
+from dovetail.cli.progress import progress
+from dovetail.core.errors import PlanFormatError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `dovetail explain`."""
+    parser.add_argument("engine", help="engine file or ONNX model")
+    parser.add_argument("--node", metavar="TEXT", default="", help="only entries that name a node or value with this text in it")
+    options.add_build(parser)
+    options.add_threads(parser)
+    options.add_trust(parser)
+    options.add_output(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the recorded reasons."""
+    with progress(args) as update:
+        engine = open_engine(args, args.engine, update)
+    report = engine.plan.meta.get("report")
+    if not isinstance(report, dict):
+        raise PlanFormatError(f"{args.engine}: got no build report in it, expected one; build the engine again")
+    data = select(report, args.node)
+    output.show(args, {"engine": args.engine, **data}, text(data))
+    return 0
+
+
+def select(report: dict[str, Any], wanted: str = "") -> dict[str, Any]:
+    """The report's entries that mention `wanted`."""
+    return {
+        "groups": [g for g in report["groups"] if _mentions(wanted, g["name"], *g["origin"])],
+        "not_fused": [entry for entry in report["not_fused"] if _mentions(wanted, *map(str, entry[:-1]))],
+        "host_steps": [s for s in report["host_steps"] if _mentions(wanted, s["node"])],
+        "copies": [entry for entry in report["copies"] if _mentions(wanted, *map(str, entry))],
+        "guards": [entry for entry in report["guards"] if _mentions(wanted, *map(str, entry))],
+    }
+
+
+def _mentions(wanted: str, *texts: str) -> bool:
+    return not wanted or any(wanted in text for text in texts)
+
+
+def text(data: dict[str, Any]) -> str:
+    """The selected entries for people."""
+    lines = [f"{len(data['groups'])} groups"]
+    for group in data["groups"]:
+        lines += _group(group)
+    lines += _section("not fused", [_because(entry) for entry in data["not_fused"]])
+    lines += _section("on the reference (no kernel)", [f"{s['node']}: {s['reason']}" for s in data["host_steps"]])
+    lines += _section("copies that could not be avoided", [_because(entry) for entry in data["copies"]])
+    lines += _section("weights whose values the build relied on", [f"{w}: {why} (value {shown})" for w, why, shown in data["guards"]])
+    return "\n".join(lines)
+
+
+def _group(group: dict[str, Any]) -> list[str]:
+    config = ", ".join(f"{k}={v}" for k, v in group["config"])
+    lines = [
+        f"  {group['name']}: {group['kind']} of {' + '.join(group['ops'])}",
+        f"      nodes     {', '.join(group['origin'])}",
+        f"      chosen    {group['tactic']}{f' ({config})' if config else ''}: {_why(group)}",
+    ]
+    return lines + [f"      rejected  {reason}" for reason in group["rejected"]]
+
+
+def _why(group: dict[str, Any]) -> str:
+    measured = sorted(group["measured_us"], key=lambda item: item[1])
+    if measured:
+        return "measured " + ", ".join(f"{name} {us:.1f} us" for name, us in measured[:4])
+    return "first by rule (not measured)"
+
+
+def _section(title: str, entries: list[str]) -> list[str]:
+    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries)]
+
+
+def _because(entry: list[Any]) -> str:
+    *subject, reason = map(str, entry)
+    return f"{' + '.join(subject)}: {reason}" if subject else reason
