@@ -26,11 +26,12 @@ from dovetail.ir.graph import Module, Node
 from dovetail.ir.printer import print_module
 from dovetail.ir.verifier import verify
 from dovetail.passes.fuse import FusionLog, fuse
+from dovetail.passes.horizontal import merge_siblings
 from dovetail.passes.layout import Placement, assign_layouts
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 
-PASSES = ("import", "simplify", "recognise", "fuse", "layout", "select")
+PASSES = ("import", "simplify", "recognise", "horizontal", "fuse", "layout", "select")
 _log = logger("builder")
 
 
@@ -103,6 +104,8 @@ def build(
     done("import")
     optimise(module, after=done)
     graph_text = print_module(module)
+    merge_siblings(module)
+    done("horizontal")
     fusion_log = fuse(module, target, reason_not_lowerable)
     done("fuse")
     placement = assign_layouts(module, target)
