@@ -12,6 +12,7 @@ Flags, and why:
   has one operation per statement, hence rounds exactly as NumPy does.
 - `-fno-math-errno -fno-trapping-math`: nobody reads errno or floating-point flags; lets loops with
   selects and square roots vectorise. Neither changes a result.
+- `-fwrapv`: integers wrap around, as in NumPy.
 - `-nostdlib -ffreestanding`: objects depend on nothing; `vmath.prelude` has the
   memcpy and memset that the compiler may still call.
 """
@@ -38,7 +39,7 @@ _log = logger("compile")
 _COMMON = (
     "-std=gnu11", "-O2", "-g0", "-fPIC", "-ffreestanding", "-ffp-contract=on",
     "-fno-math-errno", "-fno-trapping-math", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
-    "-fno-strict-aliasing", "-fno-ident", "-w",
+    "-fno-strict-aliasing", "-fwrapv", "-fno-ident", "-w",
 )  # fmt: skip
 _MESSAGE_LINES = 12
 _TIMEOUT_S = 600

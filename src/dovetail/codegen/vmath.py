@@ -410,6 +410,18 @@ static inline float dt_fmodf(float x, float y) {
   r = __builtin_isinf(y) & !__builtin_isinf(x) ? a : r;
   return (y == 0.0f) | __builtin_isinf(x) ? __builtin_nanf("") : (float)__builtin_copysign(r, a);
 }
+/* Running extremes: NaN wins, as in NumPy; the compiler turns them into vector reductions. */
+#ifdef __clang__
+static inline float dt_max_stepf(float a, float b) { return __builtin_elementwise_maximum(a, b); }
+static inline float dt_min_stepf(float a, float b) { return __builtin_elementwise_minimum(a, b); }
+static inline double dt_max_stepd(double a, double b) { return __builtin_elementwise_maximum(a, b); }
+static inline double dt_min_stepd(double a, double b) { return __builtin_elementwise_minimum(a, b); }
+#else
+static inline float dt_max_stepf(float a, float b) { return a > b || a != a ? a : b; }
+static inline float dt_min_stepf(float a, float b) { return a < b || a != a ? a : b; }
+static inline double dt_max_stepd(double a, double b) { return a > b || a != a ? a : b; }
+static inline double dt_min_stepd(double a, double b) { return a < b || a != a ? a : b; }
+#endif
 static inline double dt_maxd(double a, double b) { double m = a < b ? b : a; return b != b ? b : m; }
 static inline double dt_mind(double a, double b) { double m = b < a ? b : a; return b != b ? b : m; }
 """
@@ -447,6 +459,10 @@ static inline float dt_sum_stepf(float a, float b) { DT_REASSOC return a + b; }
 static inline double dt_sum_stepd(double a, double b) { DT_REASSOC return a + b; }
 static inline float dt_prod_stepf(float a, float b) { DT_REASSOC return a * b; }
 static inline double dt_prod_stepd(double a, double b) { DT_REASSOC return a * b; }
+static inline int64_t dt_mini(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t dt_maxi(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t dt_floordiv(int64_t a, int64_t b) { int64_t q = a / b; return q * b != a && (a < 0) != (b < 0) ? q - 1 : q; }
+static inline int64_t dt_floormod(int64_t a, int64_t b) { return a - dt_floordiv(a, b) * b; }
 """
 
 
