@@ -162,7 +162,9 @@ class ImportContext:
     def _sequence(self, proto: onnx.TypeProto, name: str) -> SequenceType:
         inner = proto.sequence_type.elem_type if proto.WhichOneof("value") == "sequence_type" else proto
         kind = element_type(inner.tensor_type.elem_type, f"input {name!r}")
-        return SequenceType(TensorType(kind, ()))
+        # An extent that the model leaves open may differ from element to element: -1 (see ops/sequences.py).
+        shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in inner.tensor_type.shape.dim)
+        return SequenceType(TensorType(kind, shape))
 
     def _override(self, new: int | str, old: int | str) -> int | str:
         # A bound ("1..32") keeps the symbol's own name where it has one.
