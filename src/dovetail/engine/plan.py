@@ -21,9 +21,14 @@ from the segments and places buffers at binding.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dovetail.core.dims import Dim, to_program
 from dovetail.core.dtypes import DType
@@ -249,6 +254,19 @@ class WeightSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """A weight whose value the build relied on: refit must keep it.
+
+    `sha256` is the hex digest of the weight's bytes, row-major (see `digest`); `reason` names the
+    rewrite that read it.
+    """
+
+    weight: str
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class KernelRef:
     """An exported kernel: its entry name, and how many pointers and dims it takes.
 
@@ -271,6 +289,7 @@ class Plan:
     main: Program
     symbols: tuple[Symbol, ...] = ()
     weights: tuple[WeightSpec, ...] = ()
+    guards: tuple[Guard, ...] = ()
     weights_program: Program = field(default_factory=Program)
     shapes_program: Program = field(default_factory=Program)
     kernels: tuple[KernelRef, ...] = ()
@@ -300,3 +319,12 @@ def attribute(value: object) -> Attr:
     if isinstance(value, tuple | list):
         return tuple(attribute(v) for v in value)
     return DimAttr(tuple(to_program(value)))  # type: ignore[arg-type]  # what is left is an Expr
+
+
+def digest(array: NDArray[Any]) -> str:
+    """Hex SHA-256 of an array's elements, row-major; strings count as their UTF-8 JSON list."""
+    if array.dtype == object:
+        text = json.dumps([str(v) for v in array.reshape(-1)], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+    dense = np.asarray(array, order="C").reshape(-1)
+    return hashlib.sha256(dense.view(np.uint8)).hexdigest()

@@ -1,0 +1,369 @@
+"""The engine at run time: immutable code, versioned weights, contexts for threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.core.dtypes import dtype
+from dovetail.core.env import env
+from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError
+from dovetail.device.cpu import HostLibrary, KernelLibrary, default_threads
+from dovetail.device.cpu.memory import address
+from dovetail.device.cpu.pool import Pool, check_threads
+from dovetail.device.cpu.pool import pool as process_pool
+from dovetail.engine.check import check
+from dovetail.engine.plan import Plan, Program
+from dovetail.runtime import weights as weight_sets
+from dovetail.runtime.arrays import as_input, as_output
+from dovetail.runtime.match import PortMatcher
+from dovetail.runtime.observe import Observer, Record
+from dovetail.runtime.program import ProgramRunner
+from dovetail.runtime.stage import Resources, Stage
+
+Array = NDArray[Any]
+Binary = str | Path | bytes | memoryview
+"""A compiled library: a path, or its bytes."""
+
+_IDLE_CONTEXTS = 16
+
+
+class RuntimeEngine:
+    """A plan with its kernels and weights, ready to run. Thread-safe; see `runtime.open`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        kernels: Sequence[Binary] = (),
+        host: Binary | None = None,
+        weights: Mapping[str, Array] | None = None,
+        threads: int | None = None,
+        hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        check(plan)
+        self.plan = plan
+        self.threads = default_threads() if threads is None else check_threads(threads)
+        self._libraries = [KernelLibrary(k) for k in kernels]
+        self._kernels = {k.entry: (self._find(k.entry), k) for k in plan.kernels}
+        self._host = HostLibrary.current() if host is None else HostLibrary.load(host)
+        self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
+        self._lock = threading.Lock()
+        self._packer = self._runner(plan.weights_program)
+        self._weights = weight_sets.build(
+            plan, weights or {}, self._packer, self.threads, hashes
+        )
+        _engines.add(self)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(p.name for p in self.plan.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(p.name for p in self.plan.outputs)
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+    ) -> dict[str, Any]:
+        """Run once, on any thread.
+
+        Inputs are read in place where contiguous (NumPy, DLPack, buffers). `outputs` gives arrays
+        to write into; the others are fresh and belong to the caller.
+
+        Raises:
+            BindingError: unknown or missing name, wrong dtype, unusable array.
+            ShapeError: a shape that does not fit.
+            ExecutionError: the run itself failed.
+        """
+        context = self._take()
+        try:
+            return context.run(inputs, outputs, threads=threads)
+        finally:
+            self._contexts.append(context)
+
+    def context(self) -> ExecutionContext:
+        """A context for one thread: it keeps its bindings, so it never waits for another."""
+        return ExecutionContext(self)
+
+    def profile(
+        self, inputs: Mapping[str, Any], *, threads: int | None = None
+    ) -> tuple[dict[str, Any], list[Record]]:
+        """Run once with time stamps; returns the outputs and one record per step."""
+        observer = self._observer()
+        return self._observed(inputs, threads, observer), observer.records
+
+    def tap(
+        self, inputs: Mapping[str, Any], names: Collection[str], *, threads: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, list[Array]]]:
+        """Run once and copy out named values; a value in a loop gives one array per iteration.
+
+        Raises:
+            BindingError: a name that the plan cannot tap.
+        """
+        known = tap_names(self.plan.main)
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise BindingError(
+                f"tap: got {unknown}, expected some of the {len(known)} values at kernel "
+                "boundaries; values inside a fusion have no storage"
+            )
+        observer = self._observer(names)
+        return self._observed(inputs, threads, observer), observer.taps
+
+    def check_nan(self, inputs: Mapping[str, Any], *, threads: int | None = None) -> dict[str, Any]:
+        """Run once and look for NaN after every step.
+
+        Raises:
+            ExecutionError: names the first step that produced one.
+        """
+        return self._observed(inputs, threads, self._observer(nan=True))
+
+    def set_weights(self, changes: Mapping[str, Any]) -> None:
+        """Refit: replace weights by their original names, all or none.
+
+        Runs in progress finish with the old weights, later ones take the new.
+
+        Raises:
+            RefitError: unknown name, wrong dtype or shape, or a violated guard.
+        """
+        with self._lock:
+            self._weights = weight_sets.refit(
+                self.plan, self._weights, changes, self._packer, self.threads
+            )
+
+    def weight(self, name: str) -> Array:
+        """The current value of an original initializer (read-only).
+
+        Raises:
+            BindingError: no such weight.
+        """
+        try:
+            view = self._weights.arrays[name].view()
+        except KeyError:
+            raise BindingError(f"weight: got {name!r}, expected an initializer's name") from None
+        view.flags.writeable = False
+        return view
+
+    # --- internal -------------------------------------------------------------------------------
+
+    def _find(self, entry: str) -> int:
+        for library in self._libraries:
+            if entry in library:
+                return library.address(entry)
+        raise PlanFormatError(
+            f"plan: got no binary for the kernel {entry}, expected it in one of "
+            f"{len(self._libraries)} libraries; rebuild the engine"
+        )
+
+    def _runner(self, program: Program) -> ProgramRunner:
+        return ProgramRunner(program, self._kernels, None if self._host is None else self._pool)
+
+    def _pool(self) -> Pool:
+        assert self._host is not None
+        return process_pool(self._host)
+
+    def _take(self) -> ExecutionContext:
+        try:
+            return self._contexts.pop()
+        except IndexError:
+            return ExecutionContext(self)
+
+    def _observer(self, taps: Collection[str] = (), nan: bool = False) -> Observer:
+        tick = 0.0 if self._host is None else self._host.nanoseconds_per_tick()
+        return Observer(tick, taps, nan)
+
+    def _observed(
+        self, inputs: Mapping[str, Any], threads: int | None, observer: Observer
+    ) -> dict[str, Any]:
+        context = self._take()
+        try:
+            return context.run(inputs, threads=threads, observer=observer)
+        finally:
+            self._contexts.append(context)
+
+
+class ExecutionContext:
+    """Bindings and memory for one thread at a time; made by `RuntimeEngine.context`."""
+
+    def __init__(self, engine: RuntimeEngine) -> None:
+        self.engine = engine
+        plan = engine.plan
+        self._runner = engine._runner(plan.main)
+        self._runner.matcher = PortMatcher(plan.inputs, plan.symbols)
+        self._shapes = engine._runner(plan.shapes_program)
+        self._busy = threading.Lock()
+        self._ports = [
+            (p.name, dtype(p.tensor.dtype).numpy, p.tensor.shape is None) for p in plan.inputs
+        ]
+        self._output_names = [p.name for p in plan.outputs]
+        self._updates = self._updated_inputs()
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+        observer: Observer | None = None,
+    ) -> dict[str, Any]:
+        """As `RuntimeEngine.run`; a second thread in the same context is an error."""
+        engine = self.engine
+        if not self._busy.acquire(blocking=False):
+            raise ExecutionError(
+                "context: got a second run while one is in progress, expected one thread per "
+                "context; call engine.run, or make a context for each thread"
+            )
+        try:
+            values = self._inputs(inputs)
+            runner = self._runner
+            shapes = tuple([None if type(v) is not np.ndarray else v.shape for v in values])
+            stage = runner.stage(shapes, {})
+            weights = engine._weights  # this run's, whatever a refit does meanwhile
+            results_of_shapes, token = self._shape_results(stage, weights)
+            given = None if outputs is None else self._outputs(outputs, values, stage)
+            if observer is None and env().check_nan:
+                observer = engine._observer(nan=True)
+            results = runner.run(
+                stage,
+                values,
+                given,
+                Resources(weights.raw, weights.packed, results_of_shapes),
+                token,
+                engine.threads if threads is None else check_threads(threads),
+                observer,
+            )
+            return dict(zip(self._output_names, results, strict=True))
+        finally:
+            self._busy.release()
+
+    def _inputs(self, inputs: Mapping[str, Any]) -> list[Any]:
+        values = []
+        for i, (name, want, opaque) in enumerate(self._ports):
+            try:
+                value = inputs[name]
+            except KeyError:
+                raise BindingError(
+                    f"inputs: got no {name!r}, expected {', '.join(p[0] for p in self._ports)}"
+                ) from None
+            if not opaque and not (
+                type(value) is np.ndarray
+                and value.dtype == want
+                and value.flags.c_contiguous
+                and not want.hasobject
+            ):
+                value = self._converted(i, name, value, want)
+            values.append(value)
+        if len(inputs) != len(values):
+            unknown = sorted(set(inputs) - {p[0] for p in self._ports})
+            raise BindingError(
+                f"inputs: got {unknown}, expected only {', '.join(p[0] for p in self._ports)}"
+            )
+        return values
+
+    def _converted(self, index: int, name: str, value: Any, want: np.dtype[Any]) -> Array:
+        array = as_input(name, value, want)
+        if index in self._updates.values() and not np.may_share_memory(array, value):
+            raise BindingError(
+                f"input {name!r}: got an array that must be copied, expected a C-contiguous one, "
+                "because the engine updates it in place"
+            )
+        return array
+
+    def _shape_results(
+        self, stage: Stage, weights: weight_sets.WeightSet
+    ) -> tuple[Mapping[str, Array], int]:
+        """Results of the shapes program for this binding, and what identifies them."""
+        program = self._shapes.program
+        if not program.outputs:
+            return {}, weights.version
+        if stage.shapes is None or stage.shapes[0] != weights.version:
+            resources = Resources(weights.raw, weights.packed, {})
+            first = self._shapes.stage((), stage.env)
+            values = self._shapes.run(
+                first, (), None, resources, weights.version, self.engine.threads
+            )
+            found = weight_sets.by_name(program, values)
+            stage.shapes = (weights.version, found, weight_sets.new_token())
+        return stage.shapes[1], stage.shapes[2]
+
+    def _outputs(
+        self, outputs: Mapping[str, Any], values: Sequence[Any], stage: Stage
+    ) -> list[Any]:
+        unknown = sorted(set(outputs) - set(self._output_names))
+        if unknown:
+            raise BindingError(
+                f"outputs: got {unknown}, expected some of {', '.join(self._output_names)}"
+            )
+        shapes = {i: view.shape for i, view in stage.outputs}
+        taken = [(address(v), v.nbytes) for v in values if isinstance(v, np.ndarray)]
+        given: list[Any] = []
+        for i, port in enumerate(self.engine.plan.outputs):
+            if port.name not in outputs:
+                given.append(None)
+                continue
+            want = dtype(port.tensor.dtype).numpy
+            array = as_output(port.name, outputs[port.name], want, shapes.get(i))
+            start = address(array)
+            if i in self._updates:
+                if start != address(values[self._updates[i]]):
+                    raise BindingError(
+                        f"output {port.name!r}: got an array of its own, expected the one bound "
+                        f"to input {self._ports[self._updates[i]][0]!r}, which it updates in place"
+                    )
+            elif any(start < b + n and b < start + array.nbytes for b, n in taken):
+                raise BindingError(
+                    f"output {port.name!r}: got memory that overlaps another binding, expected "
+                    "memory of its own"
+                )
+            taken.append((start, array.nbytes))
+            given.append(array)
+        return given
+
+    def _updated_inputs(self) -> dict[int, int]:
+        """Output index → input index, for outputs that share an input's storage."""
+        main = self._runner.program
+        inputs = {p.tensor.buffer: i for i, p in enumerate(main.inputs)}
+        root = self._runner.layout.root
+        return {
+            i: inputs[root[p.tensor.buffer]]
+            for i, p in enumerate(main.outputs)
+            if main.buffers[p.tensor.buffer].kind == "output" and root[p.tensor.buffer] in inputs
+        }
+
+
+def tap_names(program: Program) -> frozenset[str]:
+    """Names of all values that a program and its regions can tap."""
+    names = {t.name for t in program.taps}
+    for segment in program.segments:
+        for region in getattr(segment, "regions", ()):
+            names |= tap_names(region)
+    return frozenset(names)
+
+
+_engines: weakref.WeakSet[RuntimeEngine] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """A lock may have been held, and a context been in use, by a thread the child lacks."""
+    for engine in _engines:
+        engine._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+

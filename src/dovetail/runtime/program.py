@@ -1,0 +1,456 @@
+"""Runs a program: native segments by step table, host segments by reference, control by regions.
+
+One executor serves the weights program, the shapes program, the main program and every region.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail import reference
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import Error, ExecutionError, PlanFormatError
+from dovetail.device.cpu.host import STEP_WORDS
+from dovetail.device.cpu.memory import address, aligned_bytes, aligned_empty
+from dovetail.device.cpu.pool import Pool
+from dovetail.engine.plan import (
+    ControlSegment,
+    HostSegment,
+    KernelRef,
+    Program,
+    SymbolDef,
+    Tap,
+)
+from dovetail.runtime import control
+from dovetail.runtime.match import PortMatcher, outer_symbols
+from dovetail.runtime.observe import Observer
+from dovetail.runtime.stage import CallCode, Frame, Layout, NativeCode, Resources, Stage, View
+
+_CACHED_SHAPES = 16
+
+Kernels = Mapping[str, tuple[int, KernelRef]]
+Array = NDArray[Any]
+
+
+class ProgramRunner:
+    """Executes one program for one thread; caches what it binds per shape.
+
+    `pool` gives the worker pool (looked up per run: a fork replaces it).
+    """
+
+    def __init__(self, program: Program, kernels: Kernels, pool: Callable[[], Pool] | None) -> None:
+        self.program = program
+        self._kernels = kernels
+        self._pool = pool
+        self.layout = Layout(program)
+        self.matcher = PortMatcher(program.inputs)
+        self._outer = tuple(
+            sorted(outer_symbols(program) - self.layout.defined - self.matcher.symbols)
+        )
+        self._blocks: list[NDArray[np.uint8]] = []
+        self._stages: dict[Any, Stage] = {}
+        self._regions: dict[tuple[int, int], ProgramRunner] = {}
+        self._taps: dict[int, list[Tap]] = {}
+        for tap in program.taps:
+            self._taps.setdefault(tap.segment, []).append(tap)
+        buffers = program.buffers
+        root = self.layout.root
+        self._input_roots = [root[p.tensor.buffer] for p in program.inputs]
+        # The first output over an `output` buffer owns it; the others are copied out at the end.
+        self._owner: dict[int, int] = {}
+        for i, port in enumerate(program.outputs):
+            kind = buffers[root[port.tensor.buffer]].kind
+            if kind in ("output", "input"):
+                updates = kind == "input" and buffers[port.tensor.buffer].kind == "output"
+                if kind == "output" or updates:
+                    self._owner.setdefault(root[port.tensor.buffer], i)
+        output_roots = [root[p.tensor.buffer] for p in program.outputs]
+        self._shared = {r for r in output_roots if output_roots.count(r) > 1}
+        self._with_arrays = self.layout.needs_arrays or len(self._owner) < len(program.outputs)
+
+    def stage(self, shapes: tuple[Any, ...], env: Mapping[str, int]) -> Stage:
+        """The first stage for these input shapes; binds it unless it is cached.
+
+        Raises:
+            ShapeError: a shape does not fit its declaration.
+        """
+        key = (shapes, tuple([env[s] for s in self._outer])) if self._outer else shapes
+        found = self._stages.get(key)
+        if found is None:
+            symbols = self.matcher.match(shapes, env)
+            found = Stage(self.layout, 0, symbols, None, self._blocks, self._kernels)
+            self._check_input_sizes(found, shapes)
+            _remember(self._stages, key, found)
+        return found
+
+    def run(
+        self,
+        stage: Stage,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any] | None,
+        resources: Resources,
+        version: int,
+        threads: int,
+        observer: Observer | None = None,
+    ) -> list[Any]:
+        """Run from `stage` on; returns the outputs in order.
+
+        `inputs` are C-contiguous arrays of the declared dtypes (objects where opaque), `outputs`
+        None or per output None or a writable C-contiguous array to fill. `version` identifies
+        `resources`: step tables are pointed to it again when it differs from the last run's.
+        """
+        frame = Frame(stage.frame.addresses.copy(), stage.frame.arrays.copy())
+        with_arrays = self._with_arrays or observer is not None
+        for root, value in zip(self._input_roots, inputs, strict=True):
+            if isinstance(value, np.ndarray):
+                frame.addresses[root] = address(value)
+                if with_arrays:
+                    frame.arrays[root] = storage_of(value)
+            else:
+                frame.arrays[root] = value
+        results: list[Any] = [None] * len(self.program.outputs)
+        results_of_definer: tuple[Any, ...] = ()
+        while True:
+            if stage.version != version:
+                for native in stage.natives:
+                    native.point_to(resources)
+                stage.version = version
+            self._allocate_outputs(stage, frame, outputs, results, inputs, with_arrays)
+            if stage.pending:
+                self._store(stage.pending, results_of_definer, frame, resources, "")
+                if observer is not None:
+                    definer = self.layout.stages[stage.number][0] - 1
+                    self._tap(definer, None, stage, frame, resources, observer)
+            for code in stage.code:
+                if isinstance(code, NativeCode):
+                    pointers, addresses = code.pointers, frame.addresses
+                    for at, root, offset in code.dynamic:
+                        pointers[at] = addresses[root] + offset
+                    if observer is None:
+                        self._launch(code.table, len(code.segment.steps), min(threads, code.team))
+                    else:
+                        self._observe(code, stage, frame, resources, threads, observer)
+                else:
+                    results_of_definer = self._call(
+                        code, stage, frame, resources, version, threads, observer
+                    )
+                    if not code.segment.defines:
+                        origin = ", ".join(code.segment.origin)
+                        self._store(code.outputs, results_of_definer, frame, resources, origin)
+                        if observer is not None:
+                            self._tap(code.index, None, stage, frame, resources, observer)
+            if stage.number + 1 == len(self.layout.stages):
+                break
+            stage = self._next(stage, results_of_definer, code, frame, resources)
+            frame = Frame(
+                _merge(frame.addresses, stage.frame.addresses),
+                [new if old is None else old for old, new in
+                 zip(frame.arrays, stage.frame.arrays, strict=True)],
+            )
+        self._collect(stage, frame, resources, outputs, results)
+        return results
+
+    # --- native ---------------------------------------------------------------------------------
+
+    def _launch(self, table: int, n_steps: int, threads: int, stamps: int | None = None) -> int:
+        if self._pool is None:
+            raise PlanFormatError(
+                "plan: got native steps but no host library, expected one with the kernels; "
+                "rebuild the engine"
+            )
+        return self._pool().run(table, n_steps, threads, stamps)
+
+    def _observe(
+        self,
+        code: NativeCode,
+        stage: Stage,
+        frame: Frame,
+        resources: Resources,
+        threads: int,
+        observer: Observer,
+    ) -> None:
+        """Run a table with stamps, in as many pieces as taps need; results stay the same."""
+        steps = code.segment.steps
+        index = next(i for i, s in enumerate(self.program.segments) if s is code.segment)
+        wanted = [t for t in self._taps.get(index, ()) if observer.wants(t.name)]
+        cuts = sorted({t.step + 1 for t in wanted} | {len(steps)})
+        start = 0
+        for cut in cuts:
+            stamps = np.zeros(cut - start + 1, np.int64)
+            self._launch(
+                code.table + start * 8 * STEP_WORDS,
+                cut - start,
+                min(threads, code.team),
+                address(stamps),
+            )
+            observer.native(steps[start:cut], stamps)
+            start = cut
+            self._tap(index, cut - 1, stage, frame, resources, observer)
+
+    def _tap(
+        self,
+        segment: int,
+        step: int | None,
+        stage: Stage,
+        frame: Frame,
+        resources: Resources,
+        observer: Observer,
+    ) -> None:
+        for tap in self._taps.get(segment, ()):
+            if observer.wants(tap.name) and step in (None, tap.step):
+                value = View(tap.tensor, self.layout, stage.env).of(frame, resources)
+                steps = self.program.segments[segment]
+                origin = (
+                    steps.origin
+                    if isinstance(steps, HostSegment | ControlSegment)
+                    else steps.steps[tap.step].origin
+                )
+                observer.value(tap.name, value, origin)
+
+    # --- host and control -----------------------------------------------------------------------
+
+    def _call(
+        self,
+        code: CallCode,
+        stage: Stage,
+        frame: Frame,
+        resources: Resources,
+        version: int,
+        threads: int,
+        observer: Observer | None,
+    ) -> tuple[Any, ...]:
+        segment = code.segment
+        inputs = [None if v is None else v.of(frame, resources) for v in code.inputs]
+        for view, value in zip(code.inputs, inputs, strict=True):
+            if view is not None and view.buffer.kind in ("input", "weight", "packed", "shape"):
+                _protect(value)
+        start = time.perf_counter_ns()
+        if isinstance(segment, ControlSegment):
+
+            def invoke(region: int, arguments: Sequence[Any]) -> list[Any]:
+                runner = self._region(code.index, region, segment)
+                values = [runner.matcher.convert(i, a) for i, a in enumerate(arguments)]
+                inner = runner.stage(runner.matcher.shapes(values), stage.env)
+                return runner.run(inner, values, None, resources, version, threads, observer)
+
+            results = control.run(segment, inputs, invoke)
+        elif segment.op == "BindSymbols":
+            results = ()
+        else:
+            results = _call_reference(segment, inputs, code.attrs)
+        if observer is not None:
+            name = segment.kind if isinstance(segment, ControlSegment) else segment.op
+            observer.host(segment.origin, name, time.perf_counter_ns() - start)
+        # The arena is reused and inputs belong to the caller: host values must stand alone.
+        return tuple(_detach(r, inputs) for r in results)
+
+    def _region(self, index: int, number: int, segment: ControlSegment) -> ProgramRunner:
+        key = (index, number)
+        if key not in self._regions:
+            self._regions[key] = ProgramRunner(
+                segment.regions[number], self._kernels, self._pool
+            )
+        return self._regions[key]
+
+    def _store(
+        self,
+        outputs: Sequence[View | None],
+        results: Sequence[Any],
+        frame: Frame,
+        resources: Resources,
+        origin: str,
+    ) -> None:
+        if len(outputs) > len(results):
+            raise ExecutionError(
+                f"{origin}: the host step returned {len(results)} values, expected {len(outputs)}"
+            )
+        for view, value in zip(outputs, results, strict=False):
+            if view is None:
+                continue
+            if view.shape is None:
+                frame.arrays[view.root] = value
+                continue
+            if not isinstance(value, np.ndarray):
+                value = np.asarray(value, view.dtype)
+            if value.dtype != view.dtype or value.shape != view.shape:
+                raise ExecutionError(
+                    f"{origin or view.buffer.name}: the host step returned {value.dtype} "
+                    f"{value.shape}, expected {view.dtype} {view.shape}"
+                )
+            if view.buffer.kind == "host":
+                value = np.asarray(value, order="C")
+                frame.arrays[view.root] = storage_of(value)
+                frame.addresses[view.root] = address(value)
+            else:
+                np.copyto(view.of(frame, resources), value)
+
+    def _next(
+        self,
+        stage: Stage,
+        results: Sequence[Any],
+        code: NativeCode | CallCode,
+        frame: Frame,
+        resources: Resources,
+    ) -> Stage:
+        assert isinstance(code, CallCode)
+        segment = code.segment
+        values = [self._defined(d, code, results, frame, resources) for d in segment.defines]
+        key = tuple(values)
+        child = stage.children.get(key)
+        if child is None:
+            env = dict(stage.env)
+            for definition, value in zip(segment.defines, values, strict=True):
+                env[definition.symbol] = value
+            number = stage.number + 1
+            child = Stage(self.layout, number, env, stage, self._blocks, self._kernels)
+            _remember(stage.children, key, child)
+        return child
+
+    def _defined(
+        self,
+        definition: SymbolDef,
+        code: CallCode,
+        results: Sequence[Any],
+        frame: Frame,
+        resources: Resources,
+    ) -> int:
+        where = ", ".join(code.segment.origin) or "program"
+        if definition.output is not None:
+            return int(np.shape(results[definition.output])[definition.index])
+        view = code.inputs[0]
+        flat = np.empty(0) if view is None else np.asarray(view.of(frame, resources)).reshape(-1)
+        if definition.index >= flat.size:
+            raise ExecutionError(
+                f"{where}: got {flat.size} values, expected at least {definition.index + 1} "
+                f"to define the dimension {definition.symbol}"
+            )
+        value = int(flat[definition.index])
+        if value < 0:
+            raise ExecutionError(
+                f"{where}: got {value} for the dimension {definition.symbol}, expected a "
+                "non-negative value; the input data do not fit this model"
+            )
+        return value
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    def _allocate_outputs(
+        self,
+        stage: Stage,
+        frame: Frame,
+        outputs: Sequence[Any] | None,
+        results: list[Any],
+        inputs: Sequence[Any],
+        with_arrays: bool,
+    ) -> None:
+        for i, view in stage.outputs:
+            root = view.root
+            if self._owner.get(root) != i:
+                continue
+            given = None if outputs is None else outputs[i]
+            if view.buffer.kind == "input":  # the output updates the caller's array in place
+                results[i] = inputs[self._input_roots.index(root)]
+                continue
+            if view.whole and view.nbytes == stage.sizes[root]:
+                assert view.shape is not None
+                array = aligned_empty(view.shape, view.dtype) if given is None else given
+                results[i] = array
+            else:  # a part of its buffer, or padded: copied out at the end
+                array = aligned_bytes(stage.sizes[root] or 0)
+            frame.addresses[root] = address(array)
+            if with_arrays or results[i] is None:
+                frame.arrays[root] = storage_of(array)
+
+    def _collect(
+        self,
+        stage: Stage,
+        frame: Frame,
+        resources: Resources,
+        outputs: Sequence[Any] | None,
+        results: list[Any],
+    ) -> None:
+        """Fill the results that no output buffer holds."""
+        for i, port in enumerate(self.program.outputs):
+            if results[i] is not None:
+                continue
+            view = View(port.tensor, self.layout, stage.env)
+            value = view.of(frame, resources)
+            given = None if outputs is None else outputs[i]
+            if given is not None:
+                np.copyto(given, value)
+                results[i] = given
+            elif view.shape is None or (
+                view.buffer.kind == "host" and view.whole and view.root not in self._shared
+            ):
+                results[i] = value
+            else:
+                results[i] = np.array(value, order="C")
+
+    def _check_input_sizes(self, stage: Stage, shapes: tuple[Any, ...]) -> None:
+        for root, port, shape in zip(self._input_roots, self.program.inputs, shapes, strict=True):
+            size = stage.sizes[root]
+            if shape is None or port.tensor.dtype == "str":
+                continue
+            given = dtype(port.tensor.dtype).itemsize
+            for extent in shape:
+                given *= extent
+            if size is None or size > given:
+                raise PlanFormatError(
+                    f"plan: input {port.name!r} of {given} bytes is used as {size} bytes; "
+                    "rebuild the engine"
+                )
+
+
+def _merge(old: list[int], new: list[int]) -> list[int]:
+    return [a or b for a, b in zip(old, new, strict=True)]
+
+
+def storage_of(array: Array) -> Array:
+    """The memory of a C-contiguous array as a uint8 vector; object arrays as they are."""
+    if array.dtype == object:
+        return array
+    return array.reshape(-1).view(np.uint8)
+
+
+def _protect(value: Any) -> None:
+    if isinstance(value, np.ndarray) and value.base is not None:
+        value.flags.writeable = False
+
+
+def _detach(value: Any, inputs: Sequence[Any]) -> Any:
+    """The value, copied where it might share memory with one of the inputs."""
+    if isinstance(value, list | tuple):
+        return type(value)([_detach(v, inputs) for v in value])
+    if isinstance(value, np.ndarray):
+        for other in inputs:
+            if isinstance(other, np.ndarray) and np.may_share_memory(value, other):
+                return np.array(value, order="C")
+    return value
+
+
+def _call_reference(
+    segment: HostSegment, inputs: Sequence[Any], attrs: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    function = reference.lookup(segment.op)
+    try:
+        result = function(*inputs, **attrs)
+    except Error:
+        raise
+    except Exception as error:
+        raise ExecutionError(
+            f"{', '.join(segment.origin) or 'program'}: host step {segment.op} failed "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _remember(cache: dict[Any, Stage], key: Any, stage: Stage) -> None:
+    """Keep the newest `_CACHED_SHAPES` entries; dicts keep insertion order."""
+    while len(cache) >= _CACHED_SHAPES:
+        del cache[next(iter(cache))]
+    cache[key] = stage

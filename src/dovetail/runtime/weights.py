@@ -1,0 +1,238 @@
+"""Weight sets: immutable, versioned; the original initializers and what the plan packs from them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.core.dtypes import dtype
+from dovetail.core.env import env
+from dovetail.core.errors import RefitError
+from dovetail.core.log import logger
+from dovetail.device.cpu.memory import ALIGNMENT, aligned_empty
+from dovetail.engine.codec import encode
+from dovetail.engine.plan import ControlSegment, Plan, Program, WeightSpec, digest
+from dovetail.runtime.program import ProgramRunner, storage_of
+from dovetail.runtime.stage import Resources
+
+Array = NDArray[Any]
+
+_versions = itertools.count(1)
+_CACHE_FORMAT = 1
+
+
+class WeightSet:
+    """One immutable version of all weights.
+
+    `arrays` are the original initializers by name, `raw` and `packed` the memory that buffers of
+    these kinds find by name.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, Array], packed: Mapping[str, Array], hashes: Mapping[str, str]
+    ) -> None:
+        self.version = next(_versions)
+        self.arrays = dict(arrays)
+        self.raw = {name: storage_of(a) for name, a in arrays.items()}
+        self.packed = dict(packed)
+        self.hashes = dict(hashes)
+
+
+def new_token() -> int:
+    """A number that no weight set and no result of a shapes program has had before."""
+    return next(_versions)
+
+
+def build(
+    plan: Plan,
+    arrays: Mapping[str, Array],
+    runner: ProgramRunner,
+    threads: int,
+    hashes: Mapping[str, str] | None = None,
+) -> WeightSet:
+    """Run the weights program over `arrays`.
+
+    `hashes` (from an engine file) are SHA-256 digests of the initializers; with them the result is
+    kept in the cache on disk, and found there the next time.
+
+    Raises:
+        RefitError: weights are missing or do not fit the plan.
+    """
+    kept = {spec.name: _fit(spec, arrays) for spec in plan.weights}
+    known = dict(hashes or {})
+    if not plan.weights_program.outputs:
+        return WeightSet(kept, {}, known)
+    key = _cache_key(plan, known)
+    if key is not None:
+        cached = _read_cache(key, plan)
+        if cached is not None:
+            return WeightSet(kept, cached, known)
+    packed = _pack(plan, kept, runner, threads)
+    if key is not None:
+        _write_cache(key, packed)
+    return WeightSet(kept, packed, known)
+
+
+def refit(
+    plan: Plan, old: WeightSet, changes: Mapping[str, Array], runner: ProgramRunner, threads: int
+) -> WeightSet:
+    """A new set with some weights replaced; `old` is untouched. Arrays are copied.
+
+    Raises:
+        RefitError: unknown name, wrong dtype or shape, or a violated guard.
+    """
+    arrays = dict(old.arrays)
+    specs = {spec.name: spec for spec in plan.weights}
+    guards = {g.weight: g for g in plan.guards}
+    hashes = dict(old.hashes)
+    for name, value in changes.items():
+        if name not in specs:
+            close = difflib.get_close_matches(name, specs, 3, 0.4)
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise RefitError(f"refit: got the weight {name!r}, expected one of {len(specs)}{hint}")
+        source = np.asarray(value)
+        fitted = _fit(specs[name], {name: source})
+        if name in guards and digest(fitted) != guards[name].sha256:
+            raise RefitError(
+                f"refit: got a new value for {name!r}, expected the original one, because "
+                f"{guards[name].reason}; rebuild the engine from the changed model"
+            )
+        copy = (
+            fitted.copy()
+            if fitted.dtype == object
+            else aligned_empty(fitted.shape, fitted.dtype)
+        )
+        copy[...] = fitted
+        arrays[name] = copy
+        hashes.pop(name, None)
+    return WeightSet(arrays, _pack(plan, arrays, runner, threads), hashes)
+
+
+def _fit(spec: WeightSpec, arrays: Mapping[str, Array]) -> Array:
+    if spec.name not in arrays:
+        raise RefitError(
+            f"weights: got no {spec.name!r}, expected all initializers of the model; "
+            "pass weights= for an engine file without weights"
+        )
+    array = arrays[spec.name]
+    want = dtype(spec.dtype).numpy
+    if array.dtype != want or array.shape != spec.shape:
+        raise RefitError(
+            f"weight {spec.name!r}: got {array.dtype} {array.shape}, expected {want} {spec.shape}"
+        )
+    return np.asarray(array, order="C")
+
+
+def _pack(
+    plan: Plan, arrays: Mapping[str, Array], runner: ProgramRunner, threads: int
+) -> dict[str, Array]:
+    if not plan.weights_program.outputs:
+        return {}
+    resources = Resources({n: storage_of(a) for n, a in arrays.items()}, {}, {})
+    stage = runner.stage((), {})
+    results = runner.run(stage, (), None, resources, new_token(), threads)
+    return by_name(plan.weights_program, results)
+
+
+def by_name(program: Program, results: Sequence[Array]) -> dict[str, Array]:
+    """A program's outputs as memory that buffers find by name."""
+    return {
+        port.name: storage_of(value) for port, value in zip(program.outputs, results, strict=True)
+    }
+
+
+# --- the cache of packed weights ------------------------------------------------------------------
+#
+# A file per key: the header's length, the header (JSON), then the packed arrays, each aligned to 64
+# bytes and described by the header. It is mapped, not read, so that a warm start
+# costs no copy and processes share the pages.
+
+
+def _cache_key(plan: Plan, hashes: Mapping[str, str]) -> str | None:
+    """Hash of all that the packed weights depend on; None where a weight's hash is unknown."""
+    used = sorted(_weights_of(plan.weights_program))
+    if not set(used) <= hashes.keys():
+        return None
+    parts = [_CACHE_FORMAT, plan.target, encode(plan.weights_program), [hashes[n] for n in used]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_of(program: Program) -> set[str]:
+    names = {b.name for b in program.buffers if b.kind == "weight"}
+    for segment in program.segments:
+        if isinstance(segment, ControlSegment):
+            for region in segment.regions:
+                names |= _weights_of(region)
+    return names
+
+
+def _cache_path(key: str) -> Path:
+    return env().cache / "packed" / f"{key}.bin"
+
+
+def _read_cache(key: str, plan: Plan) -> dict[str, Array] | None:
+    """The packed weights of a key, mapped read-only; None where there is no intact file."""
+    try:
+        data: Array = np.memmap(_cache_path(key), np.uint8, "r")
+    except (OSError, ValueError):
+        return None
+    try:
+        header_size = int.from_bytes(data[:8].tobytes(), "little")
+        header = json.loads(data[8 : 8 + header_size].tobytes())
+        if header["key"] != key or header["size"] != data.nbytes:
+            raise ValueError("another key or size")
+        result = {}
+        for port in plan.weights_program.outputs:
+            start, size = header["arrays"][port.name]
+            if not 0 <= start <= start + size <= data.nbytes or start % ALIGNMENT:
+                raise ValueError(f"{port.name} leaves the file")
+            result[port.name] = data[start : start + size].view(np.ndarray)
+    except (KeyError, TypeError, ValueError) as error:
+        logger("runtime").warning("packed weights %s are damaged (%s): packing again", key, error)
+        return None
+    return result
+
+
+def _write_cache(key: str, packed: Mapping[str, Array]) -> None:
+    """Keep packed weights for the next start; a cache that cannot be written is only slower."""
+    arrays: dict[str, tuple[int, int]] = {}
+    room = 128 + sum(len(json.dumps(name)) + 48 for name in packed)
+    start = end = _padded(8 + len(key) + room, 4096)
+    for name, array in packed.items():
+        if array.dtype == object:
+            return  # strings are not worth a format of their own
+        arrays[name] = (start, array.nbytes)
+        end = start + array.nbytes
+        start = _padded(end, ALIGNMENT)
+    header = json.dumps({"key": key, "size": end, "arrays": arrays}).encode()
+    path = _cache_path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(".tmp", key[:16], path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                for name, (offset, _) in arrays.items():
+                    file.seek(offset)
+                    file.write(memoryview(packed[name]))
+                file.truncate(end)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        logger("runtime").warning("packed weights are not cached: %s", error)
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
