@@ -51,7 +51,7 @@ conformance: $(VENV)/.test
 	$(BIN)/python -m tests.conformance.runner --failures
 
 bench: $(VENV)/.demo
-	$(BIN)/python -m bench.cpu_suite --output build/bench
+	$(BIN)/python -m bench.cpu_suite --strict --output build/bench
 
 clean:
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

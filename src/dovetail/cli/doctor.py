@@ -91,10 +91,11 @@ def _cpu() -> str:
     from dovetail.codegen.target import Target
 
     target = Target.host()
-    return f"{_cpu_name()}; best target {target}, vectors of {target.vector_bytes * 8} bits"
+    return f"{cpu_name()}; best target {target}, vectors of {target.vector_bytes * 8} bits"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's marketing name, or its architecture."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():

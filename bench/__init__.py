@@ -1,0 +1,1 @@
+"""Benchmarks over the model zoo; never part of the tests."""
