@@ -14,7 +14,7 @@ from dovetail.codegen.compiler import compile_c
 from dovetail.codegen.kernel import ENTRY, entry_name
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, evaluate, sym
-from dovetail.kernels.cpu import conv, gemm, pad
+from dovetail.kernels.cpu import conv, gemm, pad, window
 from dovetail.kernels.cpu.contraction import Axis
 from dovetail.kernels.cpu.conv import ConvConfig
 from dovetail.kernels.cpu.epilogue import Epilogue
@@ -22,7 +22,7 @@ from dovetail.kernels.cpu.gemm import GemmConfig
 from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable, Isa
 from dovetail.reference import packing
-from dovetail.reference.contraction import convolve
+from dovetail.reference.contraction import convolve, windows
 
 TARGETS = [t for t in map(Target.parse, ("cpu:avx512", "cpu:avx2", "cpu:generic")) if t.supports_host()]
 GUARD = np.float32(-77.25)
@@ -244,3 +244,67 @@ def test_conv_static(target: Target, case: tuple) -> None:
 def test_conv_symbolic_and_sliced(target: Target, case: tuple) -> None:
     """Run-time batch and image, and pixels that are slices of wider ones."""
     conv_case(target, case, symbolic=True, pitch=5)
+
+
+# (batch, channels, space, kernel, strides, pads (top, left, bottom, right), dilations)
+WINDOWS = [
+    (1, 16, (7, 7), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    (2, 24, (14, 15), (5, 5), (1, 1), (2, 2, 2, 2), (1, 1)),
+    (1, 35, (29, 31), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    (1, 5, (9, 40), (3, 2), (1, 3), (0, 1, 2, 0), (2, 1)),
+    (3, 8, (4, 3), (7, 7), (1, 1), (3, 3, 3, 3), (1, 1)),
+    (1, 40, (12, 12), (2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
+    (1, 17, (1, 30), (1, 9), (1, 1), (0, 4, 0, 4), (1, 2)),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("case", WINDOWS, ids=str)
+@pytest.mark.parametrize("mode", [window.DEPTHWISE, window.MAXIMUM, window.AVERAGE])
+def test_window(target: Target, case: tuple, mode: str) -> None:
+    """Static and run-time extents give the same bits, and the right ones."""
+    batch, channels, space, kernel, strides, pads, dilations = case
+    isa, rng = Isa.of(target), np.random.default_rng(channels)
+    x = rng.standard_normal((batch, channels, *space), np.float32)
+    w = rng.standard_normal((channels, 1, *kernel), np.float32)
+    low, high = pads[:2], pads[2:]
+    margin = ((0, 0), (0, 0), *zip(low, high, strict=True))
+    fill = -np.inf if mode == window.MAXIMUM else 0
+    view = windows(np.pad(x.astype(np.float64), margin, constant_values=fill), kernel, strides, dilations)
+    ones = windows(np.pad(np.ones_like(x), margin), kernel, strides, dilations)
+    want = {
+        window.DEPTHWISE: lambda: np.einsum("nchwij,cij->nchw", view, w[:, 0]),
+        window.MAXIMUM: lambda: view.max((-1, -2)),
+        window.AVERAGE: lambda: view.sum((-1, -2)) / ones.sum((-1, -2)),
+    }[mode]()
+    out = want.shape[2:]
+    residual = rng.standard_normal((batch, *out, channels), np.float32)
+    want = np.moveaxis(want, 1, -1) + residual
+
+    def body(acc: str, operands: Sequence[str]) -> tuple[list[str], list[str]]:
+        return [], [f"{acc} + {operands[0]}"]
+
+    results = []
+    for symbolic in (False, True):
+        h, wd = (sym("H"), sym("W")) if symbolic else space
+        oh, ow = (
+            (e + low[n] + high[n] - (kernel[n] - 1) * dilations[n] - 1) // strides[n] + 1 for n, e in enumerate((h, wd))
+        )
+        place = pad.dense((oh, ow), channels)
+        config = window.WindowConfig(
+            isa, mode, batch, channels, kernel, strides, dilations, tuple(zip(low, high, strict=True)), (h, wd), (oh, ow),
+            pad.dense((h, wd), channels), (place,), window.default_pixels(isa, mode, kernel), (place,), (1,),
+            epilogue=Epilogue(1, 1, body, costly=symbolic),
+        )  # fmt: skip
+        table = DimTable()
+        text = window.emit(config, table)
+        values = [evaluate(e, {"H": space[0], "W": space[1]}) for e in table.entries]
+        result = residual.copy()
+        image = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        buffers = [image, result, result]
+        if mode == window.DEPTHWISE:
+            buffers.insert(1, packing.pack_depthwise(w, lanes=isa.lanes))
+        out_at = len(buffers) - 2
+        results.append(same_for_all_threads(text, target, buffers, out_at, values))
+    close(results[0], want)
+    assert np.array_equal(results[0], results[1])

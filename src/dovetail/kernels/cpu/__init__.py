@@ -1,1 +1,1 @@
-"""CPU kernels: C templates for contractions and windows, and the tactics that use them."""
+"""CPU kernels."""

@@ -233,7 +233,7 @@ class _Writer:
         functions = partial_functions(spec.isa, tails)
         if not isinstance(spec.panels.columns, int):
             functions += counted_functions(spec.isa)
-        return "\n".join([functions + _GRID, *self.tiles.values(), *body]) + "\n"
+        return "\n".join([functions + GRID, *self.tiles.values(), *body]) + "\n"
 
     def decompose(self, index: str, axes: Sequence[Axis], prefix: str) -> list[str]:
         """Declare the indices of the axes of a flat index."""
@@ -329,7 +329,7 @@ def emit(spec: Contraction, dims: DimTable) -> str:
 
 
 # Threads form a tm x tn grid over (row tiles, panels): the one whose largest share is smallest.
-_GRID = """
+GRID = """
 static inline void @ENTRY@_grid(int64_t tid, int64_t nt, int64_t U, int64_t C,
                                 int64_t *u0, int64_t *u1, int64_t *c0, int64_t *c1) {
   int64_t tm = 1, tn = 1, best = -1;

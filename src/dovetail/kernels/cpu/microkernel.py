@@ -82,14 +82,20 @@ def max_rows(isa: Isa, vectors: int) -> int:
 
 def emit(tile: Tile, isa: Isa) -> str:
     """The C function of a tile, with its epilogue pass before it where that is costly."""
-    out = []
-    if tile.epilogue.costly:
-        out += _costly_pass(tile, isa)
+    out = costly_pass(tile, isa) if tile.epilogue.costly else []
     out += [f"static __attribute__((noinline)) void {tile.name}({tile.parameters}) {{"]
     rows = [(o, i) for o in range(tile.rows[0]) for i in range(tile.rows[1])]
     for r in range(len(rows)):
         out.append("  " + isa.vector + " " + ", ".join(f"c{r}_{j} = {{0}}" for j in range(tile.vectors)) + ";")
     out += _accumulate(tile, isa, rows)
+    out += finish(tile, isa)
+    return "\n".join([*out, "}"]) + "\n"
+
+
+def finish(tile: Tile, isa: Isa) -> list[str]:
+    """Statements that run the epilogue over the accumulators c<row>_<vector> and store the results."""
+    out = []
+    rows = [(o, i) for o in range(tile.rows[0]) for i in range(tile.rows[1])]
     if tile.epilogue.costly:
         width = tile.vectors * isa.lanes
         out.append(f"  float tile[{len(rows) * width}] __attribute__((aligned(64)));")
@@ -98,14 +104,13 @@ def emit(tile: Tile, isa: Isa) -> str:
                 out.append("  " + isa.store(f"tile + {r * width + j * isa.lanes}", f"c{r}_{j}"))
         names = ["tile", *(x.pointer for x in (*tile.outputs, *tile.operands))]
         names += ["cols"] if tile.tail == COUNTED else []
-        out.append(f"  {tile.name}_e({', '.join([*names, 'd'])});")
-    else:
-        for j in range(tile.vectors):
-            out += _fixed_loads(tile, isa, j)
-            for r, (o, i) in enumerate(rows):
-                out.append("  { " + " ".join(_finish(tile, isa, f"c{r}_{j}", str(o), str(i), j)) + " }")
-            out.append("  }")
-    return "\n".join([*out, "}"]) + "\n"
+        return [*out, f"  {tile.name}_e({', '.join([*names, 'd'])});"]
+    for j in range(tile.vectors):
+        out += _fixed_loads(tile, isa, j)
+        for r, (o, i) in enumerate(rows):
+            out.append("  { " + " ".join(_finish(tile, isa, f"c{r}_{j}", str(o), str(i), j)) + " }")
+        out.append("  }")
+    return out
 
 
 def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]]) -> list[str]:
@@ -176,7 +181,7 @@ def _finish(tile: Tile, isa: Isa, acc: str, outer: str, inner: str, j: int) -> l
     return out
 
 
-def _costly_pass(tile: Tile, isa: Isa) -> list[str]:
+def costly_pass(tile: Tile, isa: Isa) -> list[str]:
     """A function that runs the epilogue over a raw tile in L1, where nothing else holds registers."""
     width = tile.vectors * isa.lanes
     parameters = tile.parameters.replace(f"const float *{tile.a.pointer}, const float *b", "const float *t", 1)

@@ -1,0 +1,53 @@
+"""Packing of constant operands for CPU templates: what selection inserts before a kernel.
+
+Weights pass through these ops at load and again on refit; the results are flat buffers.
+"""
+
+from __future__ import annotations
+
+from dovetail.core.dims import Dim, ceil_div, product
+from dovetail.core.errors import TypeInferenceError
+from dovetail.ir.types import TensorType
+from dovetail.ops.registry import MOVEMENT, op
+
+
+def packed_columns(columns: Dim, width: int, lanes: int) -> Dim:
+    """Columns after cutting into panels of `width`, the last one rounded up to `lanes`."""
+    rest = columns % width
+    return columns - rest + ceil_div(rest, lanes) * lanes
+
+
+def _need_rank(where: str, t: TensorType, least: int) -> None:
+    if t.rank < least:
+        raise TypeInferenceError(f"{where}: got {t}, expected rank {least} or more; reshape it")
+
+
+@op("PackGemmB", MOVEMENT)
+def pack_gemm_b(b: TensorType, *, width: int, lanes: int, transposed: bool = False) -> TensorType:
+    """Right operand [..., K, N] ([..., N, K] if `transposed`) as panels of `width` columns: [..., K * packed columns]."""
+    _need_rank("PackGemmB", b, 2)
+    depth, columns = b.shape[-2:][::-1] if transposed else b.shape[-2:]
+    return b.with_shape((*b.shape[:-2], depth * packed_columns(columns, width, lanes)))
+
+
+@op("PackConv", MOVEMENT)
+def pack_conv(w: TensorType, *, group: int, width: int, lanes: int) -> TensorType:
+    """Filters [M, C/group, k...] as [group, panels of (k..., C/group, width)]."""
+    _need_rank("PackConv", w, 3)
+    depth = product(w.shape[1:])
+    return w.with_shape((group, depth * packed_columns(w.shape[0] // group, width, lanes)))
+
+
+@op("PackDepthwise", MOVEMENT)
+def pack_depthwise(w: TensorType, *, lanes: int) -> TensorType:
+    """Depthwise filters [C, 1, k...] as [taps, C rounded up to `lanes`]."""
+    _need_rank("PackDepthwise", w, 3)
+    return w.with_shape((product(w.shape[2:]), ceil_div(w.shape[0], lanes) * lanes))
+
+
+@op("PackWinograd", MOVEMENT)
+def pack_winograd(w: TensorType, *, width: int, lanes: int) -> TensorType:
+    """Filters [M, C, 3, 3] transformed for F(4x4, 3x3): [36, panels of (C, width)]."""
+    if w.rank != 4 or w.shape[2:] != (3, 3):
+        raise TypeInferenceError(f"PackWinograd: got {w}, expected [M, C, 3, 3]; use PackConv")
+    return w.with_shape((36, w.shape[1] * packed_columns(w.shape[0], width, lanes)))
