@@ -87,39 +87,46 @@ def build(
     Raises:
         dovetail.Error: the model cannot be read, imported or built as asked.
     """
-    target = options.check()
-    clock = _Clock(progress)
-
-    def done(name: str) -> None:
-        clock.mark(name)
-        if env().verify_ir:
-            verify(module)
-        if env().dump:
-            _dump(name, module)
-        if after is not None:
-            after(name, module)
-
+    options.check()
+    stages = _Stages(progress, after)
     module = import_onnx(source, options.shapes)
     module.meta["strict_fp32"] = options.strict_fp32
-    done("import")
-    optimise(module, after=done)
+    stages.done("import", module)
+    optimise(module, after=lambda name: stages.done(name, module))
+    return _compile(module, options, choose, stages)
+
+
+def compile_module(
+    module: Module, options: BuildOptions, *, progress: Progress | None = None, choose: Chooser = by_rule
+) -> Built:
+    """Compile a module that has been through `optimise`, such as the stored graph of an engine.
+
+    Raises:
+        dovetail.Error: it cannot be built as asked.
+    """
+    return _compile(module, options, choose, _Stages(progress, None))
+
+
+def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _Stages) -> Built:
+    """Everything after *recognise*."""
+    target = options.check()
     graph_text = print_module(module)
     merge_siblings(module)
-    done("horizontal")
+    stages.done("horizontal", module)
     fusion_log = fuse(module, target, reason_not_lowerable)
-    done("fuse")
+    stages.done("fuse", module)
     placement = assign_layouts(module, target)
-    done("layout")
+    stages.done("layout", module)
     choices = select(module, target, choose)
-    done("select")
+    stages.done("select", module)
     emission = emit_plan(module, choices, placement, target)
-    clock.mark("emit")
+    stages.mark("emit")
     text = translation_unit(emission.kernels.values(), target)
     binary, host_binary = compile_kernels(text, target)
-    clock.mark("compile")
+    stages.mark("compile")
     built = Built(
         emission.plan, module, graph_text, text, emission.kernels, binary, host_binary, target, choices, placement,
-        fusion_log, clock.seconds,
+        fusion_log, stages.seconds,
     )  # fmt: skip
     emission.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
     return built
@@ -141,12 +148,23 @@ def _dump(name: str, module: Module) -> None:
     (folder / f"{PASSES.index(name):02}-{name}.ir").write_text(print_module(module), encoding="utf-8")
 
 
-class _Clock:
-    """Seconds per stage, and progress."""
+class _Stages:
+    """Seconds per stage, progress, and what is done after each pass."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.seconds = progress, dict[str, float]()
+    def __init__(self, progress: Progress | None, after: Callable[[str, Module], None] | None) -> None:
+        self.progress, self.after, self.seconds = progress, after, dict[str, float]()
         self.last, self.count = time.perf_counter(), 0
+
+    def done(self, name: str, module: Module) -> None:
+        """A pass has ended."""
+        self.mark(name)
+        if env().verify_ir:
+            verify(module)
+        if env().dump:
+            _dump(name, module)
+        if self.after is not None:
+            self.after(name, module)
+        self.last = time.perf_counter()  # what `after` does is no part of the next stage
 
     def mark(self, name: str) -> None:
         """A stage has ended."""
@@ -159,4 +177,4 @@ class _Clock:
             self.progress("build", self.count, len(PASSES) + 2)
 
 
-__all__ = ["PASSES", "BuildOptions", "Built", "build", "compile_kernels", "optimise"]
+__all__ = ["PASSES", "BuildOptions", "Built", "build", "compile_kernels", "compile_module", "optimise"]
