@@ -34,7 +34,7 @@ def prepare(model: onnx.ModelProto, device: str = "CPU", **options: Any) -> Prep
     Raises:
         dovetail.Error: the model is invalid, or an operator is not supported.
     """
-    kind = device.split(":")[0].lower()
+    kind = device.partition(":")[0].lower()
     return PreparedModel(api.build(model, device=kind, verify="off", **options))
 
 
@@ -89,7 +89,7 @@ def _value_info(name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> onnx.V
 
 def supports_device(device: str) -> bool:
     """Whether engines can be built for `device` ("CPU", "CUDA", perhaps with ":index")."""
-    return device.split(":")[0].upper() == "CPU"
+    return device.partition(":")[0].upper() == "CPU"
 
 
 class PreparedModel:

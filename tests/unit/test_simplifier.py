@@ -146,10 +146,8 @@ def test_an_initializer_that_callers_may_override_is_no_constant() -> None:
 
 
 def test_subgraphs_read_through_removed_identities() -> None:
-    branch = [
-        helper.make_graph([helper.make_node(op, ["i"], [f"{op}_y"])], op, [], [helper.make_tensor_value_info(f"{op}_y", TensorProto.FLOAT, [2, 3])])
-        for op in ("Exp", "Neg")
-    ]
+    info = {op: helper.make_tensor_value_info(f"{op}_y", TensorProto.FLOAT, [2, 3]) for op in ("Exp", "Neg")}
+    branch = [helper.make_graph([helper.make_node(op, ["i"], [v.name])], op, [], [v]) for op, v in info.items()]
     nodes = [
         helper.make_node("Identity", ["x"], ["i"]),
         helper.make_node("If", ["c"], ["y"], then_branch=branch[0], else_branch=branch[1]),

@@ -86,7 +86,7 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 def dtype_name(code: int) -> str:
     """ONNX's name of an element type, in lower case: float, bfloat16, float8e4m3fn, int4, string."""
-    known = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
+    known: dict[int, str] = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
     return known.get(code, f"unknown({code})")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 
@@ -48,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(name: str, array: np.ndarray) -> dict[str, object]:  # type: ignore[type-arg]
+def describe(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
     """Name, dtype, shape, and statistics of a numeric array."""
-    row: dict[str, object] = {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+    row: dict[str, Any] = {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
     row |= dict.fromkeys(("min", "mean", "max", "nan"))
     if array.size and array.dtype.kind not in "OSU":
         wide = np.asarray(array, np.float64)

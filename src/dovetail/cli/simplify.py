@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if external and folder is not None:
         try:
             onnx.load_external_data_for_model(model, str(folder))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"{args.model}: external data cannot be read ({error}); put it beside the model") from error
+        except (OSError, ValueError, onnx.checker.ValidationError) as cause:
+            raise ModelError(f"{args.model}: external data cannot be read ({cause}); put it beside the model") from cause
     original = onnx.ModelProto()
     original.CopyFrom(model)
     _fix_shapes(model, options.shapes(args) or {})
@@ -163,7 +163,8 @@ def _evaluate(model: onnx.ModelProto, feeds: data.Arrays) -> list[Any]:
         from onnx.reference import ReferenceEvaluator
 
         return list(ReferenceEvaluator(model).run(None, feeds))
-    return list(peers.onnxruntime_run(model, feeds, 0)())  # type: ignore[call-overload]
+    results: Any = peers.onnxruntime_run(model, feeds, 0)()
+    return list(results)
 
 
 def _difference(want: Any, got: Any) -> float:

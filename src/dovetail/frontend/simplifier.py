@@ -200,9 +200,9 @@ def _does_nothing(graph: ProtoGraph, node: onnx.NodeProto, types: dict[str, int]
         return True
     if node.op_type == "Dropout":
         training = len(node.input) > 2 and node.input[2] != ""
-        return not training and sum(bool(n) for n in node.output) == 1 and not attribute(node, "is_test", 1) == 0
+        return not training and sum(bool(n) for n in node.output) == 1 and attribute(node, "is_test", 1) != 0
     if node.op_type == "Cast":
-        return types.get(node.input[0]) == attribute(node, "to")
+        return bool(types.get(node.input[0]) == attribute(node, "to"))
     if node.op_type == "Transpose":
         perm = attribute(node, "perm")
         return perm is not None and list(perm) == sorted(perm)

@@ -1,0 +1,188 @@
+"""`dovetail inspect` of an engine file: reads it as data, and runs nothing from it."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from dovetail.cli import output
+from dovetail.core.dims import Dim, from_program
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import UsageError
+from dovetail.engine import codec
+from dovetail.engine.container import Container
+from dovetail.engine.plan import (
+    Buffer,
+    ControlSegment,
+    HostSegment,
+    NativeSegment,
+    Plan,
+    Postfix,
+    Program,
+    TensorRef,
+)
+
+
+def inspect_plan(args: argparse.Namespace) -> int:
+    """Print bindings, symbols, memory, kernels, and with --steps every step."""
+    container = Container(args.file)
+    plan = _plan(container, args.target)
+    data = describe(plan) | {
+        "engine": args.file,
+        "format": container.manifest["format"],
+        "targets": list(container.targets),
+        "members": {name: info.size for name, info in sorted(container.members.items())},
+    }
+    output.show(args, data, _text(args, data))
+    return 0
+
+
+def inspect_kernel(args: argparse.Namespace) -> int:
+    """Print the source of one kernel, and which steps call it."""
+    container = Container(args.file)
+    plan = _plan(container, args.target)
+    entries = [k.entry for k in plan.kernels]
+    found = [e for e in entries if e.startswith(args.kernel)] or _by_origin(plan, args.kernel)
+    if len(found) != 1:
+        shown = ", ".join(found[:8] or entries[:8])
+        raise UsageError(f"--kernel: got {args.kernel!r}, which names {len(found)} kernels, expected one; such as {shown}")
+    text = bytes(container.member(f"targets/{_target(container, args.target)}/kernels.c")).decode("utf-8", "replace")
+    source = extract(text, found[0], entries)
+    steps = [s for s in _steps(plan.main) if s.get("kernel") == found[0]]
+    nodes = list(dict.fromkeys(name for s in steps for name in s["origin"]))
+    data = {"kernel": found[0], "tactics": sorted({s["tactic"] for s in steps}), "nodes": nodes, "source": source}
+    header = f"// {found[0]}: {', '.join(data['tactics'])}\n// computes {', '.join(nodes) or 'nothing in the main program'}\n"
+    output.show(args, data, header + source)
+    return 0
+
+
+def extract(text: str, entry: str, entries: list[str]) -> str:
+    """One kernel's part of a translation unit: kernels follow each other, each named by its entry."""
+    lines = text.splitlines()
+    starts = {}
+    for number, line in enumerate(lines):
+        for name in entries:
+            if name not in starts and name in line:
+                starts[name] = number
+    if entry not in starts:
+        raise UsageError(f"--kernel: {entry} is in the plan but not in the source member; build the engine again")
+    later = [n for n in starts.values() if n > starts[entry]]
+    return "\n".join(lines[starts[entry] : min(later, default=len(lines))]).rstrip()
+
+
+def _by_origin(plan: Plan, name: str) -> list[str]:
+    """Kernels of the steps that compute a node of the user's model."""
+    return list(dict.fromkeys(s["kernel"] for s in _steps(plan.main) if "kernel" in s and name in s["origin"]))
+
+
+def _target(container: Container, wanted: str | None) -> str:
+    names = [wanted, wanted.replace(":", "-")] if wanted else list(container.targets[:1])
+    for name in names:
+        if name in container.targets:
+            return name
+    raise UsageError(f"--target: got {wanted!r}, expected one of {', '.join(container.targets)}")
+
+
+def _plan(container: Container, wanted: str | None) -> Plan:
+    return codec.loads(container.member(f"targets/{_target(container, wanted)}/plan.json"))
+
+
+# ---------------------------------------------------------------------- description
+def describe(plan: Plan) -> dict[str, Any]:
+    """Everything that inspect shows, with stable keys."""
+    steps = list(_steps(plan.main))
+    return {
+        "target": plan.target,
+        "inputs": [_binding(p.name, p.tensor) for p in plan.inputs],
+        "outputs": [_binding(p.name, p.tensor) for p in plan.outputs],
+        "symbols": [{"name": s.name, "lower": s.lower, "upper": s.upper} for s in plan.symbols],
+        "weights": len(plan.weights),
+        "weights_steps": sum(1 for _ in _steps(plan.weights_program)),
+        "shapes_steps": sum(1 for _ in _steps(plan.shapes_program)),
+        "buffers": _buffers(plan.main),
+        "kernels": len(plan.kernels),
+        "tactics": dict(Counter(s["tactic"].split(".")[0] for s in steps if s["kind"] == "kernel").most_common()),
+        "host_steps": dict(Counter(s["op"] for s in steps if s["kind"] == "host").most_common()),
+        "steps": steps,
+        "certificate": plan.certificate,
+    }
+
+
+def _binding(name: str, tensor: TensorRef) -> dict[str, Any]:
+    shape = None if tensor.shape is None else [_dim(d) for d in tensor.shape]
+    return {"name": name, "dtype": tensor.dtype, "shape": shape}
+
+
+def _dim(program: Postfix) -> int | str:
+    value: Dim = from_program(list(program))
+    return value if isinstance(value, int) else str(value)
+
+
+def _buffers(program: Program) -> dict[str, dict[str, Any]]:
+    """Count and bytes (where sizes are fixed) of the main program's buffers, by kind; aliases take no space."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for buffer in program.buffers:
+        entry = kinds.setdefault(buffer.kind, {"count": 0, "fixed_bytes": 0, "symbolic": 0})
+        entry["count"] += 1
+        if buffer.alias is None:
+            bytes_ = _fixed_bytes(buffer)
+            entry["fixed_bytes"] += bytes_ or 0
+            entry["symbolic"] += bytes_ is None
+    return kinds
+
+
+def _fixed_bytes(buffer: Buffer) -> int | None:
+    count = from_program(list(buffer.size))
+    return count * dtype(buffer.dtype).itemsize if isinstance(count, int) else None
+
+
+def _steps(program: Program, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """Every step in order; those of regions carry their depth."""
+    for segment in program.segments:
+        if isinstance(segment, NativeSegment):
+            for step in segment.steps:
+                yield {"kind": "kernel", "depth": depth, "kernel": step.kernel, "tactic": step.tactic,
+                       "dims": [_dim(d) for d in step.dims], "origin": list(step.origin)}  # fmt: skip
+        elif isinstance(segment, HostSegment):
+            yield {"kind": "host", "depth": depth, "op": segment.op, "origin": list(segment.origin)}
+        elif isinstance(segment, ControlSegment):
+            yield {"kind": "control", "depth": depth, "op": segment.kind, "origin": list(segment.origin)}
+            for region in segment.regions:
+                yield from _steps(region, depth + 1)
+
+
+def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
+    symbols = ", ".join(f"{s['name']} in [{s['lower']}, {'inf' if s['upper'] is None else s['upper']}]" for s in data["symbols"])
+    lines = [
+        f"{args.file}: engine format {data['format']}, target {data['target']}",
+        *(f"  input   {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}" for v in data["inputs"]),
+        *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}" for v in data["outputs"]),
+        *([f"  symbols {symbols}"] if symbols else []),
+        f"  weights {data['weights']}; steps at load {data['weights_steps']}, at shape binding {data['shapes_steps']}",
+        "",
+        output.table(["member", "size"], [(n, output.size(s)) for n, s in data["members"].items()]),
+        "",
+        output.table(
+            ["buffers", "count", "bytes of fixed size", "symbolic"],
+            [(k, b["count"], b["fixed_bytes"], b["symbolic"]) for k, b in sorted(data["buffers"].items())],
+        ),
+        "",
+        output.table(["tactic", "steps"], [*data["tactics"].items(), ("total", sum(data["tactics"].values()))]),
+        f"{data['kernels']} distinct kernels",
+    ]
+    if data["host_steps"]:
+        lines.append("on the reference: " + ", ".join(f"{op} {n}" for op, n in data["host_steps"].items()))
+    if args.steps:
+        lines += ["", *map(_step_line, data["steps"])]
+    return "\n".join(lines)
+
+
+def _step_line(step: dict[str, Any]) -> str:
+    indent = "  " * (step["depth"] + 1)
+    nodes = ", ".join(step["origin"])
+    if step["kind"] == "kernel":
+        dims = f" [{', '.join(map(str, step['dims']))}]" if step["dims"] else ""
+        return f"{indent}{step['kernel']} {step['tactic']}{dims}  # {nodes}"
+    return f"{indent}{step['kind']} {step['op']}  # {nodes}"
