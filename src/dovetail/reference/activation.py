@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dovetail.reference.arithmetic import erf_values
+from dovetail.reference.arithmetic import erfc_values
 from dovetail.reference.registry import reference
 from dovetail.reference.widen import Array, narrow, widen
 
@@ -63,7 +63,7 @@ def selu(x: Array, *, alpha: float = 1.67326319217681884765625, gamma: float = 1
     wide = widen(x)
     kind = wide.dtype.type
     negative = kind(alpha) * np.expm1(np.minimum(wide, 0))
-    return narrow(kind(gamma) * np.where(wide > 0, wide, negative), x)
+    return narrow(np.asarray(kind(gamma) * np.where(wide > 0, wide, negative)), x)
 
 
 @reference("Celu")
@@ -82,7 +82,8 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
     if approximate == "tanh":
         inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
         return np.asarray(0.5 * wide * (1 + np.tanh(inner))).astype(x.dtype)
-    return np.asarray(0.5 * wide * (1 + erf_values(wide / math.sqrt(2)))).astype(x.dtype)
+    tail = erfc_values(wide / -math.sqrt(2), fp64=x.dtype == np.float64)
+    return np.asarray(0.5 * wide * tail).astype(x.dtype)
 
 
 @reference("HardSigmoid")

@@ -26,10 +26,12 @@ def _register_unary(name: str, function: Callable[[Array], Array]) -> None:
 
 # erf has no NumPy function. Both pieces are interpolated once, at import, from math.erf and
 # math.erfc at Chebyshev nodes: erf(x)/x over x*x in [0, 1], and erfc(x)*exp(x*x) over
-# t = 2/(1 + x) - 1, which maps x in [1, inf) to (-1, 0]. Errors are below 1e-15.
+# t = 2/(1 + x) - 1, which maps x in [1, limit] to [low, 0].
 _ERF_NEAR_DEGREE = 14
 _ERF_FAR_DEGREE = 32
-_ERF_FAR_LIMIT = 6.0  # erf rounds to 1 in float64 from here on
+_ERF_LIMIT = 6.0  # erf rounds to 1 in float64 from here on
+_ERF_LOW = 2 / (1 + _ERF_LIMIT) - 1
+_FP32_TAIL = 1e-10  # coefficients below this cannot be seen in an fp32 result
 
 
 def _erf_near(u: Array) -> Array:
@@ -38,10 +40,8 @@ def _erf_near(u: Array) -> Array:
 
 
 def _erf_far(u: Array) -> Array:
-    # u in [-1, 1] maps linearly onto t in [2 / (1 + limit) - 1, 0].
-    low = 2 / (1 + _ERF_FAR_LIMIT) - 1
-    x = 2 / (low + (u + 1) / 2 * -low + 1) - 1
-    return np.array([math.erfc(v) * math.exp(v * v) for v in x])
+    t = _ERF_LOW * (1 - u) / 2
+    return np.array([math.erfc(v) * math.exp(v * v) for v in 2 / (t + 1) - 1])
 
 
 _interpolate: Callable[[Callable[[Array], Array], int], Array] = chebyshev.chebinterpolate
@@ -49,21 +49,35 @@ _ERF_NEAR = _interpolate(_erf_near, _ERF_NEAR_DEGREE)
 _ERF_FAR = _interpolate(_erf_far, _ERF_FAR_DEGREE)
 
 
-def erf_values(x: Array) -> Array:
-    """Erf of a float64 array, accurate to about 1e-15."""
-    size = np.minimum(np.abs(x), _ERF_FAR_LIMIT)
-    near = np.minimum(size, 1.0)
-    low = 2 / (1 + _ERF_FAR_LIMIT) - 1
-    far = np.maximum(size, 1.0)
-    u = 2 * ((2 / (1 + far) - 1) - low) / -low - 1
-    tail = 1 - chebyshev.chebval(u, _ERF_FAR) * np.exp(-far * far)
-    body = near * chebyshev.chebval(2 * near * near - 1, _ERF_NEAR)
-    signed = np.copysign(np.where(size < 1, body, tail), x)
-    return np.where(np.isnan(x), x, signed)
+def _visible(coefficients: Array, fp64: bool) -> Array:
+    return coefficients if fp64 else chebyshev.chebtrim(coefficients, _FP32_TAIL)
+
+
+def _erf_pieces(x: Array, fp64: bool) -> tuple[Array, Array, Array]:
+    """Where |x| < 1, erf(|x|) there, and erfc(|x|) elsewhere, in float64."""
+    size = np.minimum(np.abs(x), _ERF_LIMIT)
+    near, far = np.minimum(size, 1.0), np.maximum(size, 1.0)
+    body = near * chebyshev.chebval(2 * near * near - 1, _visible(_ERF_NEAR, fp64))
+    u = 1 - 2 * (2 / (1 + far) - 1) / _ERF_LOW
+    tail = chebyshev.chebval(u, _visible(_ERF_FAR, fp64)) * np.exp(-far * far)
+    return size < 1, body, tail
+
+
+def erf_values(x: Array, *, fp64: bool = True) -> Array:
+    """erf of a float64 array, to about 1e-15, or 1e-9 without `fp64`."""
+    close, body, tail = _erf_pieces(x, fp64)
+    return np.where(np.isnan(x), x, np.copysign(np.where(close, body, 1 - tail), x))
+
+
+def erfc_values(x: Array, *, fp64: bool = True) -> Array:
+    """1 - erf of a float64 array without cancellation, relative errors as `erf_values`."""
+    close, body, tail = _erf_pieces(x, fp64)
+    beyond = np.where(x > 0, tail, 2 - tail)
+    return np.where(np.isnan(x), x, np.where(close, 1 - np.copysign(body, x), beyond))
 
 
 def _erf(x: Array) -> Array:
-    return erf_values(x.astype(np.float64)).astype(x.dtype)
+    return erf_values(x.astype(np.float64), fp64=x.dtype == np.float64).astype(x.dtype)
 
 
 _UNARY: dict[str, Callable[[Array], Array]] = {

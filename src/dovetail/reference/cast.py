@@ -38,23 +38,25 @@ def cast(x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up") 
         wide = widen(x) if to.is_int or to.bits >= 32 else x
         if to.is_int and to.bits < 64 and wide.dtype.kind == "f":
             # Through int64, so that values beyond the range keep their low bits on every machine.
-            wide = np.trunc(wide).astype(np.int64)
+            wide = np.asarray(np.trunc(wide)).astype(np.int64)
         return wide.astype(to.numpy)
 
 
 def saturate_float(x: Array, to: DType) -> Array:
     """X rounded to a narrow float type, values beyond its range clamped to the largest finite."""
     limits = ml_dtypes.finfo(to.numpy)
-    return np.clip(x, x.dtype.type(limits.min), x.dtype.type(limits.max)).astype(to.numpy)
+    kind = x.dtype.type
+    return np.asarray(np.clip(x, kind(limits.min), kind(limits.max))).astype(to.numpy)
 
 
 def _to_small_int(x: Array, to: DType) -> Array:
     integers = x if x.dtype.kind in "iub" else np.trunc(x)
-    wrapped = np.asarray(integers.astype(np.int64)) & ((1 << to.bits) - 1)
+    wrapped = np.asarray(np.asarray(integers).astype(np.int64) & ((1 << to.bits) - 1))
     if to.kind == "int":
         sign = 1 << (to.bits - 1)
         wrapped = (wrapped ^ sign) - sign
-    return wrapped.astype(np.int8).astype(to.numpy)
+    # Sub-byte dtypes give scalars for rank 0, so keep an array around them.
+    return np.asarray(np.asarray(wrapped).astype(np.int8)).astype(to.numpy)
 
 
 def to_e8m0(x: Array, saturate: bool, round_mode: str) -> Array:

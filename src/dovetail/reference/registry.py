@@ -8,6 +8,8 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from dovetail.core.errors import UnsupportedOpError
 
 Reference = Callable[..., Any]
@@ -71,4 +73,6 @@ def call(name: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> tup
     """
     kept = {key: value for key, value in attributes.items() if key not in _NAMING_ATTRIBUTES}
     result = lookup(name)(*inputs, **kept)
-    return result if isinstance(result, tuple) else (result,)
+    results = result if isinstance(result, tuple) else (result,)
+    # NumPy turns arrays of rank 0 into scalars; they are arrays again from here on.
+    return tuple(np.asarray(r) if isinstance(r, np.generic) else r for r in results)
