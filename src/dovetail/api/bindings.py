@@ -1,0 +1,68 @@
+"""Inputs and outputs of an engine as the user sees them, and arrays of other libraries."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dovetail.core.dims import Dim, from_program
+from dovetail.core.dtypes import DType, dtype
+from dovetail.engine.plan import Port
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A named input or output.
+
+    Attributes:
+        name: the name in the model.
+        dtype: element type; `.numpy` is NumPy's.
+        shape: sizes, with symbols where they vary (`str(d)` is their text); None for a sequence.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        shape = "sequence" if self.shape is None else f"[{', '.join(map(str, self.shape))}]"
+        return f"{self.name}: {self.dtype}{shape}"
+
+
+def bindings(ports: Sequence[Port]) -> list[Binding]:
+    """The bindings behind ports of a plan."""
+    return [
+        Binding(
+            p.name,
+            dtype(p.tensor.dtype),
+            None if p.tensor.shape is None else tuple(from_program(list(d)) for d in p.tensor.shape),
+        )
+        for p in ports
+    ]
+
+
+def exporter_of(values: Sequence[Any]) -> Callable[[Any], Any] | None:
+    """`from_dlpack` of the library whose arrays came in; None for NumPy's own, lists and scalars."""
+    for value in values:
+        if isinstance(value, np.ndarray | np.generic) or not hasattr(value, "__dlpack__"):
+            continue
+        for base in type(value).__mro__:
+            library = sys.modules.get(base.__module__.partition(".")[0])
+            found: Callable[[Any], Any] | None = getattr(library, "from_dlpack", None)
+            if found is not None:
+                return found
+    return None
+
+
+def as_kind(value: Any, from_dlpack: Callable[[Any], Any] | None) -> Any:
+    """An output in the caller's kind of array, over the same memory; as NumPy where that cannot be."""
+    if from_dlpack is None or not isinstance(value, np.ndarray) or dtype(value.dtype).kind == "string":
+        return value
+    try:
+        return from_dlpack(value)
+    except (BufferError, TypeError):  # NumPy exports its own dtypes only, so no bf16 or fp8
+        return value

@@ -1,0 +1,98 @@
+"""Where the time of a run goes, per step and in the user's node names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dovetail.runtime.observe import Record
+
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One step: the nodes it computes, what computes them, microseconds, share of the sum."""
+
+    origin: tuple[str, ...]
+    kind: str
+    tactic: str
+    kernel: str
+    us: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times per step in execution order; `str` shows the slowest first.
+
+    Attributes:
+        rows: one per step (of a loop: one per iteration).
+        runs: how many runs the medians are over.
+        threads: size of the team.
+        total_us: sum of the steps.
+    """
+
+    rows: tuple[ProfileRow, ...]
+    runs: int
+    threads: int
+    total_us: float
+
+    def json(self) -> dict[str, Any]:
+        """Plain data with stable keys."""
+        return {
+            "total_us": self.total_us,
+            "runs": self.runs,
+            "threads": self.threads,
+            "rows": [
+                {
+                    "origin": list(r.origin), "kind": r.kind, "tactic": r.tactic, "kernel": r.kernel,
+                    "us": r.us, "share": r.share,
+                }
+                for r in self.rows
+            ],
+        }  # fmt: skip
+
+    def by_tactic(self) -> dict[str, float]:
+        """Microseconds per tactic, largest first."""
+        sums: dict[str, float] = {}
+        for row in self.rows:
+            name = row.tactic.partition(".")[0] if row.kind == "native" else f"host {row.kernel}"
+            sums[name] = sums.get(name, 0.0) + row.us
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.total_us:.1f} us in {len(self.rows)} steps, {self.threads} thread(s), median of {self.runs} runs",
+            f"{'us':>10} {'share':>7}  {'tactic':<18} nodes",
+        ]
+        slowest = sorted(self.rows, key=lambda r: -r.us)
+        for row in slowest[:_SHOWN]:
+            what = row.tactic if row.kind == "native" else f"host {row.kernel}"
+            lines.append(f"{row.us:>10.1f} {100 * row.share:>6.1f}%  {what:<18} {_nodes(row.origin)}")
+        if len(slowest) > _SHOWN:
+            rest = sum(r.us for r in slowest[_SHOWN:])
+            lines.append(f"{rest:>10.1f} {100 * rest / (self.total_us or 1):>6.1f}%  {len(slowest) - _SHOWN} more steps")
+        lines += [f"{us:>10.1f} {100 * us / (self.total_us or 1):>6.1f}%  all of {name}" for name, us in self.by_tactic().items()]
+        return "\n".join(lines)
+
+
+def _nodes(origin: tuple[str, ...]) -> str:
+    shown = ", ".join(origin[:3])
+    return f"{shown} and {len(origin) - 3} more" if len(origin) > 3 else shown
+
+
+def summarise(runs: Sequence[Sequence[Record]], threads: int) -> Profile:
+    """The median of several runs; runs whose number of steps differs (data-dependent loops) are left out."""
+    last = runs[-1]
+    same = [r for r in runs if len(r) == len(last)]
+    times = np.median(np.array([[s.nanoseconds for s in r] for r in same]), axis=0) / 1e3 if last else np.zeros(0)
+    total = float(times.sum())
+    rows = tuple(
+        ProfileRow(r.origin, r.kind, r.tactic, r.kernel, float(us), float(us) / total if total else 0.0)
+        for r, us in zip(last, times, strict=True)
+    )
+    return Profile(rows, len(same), threads, total)

@@ -1,0 +1,177 @@
+"""What a build did: kernels and their tactics, what runs on the reference and why, copies, memory, errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dovetail.core.dims import run_program
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import PlanFormatError, ShapeError
+from dovetail.engine import memory
+from dovetail.engine.plan import Plan, Program
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of an engine; `str` is the summary, `json()` all of it."""
+
+    data: Mapping[str, Any]
+
+    def json(self) -> dict[str, Any]:
+        """Plain data with stable keys."""
+        return dict(self.data)
+
+    @property
+    def tactics(self) -> dict[str, int]:
+        """Number of fusions per tactic, most frequent first."""
+        return dict(self.data["tactics"])
+
+    @property
+    def host_steps(self) -> list[dict[str, str]]:
+        """Nodes that run on the reference, with reasons."""
+        return list(self.data["host_steps"])
+
+    @property
+    def on_generated_code(self) -> bool:
+        """Whether every step of a run is a kernel."""
+        return not self.data["host_calls"]
+
+    def __str__(self) -> str:
+        d = self.data
+        asked, got = d["requested"], d["actual"]
+        lines = [
+            f"requested {asked['device']} {asked['precision']}{' strict' if asked.get('strict_fp32') else ''}, "
+            f"got {got['target']} {got['precision']}",
+            f"{len(d['groups'])} fusions as {d['native_steps']} kernel steps ({d['kernels']} distinct kernels), "
+            f"{d['host_calls']} host steps, {len(d['copies'])} copies",
+            "tactics: " + (", ".join(f"{name} {count}" for name, count in d["tactics"].items()) or "none"),
+        ]
+        if d["gflop"]:
+            lines.append("arithmetic: " + ", ".join(f"{v:.3g} GFLOP in {k}" for k, v in d["gflop"].items()) + _at(d["sizes"]))
+        used = d["memory"]
+        lines.append(
+            f"memory: activations {_size(used['arena_bytes'])} (lower bound {_size(used['bound_bytes'])}, "
+            f"x{used['ratio']:.2f}){_at(d['sizes'])}, weights {_size(used['weight_bytes'])}"
+        )
+        lines += _section("on the reference", [f"{s['node']}: {s['reason']}" for s in d["host_steps"]])
+        lines += _section("copies", [": ".join(map(str, c)) for c in d["copies"]])
+        lines.append(_certificate(d["certificate"]))
+        return "\n".join(lines)
+
+
+def report(plan: Plan, sizes: Mapping[str, int] | None = None) -> Report:
+    """The report of a plan.
+
+    Args:
+        sizes: symbol values that memory and arithmetic are given for; default: 1, or the least allowed.
+
+    Raises:
+        PlanFormatError: the plan holds no build report.
+    """
+    stored = plan.meta.get("report")
+    if not isinstance(stored, dict):
+        raise PlanFormatError("report: got a plan without a build report, expected one; build the engine again")
+    at = {s.name: max(1, s.lower) for s in plan.symbols} | dict(sizes or {})
+    data: dict[str, Any] = {k: v for k, v in stored.items() if k != "flops"}
+    data["tactics"] = dict(Counter(g["tactic"] for g in data["groups"]).most_common())
+    data["sizes"] = at
+    data["gflop"] = _gflop(stored.get("flops", {}), at)
+    data["memory"] = activation_memory(plan.main, at) | {"weight_bytes": weight_bytes(plan)}
+    data["symbols"] = [[s.name, s.lower, s.upper] for s in plan.symbols]
+    data["certificate"] = dict(plan.certificate)
+    return Report(data)
+
+
+def activation_memory(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Arena bytes of a program, the liveness bound no placement can beat, and their ratio.
+
+    Buffers whose sizes depend on data are left out (`data_dependent` counts them).
+    """
+    lives = memory.lifetimes(program)
+    root = memory.roots(program)
+    bytes_: dict[int, int] = {}
+    unknown = 0
+    for buffer in program.buffers:
+        owner = root[buffer.id]
+        if program.buffers[owner].kind not in ("arena", "workspace") or owner not in lives:
+            continue
+        try:
+            size = run_program(buffer.size, sizes) * dtype(buffer.dtype).itemsize
+        except ShapeError:
+            unknown += 1
+            continue
+        bytes_[owner] = max(bytes_.get(owner, 0), size)
+    owners = list(bytes_)
+    spans = [lives[o] for o in owners]
+    _, total = memory.place([bytes_[o] for o in owners], spans)
+    bound = memory.lower_bound([bytes_[o] for o in owners], spans)
+    return {
+        "arena_bytes": total, "bound_bytes": bound, "ratio": total / bound if bound else 1.0, "data_dependent": unknown,
+    }  # fmt: skip
+
+
+def weight_bytes(plan: Plan) -> int:
+    """Bytes of the original initializers."""
+    total = 0
+    for spec in plan.weights:
+        count = dtype(spec.dtype).itemsize
+        for extent in spec.shape:
+            count *= extent
+        total += count
+    return total
+
+
+def _gflop(programs: Any, sizes: Mapping[str, int]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, parts in programs.items():
+        total = 0
+        for program in parts:
+            try:
+                total += run_program(program, sizes)
+            except ShapeError:  # its size depends on data
+                continue
+        if total:
+            found[name] = total / 1e9
+    return found
+
+
+def _section(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    shown = [f"  {entry}" for entry in entries[:_SHOWN]]
+    more = [f"  … {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
+    return [f"{title}:", *shown, *more]
+
+
+def _certificate(data: Mapping[str, Any]) -> str:
+    if data.get("level", "off") == "off":
+        return "verification: off"
+    kernels, engine = data["kernels"], data["engine"]
+    worst = kernels.get("worst") or []
+    text = f"verification ({data['level']}): {kernels['checked']} of {kernels['distinct']} distinct fusions"
+    if worst:
+        text += f", worst {worst[0]['error']:.1e} ({worst[0]['tactic']})"
+    if engine["checked"]:
+        largest = max((o["relative_l2"] for o in engine["outputs"]), default=0.0)
+        text += f"; engine end to end {largest:.1e}"
+    else:
+        text += f"; engine not checked: {engine['reason']}"
+    return text + ("; stale since a refit" if data.get("stale") else "")
+
+
+def _at(sizes: Mapping[str, int]) -> str:
+    return f" at {', '.join(f'{k}={v}' for k, v in sizes.items())}" if sizes else ""
+
+
+def _size(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} GiB"

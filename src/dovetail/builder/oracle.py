@@ -1,0 +1,110 @@
+"""What a fusion means: its body run through the references, with fp32 (or fp64) between the operators."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dovetail.core import dims
+from dovetail.core.dims import Expr
+from dovetail.core.dtypes import dtype
+from dovetail.ir.graph import Graph, Node, Value
+from dovetail.ir.printer import print_attribute
+from dovetail.ops.registry import find
+from dovetail.reference.registry import call
+
+Array = np.ndarray[Any, Any]
+
+
+def run_body(body: Graph, arrays: Sequence[Array], sizes: Mapping[str, int], wide: np.dtype[Any]) -> tuple[Array, ...]:
+    """The outputs of a fusion's body.
+
+    Floats narrower than `wide` are widened on entry and after each operator, so that only the
+    user's own casts and the stores round, as in a fused kernel. float64 for `wide` gives the exact
+    result that a transformed algorithm is judged by.
+
+    Args:
+        arrays: one per body input.
+        sizes: values of the symbols.
+
+    Raises:
+        dovetail.Error, ValueError, IndexError …: a reference refused the values.
+    """
+    values: dict[Value, Array] = {
+        value: _widened(np.asarray(array), wide) for value, array in zip(body.inputs, arrays, strict=True)
+    }
+    for node in body.nodes:
+        inputs = [None if v is None else values[v] for v in node.inputs]
+        results = call(node.op, inputs, attributes(node, sizes))
+        for value, result in zip(node.outputs, results, strict=True):
+            values[value] = _widened(np.asarray(result), wide)
+    return tuple(values[v].astype(v.tensor.dtype.numpy, copy=False) if wide != np.float64 else values[v] for v in body.outputs)
+
+
+def attributes(node: Node, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """A node's attributes with defaults filled in and dims evaluated."""
+    spec = find(node.op)
+    given = {k: v for k, v in node.attrs.items() if k != "impure"}
+    if spec is not None:
+        given = spec.complete(given)
+    return {k: _evaluated(v, sizes) for k, v in given.items()}
+
+
+def _evaluated(value: Any, sizes: Mapping[str, int]) -> Any:
+    if isinstance(value, Expr):
+        return dims.evaluate(value, sizes)
+    return tuple(_evaluated(v, sizes) for v in value) if isinstance(value, tuple) else value
+
+
+def _widened(array: Array, wide: np.dtype[Any]) -> Array:
+    kind = dtype(array.dtype)
+    return array.astype(wide) if kind.is_float and kind.bits < 8 * wide.itemsize else array
+
+
+def digest(body: Graph, sizes: Mapping[str, int]) -> str:
+    """A hash of what a body computes at these sizes; names and origins do not matter."""
+    numbers: dict[Value, int] = {}
+    lines: list[str] = []
+
+    def define(values: Sequence[Value]) -> str:
+        for value in values:
+            numbers[value] = len(numbers)
+        return ",".join(str(v.type) for v in values)
+
+    lines.append(define(body.inputs))
+    for node in body.nodes:
+        inputs = ",".join("_" if v is None else str(numbers[v]) for v in node.inputs)
+        attrs = ",".join(f"{k}={print_attribute(v)}" for k, v in sorted(node.attrs.items()))
+        lines.append(f"{node.op}({inputs}){{{attrs}}}:{define(node.outputs)}")
+    lines.append(",".join(str(numbers[v]) for v in body.outputs))
+    lines.append(",".join(f"{k}={v}" for k, v in sorted(sizes.items())))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def relative_l2(got: Array, want: Array, scale: float | None = None) -> float:
+    """||got - want|| / ||want||, or over `scale`; equal NaNs and infinities count as equal; inf if shapes differ.
+
+    A difference from an all-zero tensor is measured against one unit per element.
+    """
+    if got.shape != want.shape:
+        return float("inf")
+    if got.size == 0:
+        return 0.0
+    if got.dtype == object or want.dtype == object:
+        return float(np.mean(got != want))
+    a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    if odd.any():
+        if not np.array_equal(a[odd], b[odd], equal_nan=True):
+            return float("inf")
+        a, b = a[~odd], b[~odd]
+    difference = float(np.linalg.norm(a - b))
+    if difference == 0.0:
+        return 0.0
+    norm = float(np.linalg.norm(b)) if scale is None else scale
+    return difference / norm if norm else difference / max(1.0, float(np.sqrt(a.size)))
+
+

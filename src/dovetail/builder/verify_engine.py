@@ -1,0 +1,186 @@
+"""Checks a whole engine end to end: seeded inputs through the oracle and through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dovetail.benchmark.flops import model_flops
+from dovetail.builder.oracle import relative_l2
+from dovetail.builder.samples import Bounds, free_symbols, graph_inputs, sizes_to_try
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import Error, VerificationError
+from dovetail.ir.graph import Graph, Module, Node
+from dovetail.ops.evaluate import evaluate
+
+Arrays = dict[str, Any]
+
+TOLERANCE = 1e-5
+"""Relative L2 error that an engine may have in fp32."""
+
+TRANSFORMED_TOLERANCE = 1e-4
+"""The same where a tactic that is not a direct sum (Winograd) was chosen."""
+
+_SEEDS = (1, 2)
+# The oracle's speed and what sampled verification gives it, to decide without looking at a clock.
+_ORACLE_FLOPS = 30e9
+_SAMPLE_S = 8.0
+# An engine may be this many times as far from the oracle as rounding of its inputs moves the oracle.
+_CONDITION = 8.0
+_HALF_ULP = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the oracle says: inputs and outputs per seed; or the reason why there is nothing."""
+
+    sizes: Mapping[str, int]
+    inputs: tuple[Arrays, ...] = ()
+    outputs: tuple[Arrays, ...] = ()
+    reason: str = ""
+
+
+def expect(module: Module, level: str) -> Expected:
+    """Run the oracle over seeded inputs at sizes that the model accepts.
+
+    Args:
+        level: "full" or "sample"; a sample leaves out models that would take the oracle much
+            longer than ten seconds.
+    """
+    graph = module.main
+    impure = next((n for n in all_nodes(graph) if n.attrs.get("impure")), None)
+    if impure is not None:
+        return Expected({}, reason=f"{impure.where} draws random numbers")
+    bounds: Bounds = module.meta.get("symbol_bounds", {})
+    reason = ""
+    for sizes in sizes_to_try(free_symbols(v.type for v in graph.inputs), bounds):
+        seconds = model_flops(module, sizes) / _ORACLE_FLOPS
+        seeds = _SEEDS if 2 * seconds <= _SAMPLE_S or level == "full" else _SEEDS[:1]
+        if level != "full" and seconds > _SAMPLE_S:
+            reason = f"the oracle would take about {seconds:.0f} s; verify='full' does it"
+            continue
+        feeds = [graph_inputs(graph, sizes, np.random.default_rng(seed)) for seed in seeds]
+        try:
+            with np.errstate(all="ignore"):
+                outputs = tuple(evaluate(module, feed) for feed in feeds)
+        except (Error, ValueError, IndexError, ArithmeticError, MemoryError) as error:
+            reason = f"the oracle refused seeded inputs: {error}"
+            continue
+        return Expected(sizes, tuple(feeds), outputs)
+    return Expected({}, reason=reason)
+
+
+def all_nodes(graph: Graph) -> Iterator[Node]:
+    """All nodes of a graph and of its regions."""
+    for node in graph.nodes:
+        yield node
+        for region in node.regions:
+            yield from all_nodes(region)
+
+
+def verify_engine(
+    run: Callable[[Arrays], Mapping[str, Any]],
+    expected: Expected,
+    tolerance: float,
+    module: Callable[[], Module],
+) -> dict[str, Any]:
+    """Compare the engine with the oracle; returns certificate data.
+
+    Per output: relative L2 error, the same relative to how much the output differs between two
+    inputs (a constant offset hides small errors from the first), and the largest difference.
+
+    Args:
+        module: the model again, as the oracle saw it; asked for only where an output is off, to see
+            whether rounding its inputs and weights moves it as much.
+
+    Raises:
+        VerificationError: an output is off by more than the tolerance and than rounding explains.
+    """
+    if not expected.inputs:
+        return {"checked": False, "reason": expected.reason}
+    got = [run(dict(feed)) for feed in expected.inputs]
+    rows: list[dict[str, Any]] = []
+    moved: Arrays | None = None
+    for name, want in expected.outputs[0].items():
+        errors = [distance(g[name], w[name]) for g, w in zip(got, expected.outputs, strict=True)]
+        row: dict[str, Any] = {"name": name, "relative_l2": _short(max(errors)), "max_abs": _short(_largest(got[0][name], want))}
+        varied = _variation([w[name] for w in expected.outputs])
+        if varied:
+            row["relative_to_variation"] = _short(distance(got[0][name], want, varied))
+        allowed = max(tolerance, _epsilon(want))
+        if not max(errors) <= allowed:
+            if moved is None:
+                moved = evaluate(*_rounded(module(), expected.inputs[0]))
+            floor = distance(moved[name], want)
+            row["rounding_moves_it_by"] = _short(floor)
+            if not max(errors) <= _CONDITION * floor:
+                raise VerificationError(
+                    f"output {name!r}: the engine differs from the reference, got a relative error of {max(errors):.2e}, "
+                    f"expected at most {allowed:.0e} (rounding of inputs and weights moves it by {floor:.1e}); "
+                    "build with verify='full' to check every kernel, and please report it with the model"
+                )
+        rows.append(row)
+    return {
+        "checked": True, "seeds": len(expected.inputs), "sizes": dict(expected.sizes), "tolerance": tolerance, "outputs": rows,
+    }  # fmt: skip
+
+
+def distance(got: Any, want: Any, scale: float | None = None) -> float:
+    """`relative_l2` for arrays, and the largest one for sequences; None equals None."""
+    if isinstance(want, list | tuple):
+        if not isinstance(got, list | tuple) or len(got) != len(want):
+            return float("inf")
+        return max((distance(g, w, scale) for g, w in zip(got, want, strict=True)), default=0.0)
+    if got is None or want is None:
+        return 0.0 if got is want else float("inf")
+    return relative_l2(np.asarray(got), np.asarray(want), scale)
+
+
+def _largest(got: Any, want: Any) -> float:
+    if not isinstance(want, np.ndarray) or want.dtype == object or np.shape(got) != want.shape or not want.size:
+        return 0.0
+    difference = np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64))
+    return float(np.max(difference, where=np.isfinite(difference), initial=0.0))
+
+
+def _variation(values: list[Any]) -> float:
+    """||a - b|| of an output for two inputs; 0 where that says nothing."""
+    if len(values) < 2 or not all(isinstance(v, np.ndarray) and v.dtype != object for v in values):
+        return 0.0
+    a, b = (np.asarray(v, np.float64) for v in values[:2])
+    if a.shape != b.shape:
+        return 0.0
+    norm = float(np.linalg.norm(a - b))
+    return norm if np.isfinite(norm) else 0.0
+
+
+def _epsilon(want: Any) -> float:
+    """Half the spacing of the output's dtype: its own rounding is no error."""
+    if not isinstance(want, np.ndarray) or want.dtype == object:
+        return 0.0
+    kind = dtype(want.dtype)
+    if not kind.is_float or kind.bits >= 32:
+        return 0.0
+    return {"f16": 2.0**-11, "bf16": 2.0**-8}.get(kind.name, 2.0**-3)
+
+
+def _rounded(module: Module, feed: Arrays) -> tuple[Module, Arrays]:
+    """Module and inputs with every fp32 number moved by up to half a unit in the last place."""
+    rng = np.random.default_rng(0)
+
+    def moved(array: Any) -> Any:
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+            return array
+        noise = rng.uniform(-_HALF_ULP, _HALF_ULP, array.shape).astype(np.float64)
+        return (array * (1.0 + noise)).astype(np.float32)
+
+    module.weights = {name: moved(array) for name, array in module.weights.items()}
+    return module, {name: moved(array) for name, array in feed.items()}
+
+
+def _short(value: float) -> float:
+    """Two significant digits: what changes from machine to machine stays out of the certificate."""
+    return float(f"{value:.2g}")

@@ -1,0 +1,258 @@
+"""Checks chosen kernels against the meaning of their fusions, one group at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dovetail.builder import oracle
+from dovetail.builder.samples import Bounds, free_symbols, integer_limit, sample, shape_of, sizes_to_try
+from dovetail.builder.select import Choice
+from dovetail.codegen.tactic import Emitted
+from dovetail.codegen.target import Target
+from dovetail.core import dims
+from dovetail.core.env import env
+from dovetail.core.errors import Error, UnsupportedOpError, VerificationError
+from dovetail.core.log import logger
+from dovetail.core.records import RecordFile
+from dovetail.device.cpu import KernelLibrary, Pool
+from dovetail.ir.graph import Node, Time, Value
+from dovetail.tuner.launch import Launch, amount, place
+
+Array = np.ndarray[Any, Any]
+
+CHECK_VERSION = 1
+"""Part of the cache key; raised when a check becomes stricter."""
+
+# The oracle's speed, for deciding what fits a budget without looking at a clock: what is checked
+# must not depend on the load of the machine.
+_ORACLE_FLOPS = 20e9
+_ORACLE_BYTES = 0.5e9
+_SAMPLED_SIZES = 2
+_NORMAL_TOLERANCE = 1e-5
+_SMALL = 64
+_log = logger("verify")
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The outcome for one group: `error` is None where it could not be checked, for `reason`."""
+
+    name: str
+    tactic: str
+    error: float | None
+    tolerance: float
+    reason: str = ""
+
+
+def cache_file() -> RecordFile:
+    """Results of earlier checks, by kernels and shapes."""
+    return RecordFile(env().cache / "verified.jsonl")
+
+
+def verify_groups(
+    choices: Mapping[Node, Choice],
+    target: Target,
+    library: KernelLibrary,
+    workers: Pool,
+    *,
+    threads: int,
+    weights: Mapping[str, Array],
+    bounds: Bounds,
+    budget_s: float | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[GroupResult]:
+    """Check every distinct group, cheapest first, until the budget is used up.
+
+    Args:
+        library: the engine's own kernels.
+        weights: initializers; small ones (exponents, epsilons) are used as they are.
+        budget_s: estimated seconds of the oracle; None = no limit.
+
+    Raises:
+        VerificationError: a kernel is wrong; names the group, its tactic and the number.
+    """
+    cache = cache_file()
+    jobs: dict[str, _Job] = {}
+    for node, choice in choices.items():
+        job = _Job(node, choice, target, bounds)
+        jobs.setdefault(job.key, job)
+    results: list[GroupResult] = []
+    spent = 0.0
+    order = sorted(jobs.values(), key=lambda j: (j.cost, j.key))
+    for done, job in enumerate(order):
+        progress(done, len(order))
+        record = cache.get(job.key)
+        spent += job.cost
+        if budget_s is not None and spent > budget_s:
+            results.append(job.skipped("beyond the time budget of sampled verification"))
+            continue
+        if record is not None and record["tolerance"] == job.tolerance and record["error"] <= job.tolerance:
+            results.append(GroupResult(job.name, job.tactic, record["error"], job.tolerance))
+            continue
+        result = job.check(library, workers, threads, weights)
+        if result.error is not None:
+            if not result.error <= result.tolerance:
+                raise VerificationError(
+                    f"{job.name}: tactic {job.tactic} differs from the reference, got a relative error of "
+                    f"{result.error:.2e}, expected at most {result.tolerance:.0e}; this is a bug of that tactic: "
+                    "please report it with the model"
+                )
+            cache.put(job.key, {"error": result.error, "tolerance": result.tolerance, "tactic": job.tactic})
+        results.append(result)
+    cache.flush()
+    progress(len(order), len(order))
+    return results
+
+
+class _Job:
+    """One group to be checked, with everything that its result depends on."""
+
+    def __init__(self, node: Node, choice: Choice, target: Target, bounds: Bounds) -> None:
+        self.node, self.choice, self.target = node, choice, target
+        self.name = node.outputs[0].name
+        self.tactic = choice.tactic.name
+        self.emitted: Emitted = choice.tactic.emit(choice.group, choice.config, target)
+        self.tolerance = max(
+            choice.tactic.relative_error(),
+            *(2.0 ** -_mantissa_bits(v.tensor.dtype.name) for v in choice.group.outputs if v.tensor.dtype.is_float),
+            0.0,
+        )
+        symbols = free_symbols(v.type for v in (*choice.group.inputs, *choice.group.outputs, *choice.group.body.inputs))
+        inner = {s for n in choice.group.body.nodes for s in n.symbols()}
+        kernel = {s for step in self.emitted.steps for d in step.kernel.dims for s in dims.symbols(d)}
+        self.sizes = list(sizes_to_try(sorted({*symbols, *inner, *kernel}), bounds))
+        kernels = [step.kernel for step in self.emitted.steps]
+        flops, moved = amount(kernels, self.sizes[0])
+        elements = sum(math.prod(shape_of(v.tensor.shape, self.sizes[0])) for v in choice.group.body.values())
+        self.cost = flops / _ORACLE_FLOPS + (moved + 4 * elements) / _ORACLE_BYTES
+        parts = (
+            str(CHECK_VERSION), str(target), self.tactic, *(k.entry for k in kernels),
+            *(str(v.type) for v in (*choice.group.inputs, *choice.group.outputs)),
+            oracle.digest(choice.group.body, self.sizes[0]),
+        )  # fmt: skip
+        self.key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+    def skipped(self, reason: str) -> GroupResult:
+        return GroupResult(self.name, self.tactic, None, self.tolerance, reason)
+
+    def check(self, library: KernelLibrary, workers: Pool, threads: int, weights: Mapping[str, Array]) -> GroupResult:
+        """Run kernels and oracle on seeded inputs, at up to two assignments of sizes."""
+        worst, done, reason = 0.0, 0, "no sizes were found that the operators accept"
+        for sizes in self.sizes:
+            try:
+                prepared = self._prepare(sizes, weights)
+            except UnsupportedOpError as error:
+                return self.skipped(str(error))
+            except (Error, ValueError, IndexError, TypeError, ArithmeticError) as error:
+                reason = f"its reference refused sampled inputs: {error}"
+                continue
+            worst = max(worst, self._compare(sizes, *prepared, library, workers, threads))
+            done += 1
+            if done == (_SAMPLED_SIZES if sizes else 1):
+                break
+        return GroupResult(self.name, self.tactic, worst, self.tolerance) if done else self.skipped(reason)
+
+    # ------------------------------------------------------------------ inputs and oracle
+    def _prepare(self, sizes: Mapping[str, int], weights: Mapping[str, Array]) -> tuple[list[Array], tuple[Array, ...]]:
+        """(logical inputs, wanted outputs) on values for which the oracle stays finite, if there are such."""
+        exact = self.choice.tactic.relative_error() > _NORMAL_TOLERANCE
+        prepared: tuple[list[Array], tuple[Array, ...]] | None = None
+        for kind in ("heavy" if exact else "normal", "positive"):
+            arrays = self._inputs(sizes, weights, kind)
+            with np.errstate(all="ignore"):
+                wanted = oracle.run_body(self.choice.group.body, arrays, sizes, np.dtype(np.float64 if exact else np.float32))
+            prepared = arrays, wanted
+            if all(w.dtype == object or np.isfinite(np.asarray(w, np.float64)).all() for w in wanted):
+                break
+        assert prepared is not None
+        return prepared
+
+    def _inputs(self, sizes: Mapping[str, int], weights: Mapping[str, Array], kind: str) -> list[Array]:
+        rng = np.random.default_rng(int(self.key[:12], 16))
+        packed = self._packs()
+        arrays = []
+        for position, inner in enumerate(self.choice.group.body.inputs):
+            known = None if position in packed else _small_constant(self.node.input(position), weights)
+            if known is not None:
+                arrays.append(known)
+                continue
+            shape = shape_of(inner.tensor.shape, sizes)
+            values = sample(inner.tensor.dtype, shape, rng, limit=integer_limit(inner, sizes), kind=kind)
+            strides = inner.tensor.placement.strides(inner.tensor.shape)
+            repeated = tuple(slice(0, 1) if s == 0 else slice(None) for s in strides)
+            arrays.append(np.broadcast_to(values[repeated], shape) if any(s == 0 for s in strides) else values)
+        return arrays
+
+    def _packs(self) -> dict[int, tuple[str, dict[str, object]]]:
+        """Position → (op, attributes) of the operands that are packed before the kernels run."""
+        found = {}
+        for pack in self.choice.tactic.packs(self.choice.group, self.choice.config, self.target):
+            found[pack.position] = (pack.op, dict(pack.attrs))
+        return found
+
+    # ------------------------------------------------------------------ kernels
+    def _compare(
+        self, sizes: Mapping[str, int], arrays: Sequence[Array], wanted: Sequence[Array],
+        library: KernelLibrary, workers: Pool, threads: int,
+    ) -> float:  # fmt: skip
+        group = self.choice.group
+        packed = self._packs()
+        inputs = []
+        for position, (value, array) in enumerate(zip(group.inputs, arrays, strict=True)):
+            if position in packed:
+                op, attrs = packed[position]
+                (array,) = oracle.call(op, [array], attrs)
+            inputs.append(place(value.tensor, sizes, array))
+        first: list[Array] = []
+        worst = 0.0
+        for team in sorted({1, threads}):
+            outputs = [place(v.tensor, sizes) for v in group.outputs]
+            Launch(self.emitted, inputs, outputs, sizes, library.address).run(workers, team)
+            if not all(p.intact() for p in outputs):
+                raise VerificationError(
+                    f"{self.name}: tactic {self.tactic} writes outside its result, expected writes to "
+                    f"{', '.join(str(v.type) for v in group.outputs)} only; this is a bug of that tactic: please report it"
+                )
+            got = [np.array(p.array) for p in outputs]
+            if not first:
+                first = got
+                worst = max((oracle.relative_l2(g, w) for g, w in zip(got, wanted, strict=True)), default=0.0)
+            elif not all(a.tobytes() == b.tobytes() for a, b in zip(first, got, strict=True)):
+                raise VerificationError(
+                    f"{self.name}: tactic {self.tactic} depends on the number of threads, got other bits with {team} "
+                    "threads than with 1, expected equal results; this is a bug of that tactic: please report it"
+                )
+        return worst
+
+
+def _small_constant(value: Value, weights: Mapping[str, Array]) -> Array | None:
+    """The initializer behind a small operand (an exponent, an epsilon, indices), seen through nothing."""
+    node = value.producer
+    if node is None or value.time != Time.WEIGHT or node.op != "Constant":
+        return None
+    array = weights[node.attrs["name"]]
+    return np.asarray(array) if array.size <= _SMALL or array.dtype.kind in "iu" else None
+
+
+def _mantissa_bits(name: str) -> int:
+    return {"f16": 11, "bf16": 8, "f8e4m3": 4, "f8e5m2": 3, "f8e4m3fnuz": 4, "f8e5m2fnuz": 3, "f4e2m1": 2, "f64": 40}.get(name, 24)
+
+
+def summary(results: Iterable[GroupResult]) -> dict[str, Any]:
+    """The results as certificate data: counts, the worst ones, and what was left out with reasons."""
+    listed = list(results)
+    checked = sorted((r for r in listed if r.error is not None), key=lambda r: -(r.error or 0.0))
+    return {
+        "distinct": len(listed),
+        "checked": len(checked),
+        "worst": [
+            {"group": r.name, "tactic": r.tactic, "error": float(f"{r.error:.2g}"), "tolerance": r.tolerance} for r in checked[:5]
+        ],
+        "not_checked": [{"group": r.name, "tactic": r.tactic, "reason": r.reason} for r in listed if r.error is None],
+    }

@@ -1,0 +1,1 @@
+"""Measures candidate kernels of a group and chooses among them."""
