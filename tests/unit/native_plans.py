@@ -87,7 +87,11 @@ def step(kernel, *buffers, dims=(N,), **kw):
 
 def plan(main, *, symbols=("N",), **kw):
     return Plan(
-        "cpu", main, symbols=tuple(Symbol(s) for s in symbols), kernels=tuple(KERNELS.values()), **kw
+        "cpu",
+        main,
+        symbols=tuple(Symbol(s) for s in symbols),
+        kernels=tuple(KERNELS.values()),
+        **kw,
     )
 
 
@@ -133,6 +137,4 @@ def scaled(count=4):
         (Port("y", tensor(1, N)),),
         (NativeSegment((step("k_scale", 0, 2, 1, dims=(N, count)),)),),
     )
-    return plan(
-        main, weights=(WeightSpec("w", "f32", (count,)),), weights_program=weights_program
-    )
+    return plan(main, weights=(WeightSpec("w", "f32", (count,)),), weights_program=weights_program)

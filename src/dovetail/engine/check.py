@@ -99,9 +99,7 @@ class _Checker:
                     known |= _names(dim)
         for i, port in enumerate(program.inputs):
             _symbols(port.tensor.shape or (), known, f"{where}.inputs[{i}]")
-        owned = {
-            roots[p.tensor.buffer] for p in program.outputs if p.tensor.buffer < len(roots)
-        }
+        owned = {roots[p.tensor.buffer] for p in program.outputs if p.tensor.buffer < len(roots)}
         for buffer in program.buffers:
             at = f"{where}.buffers[{buffer.id}]"
             if buffer.id == roots[buffer.id]:
@@ -117,14 +115,11 @@ class _Checker:
                 elif buffer.kind == "output":
                     _expect(buffer.id in owned, at, "an output port over it")
         for i, segment in enumerate(program.segments):
-            self._segment(
-                segment, program, roots, known, written, f"{where}.segments[{i}]", depth
-            )
+            self._segment(segment, program, roots, known, written, f"{where}.segments[{i}]", depth)
         for i, port in enumerate(program.outputs):
             at = f"{where}.outputs[{i}]"
             self._port(port, program, at)
-            _expect(port.tensor.strides is None, at, "a dense output")
-            _symbols(port.tensor.shape or (), known, at)
+            self._ref_symbols(port.tensor, known, at)
             self._available(port.tensor, program, roots, written, at)
         for buffer in program.buffers:
             _symbols((buffer.size,), known, f"{where}.buffers[{buffer.id}]")
@@ -256,9 +251,7 @@ class _Checker:
         written: set[int],
         where: str,
     ) -> None:
-        _expect(
-            roots[ref.buffer] in written, where, f"buffer {ref.buffer} to be written before"
-        )
+        _expect(roots[ref.buffer] in written, where, f"buffer {ref.buffer} to be written before")
 
     def _port(self, port: Port, program: Program, where: str) -> None:
         self._ref(port.tensor, program, where)

@@ -341,8 +341,7 @@ def _mapping(item: Decoder) -> Decoder:
         if not isinstance(value, dict) or len(value) > MAX_ITEMS:
             raise _fail(where, value, "a mapping")
         return {
-            _str(k, where, depth): item(v, f"{where}.{k[:60]}", depth + 1)
-            for k, v in value.items()
+            _str(k, where, depth): item(v, f"{where}.{k[:60]}", depth + 1) for k, v in value.items()
         }
 
     return decode

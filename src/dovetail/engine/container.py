@@ -84,7 +84,9 @@ class Container:
     def targets(self) -> tuple[str, ...]:
         """Targets that have a plan."""
         return tuple(
-            sorted(n.split("/")[1] for n in self._spans if re.fullmatch(r"targets/[^/]+/plan.json", n))
+            sorted(
+                n.split("/")[1] for n in self._spans if re.fullmatch(r"targets/[^/]+/plan.json", n)
+            )
         )
 
     def member(self, name: str) -> memoryview:
@@ -272,16 +274,28 @@ class _ZipWriter:
     def _add(self, name: bytes, data: memoryview) -> None:
         start = self._file.tell()
         crc = zlib.crc32(data)
-        zip64 = struct.pack("<HHQQ", 1, 16, len(data), len(data)) if len(data) >= 0xFFFFFFFF else b""
+        zip64 = (
+            struct.pack("<HHQQ", 1, 16, len(data), len(data)) if len(data) >= 0xFFFFFFFF else b""
+        )
         fixed = start + 30 + len(name) + len(zip64) + 4
         padding = -fixed % ALIGNMENT
         extra = zip64 + struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
         size = 0xFFFFFFFF if zip64 else len(data)
         self._file.write(
             struct.pack(
-                "<4sHHHHHIIIHH", b"PK\3\4", 45 if zip64 else 20, 0x800, 0, 0, _DOS_DATE,
-                crc, size, size, len(name), len(extra),
-            )  # fmt: skip
+                "<4sHHHHHIIIHH",
+                b"PK\3\4",
+                45 if zip64 else 20,
+                0x800,
+                0,
+                0,
+                _DOS_DATE,
+                crc,
+                size,
+                size,
+                len(name),
+                len(extra),
+            )
         )
         self._file.write(name + extra)
         self._file.write(data)
@@ -299,19 +313,32 @@ class _ZipWriter:
             stated = min(size, 0xFFFFFFFF)
             self._file.write(
                 struct.pack(
-                    "<4sHHHHHHIIIHHHHHII", b"PK\1\2", 45, 45 if wide else 20, 0x800, 0, 0,
-                    _DOS_DATE, crc, stated, stated, len(name), len(extra), 0, 0, 0, 0,
+                    "<4sHHHHHHIIIHHHHHII",
+                    b"PK\1\2",
+                    45,
+                    45 if wide else 20,
+                    0x800,
+                    0,
+                    0,
+                    _DOS_DATE,
+                    crc,
+                    stated,
+                    stated,
+                    len(name),
+                    len(extra),
+                    0,
+                    0,
+                    0,
+                    0,
                     min(offset, 0xFFFFFFFF),
-                )  # fmt: skip
+                )
             )
             self._file.write(name + extra)
         end = self._file.tell()
         count, size = len(self._entries), end - start
         if start >= 0xFFFFFFFF:
             self._file.write(
-                struct.pack(
-                    "<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start
-                )
+                struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
             )
             self._file.write(struct.pack("<4sIQI", b"PK\6\7", 0, end, 1))
         self._file.write(

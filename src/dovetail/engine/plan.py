@@ -101,7 +101,7 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A named input or output of a program; outputs are dense."""
+    """A named input or output of a program. The caller sees row-major arrays."""
 
     name: str
     tensor: TensorRef
@@ -224,8 +224,8 @@ class Program:
     """Buffers and segments. `inputs` and `outputs` name the tensors that go in and come out, in
     order.
 
-    An output whose buffer is not of kind `output` (or repeats another output's buffer) is copied
-    out at the end.
+    An output that is not a whole `output` buffer of its own (another kind, strided, or a buffer that
+    an earlier output has) is copied out at the end.
     """
 
     buffers: tuple[Buffer, ...] = ()
@@ -283,7 +283,11 @@ class KernelRef:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A compiled model for one target, without its weights and its machine code."""
+    """A compiled model for one target, without its weights and its machine code.
+
+    `arch` ("x86_64", "aarch64"; "" = any) and `cpu_flags` (as Linux names them) are what the machine
+    must have; they are checked before any kernel is loaded.
+    """
 
     target: str
     main: Program
@@ -293,6 +297,8 @@ class Plan:
     weights_program: Program = field(default_factory=Program)
     shapes_program: Program = field(default_factory=Program)
     kernels: tuple[KernelRef, ...] = ()
+    arch: str = ""
+    cpu_flags: tuple[str, ...] = ()
     meta: Mapping[str, Json] = field(default_factory=dict)
     certificate: Mapping[str, Json] = field(default_factory=dict)
 

@@ -1,1 +1,15 @@
 """Opens engines and runs them; needs no compiler and no onnx."""
+
+from dovetail.runtime.engine import ExecutionContext, RuntimeEngine
+from dovetail.runtime.observe import Observer, Record
+from dovetail.runtime.opening import Provided, Provider, open
+
+__all__ = [
+    "ExecutionContext",
+    "Observer",
+    "Provided",
+    "Provider",
+    "Record",
+    "RuntimeEngine",
+    "open",
+]

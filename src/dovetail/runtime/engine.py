@@ -58,9 +58,7 @@ class RuntimeEngine:
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._lock = threading.Lock()
         self._packer = self._runner(plan.weights_program)
-        self._weights = weight_sets.build(
-            plan, weights or {}, self._packer, self.threads, hashes
-        )
+        self._weights = weight_sets.build(plan, weights or {}, self._packer, self.threads, hashes)
         _engines.add(self)
 
     @property
@@ -366,4 +364,3 @@ def _renew_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
-

@@ -149,8 +149,10 @@ class ProgramRunner:
             stage = self._next(stage, results_of_definer, code, frame, resources)
             frame = Frame(
                 _merge(frame.addresses, stage.frame.addresses),
-                [new if old is None else old for old, new in
-                 zip(frame.arrays, stage.frame.arrays, strict=True)],
+                [
+                    new if old is None else old
+                    for old, new in zip(frame.arrays, stage.frame.arrays, strict=True)
+                ],
             )
         self._collect(stage, frame, resources, outputs, results)
         return results
@@ -252,9 +254,7 @@ class ProgramRunner:
     def _region(self, index: int, number: int, segment: ControlSegment) -> ProgramRunner:
         key = (index, number)
         if key not in self._regions:
-            self._regions[key] = ProgramRunner(
-                segment.regions[number], self._kernels, self._pool
-            )
+            self._regions[key] = ProgramRunner(segment.regions[number], self._kernels, self._pool)
         return self._regions[key]
 
     def _store(
@@ -358,7 +358,12 @@ class ProgramRunner:
                 continue
             if view.whole and view.nbytes == stage.sizes[root]:
                 assert view.shape is not None
-                array = aligned_empty(view.shape, view.dtype) if given is None else given
+                if given is not None:
+                    array = given
+                elif view.dtype.hasobject:
+                    array = np.empty(view.shape, view.dtype)
+                else:
+                    array = aligned_empty(view.shape, view.dtype)
                 results[i] = array
             else:  # a part of its buffer, or padded: copied out at the end
                 array = aligned_bytes(stage.sizes[root] or 0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dovetail.core.dtypes import dtype
 from dovetail.core.env import env
-from dovetail.core.errors import RefitError
+from dovetail.core.errors import PlanFormatError, RefitError
 from dovetail.core.log import logger
 from dovetail.device.cpu.memory import ALIGNMENT, aligned_empty
 from dovetail.engine.codec import encode
@@ -79,6 +79,7 @@ def build(
             return WeightSet(kept, cached, known)
     packed = _pack(plan, kept, runner, threads)
     if key is not None:
+        _check_hashes(plan, kept, known)
         _write_cache(key, packed)
     return WeightSet(kept, packed, known)
 
@@ -108,9 +109,7 @@ def refit(
                 f"{guards[name].reason}; rebuild the engine from the changed model"
             )
         copy = (
-            fitted.copy()
-            if fitted.dtype == object
-            else aligned_empty(fitted.shape, fitted.dtype)
+            fitted.copy() if fitted.dtype == object else aligned_empty(fitted.shape, fitted.dtype)
         )
         copy[...] = fitted
         arrays[name] = copy
@@ -165,6 +164,16 @@ def _cache_key(plan: Plan, hashes: Mapping[str, str]) -> str | None:
         return None
     parts = [_CACHE_FORMAT, plan.target, encode(plan.weights_program), [hashes[n] for n in used]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_hashes(plan: Plan, arrays: Mapping[str, Array], hashes: Mapping[str, str]) -> None:
+    """Nothing may enter the cache under the hash of something else."""
+    for name in sorted(_weights_of(plan.weights_program)):
+        if digest(arrays[name]) != hashes[name]:
+            raise PlanFormatError(
+                f"weight {name!r}: does not match its hash in the manifest; the file is damaged, "
+                "copy or build it again"
+            )
 
 
 def _weights_of(program: Program) -> set[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dovetail.core.errors import DeviceError
 from dovetail.device.cpu.library import load_shared_object
@@ -18,7 +20,7 @@ NO_BARRIER = 1
 """Flag of a step that the next one does not depend on."""
 
 _P, _I = ctypes.c_void_p, ctypes.c_int64
-_FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "dt_version": (_I, []),
     "dt_has_futex": (_I, []),
     "dt_pool_size": (_I, []),
@@ -59,20 +61,20 @@ class HostLibrary:
             )
         self._calibration = (self.ticks(), time.monotonic_ns())
 
-    version: ctypes._CFuncPtr
-    has_futex: ctypes._CFuncPtr
-    pool_size: ctypes._CFuncPtr
-    job_size: ctypes._CFuncPtr
-    max_workers: ctypes._CFuncPtr
-    ticks: ctypes._CFuncPtr
-    nanoseconds: ctypes._CFuncPtr
-    worker: ctypes._CFuncPtr
-    present: ctypes._CFuncPtr
-    stop: ctypes._CFuncPtr
-    run: ctypes._CFuncPtr
-    job_init: ctypes._CFuncPtr
-    job_enter: ctypes._CFuncPtr
-    job_join: ctypes._CFuncPtr
+    version: Callable[..., Any]
+    has_futex: Callable[..., Any]
+    pool_size: Callable[..., Any]
+    job_size: Callable[..., Any]
+    max_workers: Callable[..., Any]
+    ticks: Callable[..., Any]
+    nanoseconds: Callable[..., Any]
+    worker: Callable[..., Any]
+    present: Callable[..., Any]
+    stop: Callable[..., Any]
+    run: Callable[..., Any]
+    job_init: Callable[..., Any]
+    job_enter: Callable[..., Any]
+    job_join: Callable[..., Any]
 
     @classmethod
     def load(cls, source: str | Path | bytes | memoryview) -> HostLibrary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -51,11 +52,9 @@ def _mapped(size: int) -> NDArray[np.uint8]:
     length = size + _HUGE_PAGE
     mapping = mmap.mmap(-1, length)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        # Kernels built without transparent huge pages refuse the advice; it is only advice.
+        with contextlib.suppress(OSError):
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            # Kernels built without transparent huge pages refuse the advice; it is only advice.
-            pass
     raw: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
     start = -address(raw) % _HUGE_PAGE
     return raw[start : start + size]

@@ -132,7 +132,7 @@ class Pool:
         self.host.worker(self.address, index)
 
     def _run_portable(self, steps: int, n_steps: int, threads: int, stamps: int | None) -> int:
-        team = []
+        team: list[_PortableWorker] = []
         for worker in self._fallback:
             if len(team) + 1 >= threads:
                 break
@@ -189,20 +189,22 @@ def check_threads(threads: int) -> int:
     return threads
 
 
-_pool: Pool | None = None
-_affinity: tuple[int, ...] = ()
-_lock = threading.Lock()
+class _Process:
+    """What this process shares: the pool, its affinity, and the lock that guards both."""
+
+    pool: Pool | None = None
+    affinity: tuple[int, ...] = ()
+    lock = threading.Lock()
 
 
 def pool(host: HostLibrary) -> Pool:
     """The pool of this process, created on first use and again after a fork."""
-    global _pool
-    found = _pool
+    found = _Process.pool
     if found is None:
-        with _lock:
-            if _pool is None:
-                _pool = Pool(host, _affinity)
-            found = _pool
+        with _Process.lock:
+            if _Process.pool is None:
+                _Process.pool = Pool(host, _Process.affinity)
+            found = _Process.pool
     return found
 
 
@@ -211,24 +213,22 @@ def set_affinity(cpus: Iterable[int]) -> None:
 
     Takes effect for workers started from now on: stops the present pool.
     """
-    global _affinity, _pool
-    with _lock:
-        _affinity = tuple(cpus)
-        old, _pool = _pool, None
+    with _Process.lock:
+        _Process.affinity = tuple(cpus)
+        old, _Process.pool = _Process.pool, None
     if old is not None:
         old.stop()
 
 
 def _stop_at_exit() -> None:
-    if _pool is not None:
-        _pool.stop()
+    if _Process.pool is not None:
+        _Process.pool.stop()
 
 
 def _forget_after_fork() -> None:
     """The child has none of its parent's threads; its lock may have been held by one of them."""
-    global _pool, _lock
-    _pool = None
-    _lock = threading.Lock()
+    _Process.pool = None
+    _Process.lock = threading.Lock()
 
 
 atexit.register(_stop_at_exit)

@@ -1,0 +1,213 @@
+"""Engine files by content: graph, weights, and per target a plan with its signed binaries."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dovetail.core.errors import PlanFormatError, TrustError, UsageError
+from dovetail.engine import container, tensors, trust
+from dovetail.engine.codec import dumps, loads, parse_json
+from dovetail.engine.container import Container
+from dovetail.engine.plan import Json, Plan, digest
+
+Array = NDArray[Any]
+
+_MAX_GRAPH = 1 << 30
+_MAX_BUILD = 64 << 20
+
+
+@dataclass(frozen=True)
+class TargetFiles:
+    """What an engine file holds for one target.
+
+    `kernels` and `host` are the compiled kernels and host library; `source` is the kernels' C text.
+    """
+
+    plan: Plan
+    kernels: bytes | Path | None = None
+    host: bytes | Path | None = None
+    source: str = ""
+
+
+def write_engine(
+    path: str | Path,
+    *,
+    graph: str,
+    weights: Mapping[str, Array],
+    targets: Mapping[str, TargetFiles],
+    info: Mapping[str, Json] | None = None,
+    build: Mapping[str, Json] | None = None,
+    strip_weights: bool = False,
+    sign: bool = True,
+) -> None:
+    """Write an engine file.
+
+    `info` goes into the manifest (model hash, requested and actual …), `build` into build.json. With
+    `strip_weights` the file holds the weights' hashes only. `sign` signs plan and binaries with this
+    machine's key. The same arguments give the same bytes, build.json and signatures apart.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    hashes = {name: digest(array) for name, array in weights.items()}
+    members: dict[str, container.Content] = {"graph.ir": graph.encode()}
+    if not strip_weights:
+        members["weights.safetensors"] = b"".join(tensors.serialise(weights))
+    if build is not None:
+        members["build.json"] = json.dumps(dict(build), indent=1, sort_keys=True).encode()
+    for target, files in targets.items():
+        folder = _folder(target)
+        members[f"{folder}/plan.json"] = dumps(files.plan)
+        if files.source:
+            members[f"{folder}/kernels.c"] = files.source.encode()
+        if files.kernels is not None:
+            members[f"{folder}/kernels.so"] = _binary(files.kernels)
+        if files.host is not None:
+            members[f"{folder}/host.so"] = _binary(files.host)
+        if sign:
+            parts = {
+                role: container.member_info(members[f"{folder}/{role}"]).sha256
+                for role in _SIGNED
+                if f"{folder}/{role}" in members
+            }
+            members[f"{folder}/signature"] = trust.sign(trust.statement(target, parts))
+    manifest = {
+        "info": dict(info or {}),
+        "targets": {_folder(t): t for t in targets},
+        "weights": {"stored": not strip_weights, "hashes": hashes},
+    }
+    container.write(path, members, manifest)
+
+
+_SIGNED = ("plan.json", "kernels.so", "host.so")
+
+
+class EngineFile:
+    """An engine file opened for reading. Opening runs nothing and trusts nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.container = Container(path)
+        self.path = self.container.path
+        manifest = self.container.manifest
+        targets, weights = manifest.get("targets"), manifest.get("weights")
+        stated = weights.get("hashes") if isinstance(weights, dict) else None
+        if (
+            not isinstance(targets, dict)
+            or set(targets) != {f"targets/{t}" for t in self.container.targets}
+            or not all(isinstance(t, str) and _folder(t) == f for f, t in targets.items())
+            or not isinstance(stated, dict)
+            or not all(isinstance(h, str) for h in stated.values())
+            or not isinstance(manifest.get("info"), dict)
+        ):
+            raise PlanFormatError(
+                f"{self.path}: got a damaged manifest, expected info, targets and weights; "
+                "build the engine again"
+            )
+        self.hashes: dict[str, str] = stated
+        self.info: dict[str, Any] = manifest["info"]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Targets that the file holds, such as "cpu:avx2"."""
+        return tuple(sorted(self.container.manifest["targets"].values()))
+
+    @property
+    def graph(self) -> str:
+        """The model as canonical IR text.
+
+        Raises:
+            PlanFormatError: damaged.
+        """
+        return self._text("graph.ir", _MAX_GRAPH)
+
+    @property
+    def build(self) -> dict[str, Any]:
+        """Contents of build.json; empty if there is none."""
+        if "build.json" not in self.container:
+            return {}
+        self.container.verify(["build.json"])
+        data = parse_json(self.container.member("build.json"), "build.json", _MAX_BUILD)
+        return data if isinstance(data, dict) else {}
+
+    def source(self, target: str) -> str:
+        """C text of a target's kernels, for reading; empty if it is not in the file."""
+        name = f"{self._target_folder(target)}/kernels.c"
+        return self._text(name, _MAX_BUILD) if name in self.container else ""
+
+    def weights(self) -> dict[str, Array] | None:
+        """The original initializers, mapped read-only; None if they were stripped."""
+        if "weights.safetensors" not in self.container:
+            return None
+        return tensors.read(
+            self.container.member("weights.safetensors"), f"{self.path}: weights.safetensors"
+        )
+
+    def plan(self, target: str) -> Plan:
+        """The plan for a target, decoded but not trusted.
+
+        Raises:
+            PlanFormatError: damaged.
+        """
+        name = f"{self._target_folder(target)}/plan.json"
+        self.container.verify([name])
+        return loads(self.container.member(name))
+
+    def trusted(self, target: str) -> TargetFiles:
+        """Plan and binaries of a target, if a trusted key vouches for them.
+
+        Raises:
+            TrustError: no signature, an unknown key, or changed contents.
+            PlanFormatError: damaged.
+        """
+        folder = self._target_folder(target)
+        if f"{folder}/signature" not in self.container:
+            raise TrustError(
+                f"{self.path}: the binaries for {target} are not signed; build the engine here, or "
+                "have it signed by a key that you trust (dovetail trust add KEY)"
+            )
+        # Copies: what is checked is what is used, whatever happens to the file meanwhile.
+        parts = {
+            role: bytes(self.container.member(f"{folder}/{role}"))
+            for role in _SIGNED
+            if f"{folder}/{role}" in self.container
+        }
+        digests = {role: container.member_info(data).sha256 for role, data in parts.items()}
+        try:
+            signature = self.container.member(f"{folder}/signature")
+            trust.verify(trust.statement(target, digests), signature)
+        except TrustError as error:
+            raise TrustError(f"{self.path}: {error}") from None
+        return TargetFiles(loads(parts["plan.json"]), parts.get("kernels.so"), parts.get("host.so"))
+
+    def _target_folder(self, target: str) -> str:
+        if target not in self.targets:
+            raise UsageError(
+                f"{self.path}: got the target {target!r}, expected one of "
+                f"{', '.join(self.targets)}; build the engine for it"
+            )
+        return _folder(target)
+
+    def _text(self, name: str, limit: int) -> str:
+        self.container.verify([name])
+        data = self.container.member(name)
+        try:
+            if len(data) > limit:
+                raise ValueError(f"{len(data)} bytes")
+            return str(data, "utf-8")
+        except ValueError as error:
+            raise PlanFormatError(f"{self.path}: {name} is not text ({error})") from None
+
+
+def _folder(target: str) -> str:
+    return "targets/" + re.sub(r"[^A-Za-z0-9_.+-]", "-", target)
+
+
+def _binary(content: bytes | Path) -> bytes:
+    return content.read_bytes() if isinstance(content, Path) else content

@@ -1,0 +1,119 @@
+"""Opens an engine: a plan in memory, or an engine file whose binaries are trusted or provided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dovetail.core.errors import DeviceError, TrustError, UsageError
+from dovetail.core.log import logger
+from dovetail.device.cpu.features import require
+from dovetail.engine.file import EngineFile
+from dovetail.engine.plan import Plan
+from dovetail.runtime.engine import Binary, RuntimeEngine
+
+
+@dataclass(frozen=True)
+class Provided:
+    """Binaries from a trusted source. `plan` replaces the file's, where it was made anew."""
+
+    kernels: Sequence[Binary]
+    host: Binary | None
+    plan: Plan | None = None
+
+
+Provider = Callable[[EngineFile, str], Provided]
+"""Makes binaries for a target of a file that is not trusted, from its data alone.
+
+A step table can reach any memory, so a provider returns the plan that it made itself; it may leave
+`plan` out only if it has established that the file's plan is the one it would make.
+"""
+
+
+def open(
+    source: Plan | EngineFile | str | Path,
+    *,
+    kernels: Provider | Binary | Sequence[Binary] | None = None,
+    host: Binary | None = None,
+    weights: Mapping[str, NDArray[Any]] | None = None,
+    target: str | None = None,
+    threads: int | None = None,
+) -> RuntimeEngine:
+    """Open an engine.
+
+    Args:
+        source: a plan (with `kernels` and `host` binaries and `weights`), or an engine file.
+        kernels: for a file, who makes binaries when those inside are not trusted; without it such
+            a file is refused.
+        host: the host library, for a plan.
+        weights: the initializers, for a plan or a file without them.
+        target: which of a file's targets; needed only if several run on this machine.
+        threads: default team size (None: the CPUs of the process).
+
+    Raises:
+        PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
+        TrustError: untrusted binaries and no provider.
+        DeviceError: this machine lacks what the engine needs.
+    """
+    if isinstance(source, Plan):
+        if callable(kernels):
+            raise UsageError("open: got a provider for a plan, expected its binaries")
+        require("plan", source.arch, source.cpu_flags)
+        return RuntimeEngine(
+            source, kernels=_binaries(kernels), host=host, weights=weights, threads=threads
+        )
+    file = source if isinstance(source, EngineFile) else EngineFile(source)
+    if kernels is not None and not callable(kernels):
+        raise UsageError("open: got binaries for an engine file, expected a provider or nothing")
+    chosen = _choose(file, target)
+    hashes: Mapping[str, str] | None = file.hashes if weights is None else None
+    try:
+        files = file.trusted(chosen)
+        plan = files.plan
+        require(str(file.path), plan.arch, plan.cpu_flags)
+        binaries = _binaries(files.kernels)
+        library: Binary | None = files.host
+    except TrustError as error:
+        if kernels is None:
+            raise
+        logger("runtime").info("%s: making kernels again", error)
+        file.container.verify()
+        provided = kernels(file, chosen)
+        plan = file.plan(chosen) if provided.plan is None else provided.plan
+        require(str(file.path), plan.arch, plan.cpu_flags)
+        binaries, library = list(provided.kernels), provided.host
+        hashes = None  # a stranger's word is no key to a cache that other engines share
+    stored = file.weights() if weights is None else weights
+    return RuntimeEngine(
+        plan, kernels=binaries, host=library, weights=stored, threads=threads, hashes=hashes
+    )
+
+
+def _binaries(kernels: Binary | Sequence[Binary] | None) -> list[Binary]:
+    if kernels is None:
+        return []
+    if isinstance(kernels, str | Path | bytes | memoryview):
+        return [kernels]
+    return list(kernels)
+
+
+def _choose(file: EngineFile, target: str | None) -> str:
+    """The target asked for, or the only one that runs here (the most demanding of several)."""
+    if target is not None:
+        return target
+    fitting: list[tuple[int, str]] = []
+    problems = []
+    for name in file.targets:
+        plan = file.plan(name)
+        try:
+            require(f"{file.path} ({name})", plan.arch, plan.cpu_flags)
+            fitting.append((-len(plan.cpu_flags), name))
+        except DeviceError as error:
+            problems.append(str(error))
+    if not fitting:
+        raise DeviceError("; ".join(problems) or f"{file.path}: holds no target")
+    return min(fitting)[1]
