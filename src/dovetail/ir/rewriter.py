@@ -92,7 +92,7 @@ def apply_rules(
         IRError: the rules do not come to rest within max_rounds sweeps.
     """
     log = RewriteLog([], [])
-    graph = graph or module.main
+    graph = module.main if graph is None else graph  # an empty region is falsy
     by_op: dict[str, list[Rule]] = {}
     general = [r for r in rules if not r.ops]
     for r in rules:
