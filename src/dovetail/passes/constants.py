@@ -9,6 +9,7 @@ import numpy as np
 
 from dovetail.core.dims import Expr
 from dovetail.ir.graph import Guard, Module, Node, Time, Value
+from dovetail.ir.types import TensorType
 from dovetail.ops.registry import find
 from dovetail.reference.registry import call
 
@@ -20,7 +21,7 @@ _MAX_NODES = 32
 
 def peek(module: Module, value: Value | None) -> np.ndarray[Any, Any] | None:
     """The array of a small WEIGHT-time value, else None; who relies on it must call `guard`."""
-    if value is None or value.time != Time.WEIGHT or value.tensor.dtype.kind == "string":
+    if value is None or value.time != Time.WEIGHT or not _is_small(value):
         return None
     needed = _closure(value)
     if needed is None or any(not _is_small(v) for node in needed for v in node.outputs):
@@ -40,7 +41,9 @@ def peek(module: Module, value: Value | None) -> np.ndarray[Any, Any] | None:
 
 
 def _is_small(value: Value) -> bool:
-    size = value.tensor.size
+    if not isinstance(value.type, TensorType) or value.type.dtype.kind == "string":
+        return False
+    size = value.type.size
     return not isinstance(size, Expr) and size <= MAX_ELEMENTS
 
 
@@ -64,7 +67,7 @@ def _closure(value: Value) -> list[Node] | None:
 
 def scalar(module: Module, value: Value | None) -> int | float | bool | None:
     """The number in a WEIGHT-time value of one element, else None; who relies on it must call `guard`."""
-    if value is None or value.tensor.size != 1:
+    if value is None or not isinstance(value.type, TensorType) or value.type.size != 1:
         return None
     array = peek(module, value)
     if array is None:

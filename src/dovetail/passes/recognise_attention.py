@@ -17,28 +17,49 @@ _NEVER = -1e30
 """A finite number this low masks a score out exactly: any fp32 score added to it is absorbed."""
 
 
-def _probabilities(value: Value, scalars: Scalars) -> Node | None:
-    """The Softmax over the last axis behind the left operand of the second product.
+def _probabilities(value: Value, scalars: Scalars) -> tuple[Node, Value | None] | None:
+    """The Softmax over the last axis behind the left operand of the second product, and the mask it is guarded by.
 
-    Exporters put Where(IsNaN(p), 0, p) around it for rows that are masked whole, which Attention gives zeros anyway.
+    Exporters write Where(IsNaN(p), 0, p), or Where(max(mask) == -inf, 0, p), for rows that are masked whole;
+    Attention gives these rows zeros anyway.
     """
+    guarded: Value | None = None
     cast = made_by(value, "Cast")
     if cast is not None and used_once(value):
         value = cast.input(0)
     where = made_by(value, "Where")
     if where is not None and used_once(value):
-        nan = made_by(where.input(0), "IsNaN")
-        if nan is None or nan.input(0) is not where.input(2) or scalars.number(where.input(1)) != 0:
+        if scalars.number(where.input(1)) != 0:
             return None
+        nan = made_by(where.input(0), "IsNaN")
         value = where.input(2)
-        if len(value.uses) != 2 or value.is_output:
+        if nan is None:
+            guarded = _masked_rows(where.input(0), scalars)
+        if (nan is None and guarded is None) or (nan is not None and nan.input(0) is not value):
+            return None
+        if len(value.uses) != (1 if nan is None else 2) or value.is_output:
             return None
     elif not used_once(value):
         return None
     node = made_by(value, "Softmax")
     if node is None or node.attrs.get("axis", -1) % value.tensor.rank != value.tensor.rank - 1:
         return None
-    return node
+    return node, guarded
+
+
+def _masked_rows(condition: Value, scalars: Scalars) -> Value | None:
+    """The mask of max(mask, last axis) == -inf."""
+    equal = made_by(condition, "Equal")
+    if equal is None:
+        return None
+    for peak, low in either_order(equal):
+        reduce = made_by(peak, "ReduceMax")
+        if reduce is None or not reduce.attrs.get("keepdims", True) or scalars.number(low) != -math.inf:
+            continue
+        mask = reduce.input(0)
+        if reduce.attrs["axes"] == (mask.tensor.rank - 1,):
+            return mask
+    return None
 
 
 @dataclass
@@ -117,7 +138,8 @@ def _peel(node: Node, value: Value, scalars: Scalars) -> tuple[Value, float, Val
             if factor is not None:
                 return inner, factor, None
         elif made_by(inner, "MatMul", "Mul", "Div", "Add", "Cast") is not None and used_once(inner) and _leads_to_product(inner):
-            return inner, 1.0, other
+            shape, columns = other.tensor.shape, value.tensor.shape[-1]
+            return (inner, 1.0, other) if shape and shape[-1] == columns else None
     return None
 
 
@@ -221,12 +243,15 @@ def recognise_attention(node: Node, rewrite: Rewrite) -> str | None:
     rank = node.output.tensor.rank
     if rank not in (3, 4) or not node.output.tensor.dtype.is_float:
         return "not a rank-3 or rank-4 float product"
-    softmax = _probabilities(node.input(0), scalars)
-    if softmax is None:
+    found = _probabilities(node.input(0), scalars)
+    if found is None:
         return "the left operand is no softmax over the last axis with this one reader"
+    softmax, guarded = found
     scores = _scores(softmax.input(0), scalars)
     if scores is None:
         return "the softmax is not over a scaled and masked product"
+    if guarded is not None and scores.masks != [guarded]:
+        return "rows are cleared by another mask than the one that is added"
     if scores.keep is not None and scores.masks:
         return "it has an additive mask and a selecting one"
     q, q_scale = _scaled_operand(scores.product.input(0), scalars)
