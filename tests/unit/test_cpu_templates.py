@@ -14,7 +14,7 @@ from dovetail.codegen.compiler import compile_c
 from dovetail.codegen.kernel import ENTRY, entry_name
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, evaluate, sym
-from dovetail.kernels.cpu import conv, gemm, pad, window
+from dovetail.kernels.cpu import conv, gemm, pad, window, winograd
 from dovetail.kernels.cpu.contraction import Axis
 from dovetail.kernels.cpu.conv import ConvConfig
 from dovetail.kernels.cpu.epilogue import Epilogue
@@ -308,3 +308,46 @@ def test_window(target: Target, case: tuple, mode: str) -> None:
         results.append(same_for_all_threads(text, target, buffers, out_at, values))
     close(results[0], want)
     assert np.array_equal(results[0], results[1])
+
+
+# (batch, channels, filters, (H, W), ((top, bottom), (left, right)))
+WINOGRADS = [
+    (1, 16, 32, (14, 14), ((1, 1), (1, 1))),
+    (2, 20, 39, (7, 9), ((1, 1), (1, 1))),
+    (1, 5, 70, (13, 30), ((0, 1), (2, 0))),
+    (1, 32, 16, (4, 3), ((1, 1), (1, 1))),
+    (3, 1024, 8, (6, 6), ((0, 0), (0, 0))),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("case", WINOGRADS, ids=str)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_winograd(target: Target, case: tuple, symbolic: bool) -> None:
+    batch, channels, filters, space, pads = case
+    isa, rng = Isa.of(target), np.random.default_rng(channels)
+    x = rng.standard_normal((batch, channels, *space), np.float32)
+    w = rng.standard_normal((filters, channels, 3, 3), np.float32)
+    bias = rng.standard_normal(filters, np.float32)
+    low, high = zip(*pads, strict=True)
+    want = convolve(x.astype(np.float64), w.astype(np.float64), (1, 1), (*low, *high), (1, 1), 1)
+    out = want.shape[2:]
+    want = np.maximum(np.moveaxis(want, 1, -1) + bias, 0)
+    n: Dim = sym("N") if symbolic else batch
+    h, wd = (sym("H"), sym("W")) if symbolic else space
+    outs = (h + sum(pads[0]) - 2, wd + sum(pads[1]) - 2)
+    tiles = n * -(-outs[0] // 4) * -(-outs[1] // 4) if not symbolic else sym("T")
+    config = winograd.WinogradConfig(
+        isa, n, channels, filters, pads, (h, wd), outs, pad.dense((h, wd), channels), (pad.dense(outs, filters),), 2,
+        winograd.default_block(channels, tiles), (conv.Image(0, (0, 0)),), (1,), bias_relu(isa),
+    )  # fmt: skip
+    table = DimTable()
+    text = winograd.emit(config, table)
+    env = {"N": batch, "H": space[0], "W": space[1]}
+    values = [evaluate(e, env) for e in table.entries]
+    packed = packing.pack_winograd(w, width=config.panels.width, lanes=isa.lanes)
+    result = np.full((batch, *out, filters), GUARD, np.float32)
+    scratch = np.full(evaluate(config.workspace_bytes, env) // 4, np.nan, np.float32)
+    image = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    got = same_for_all_threads(text, target, [image, packed, result, bias, scratch], 2, values)
+    close(got, want, 1e-4)

@@ -61,10 +61,10 @@ def conv_reason(group: Group) -> str | None:
         return "channels or kernel extents are symbolic"
     if group.inputs[anchor.input(1).index].time != Time.WEIGHT:
         return "filters are computed at run time"
-    return type_reason(group) or epilogue_problem(group) or _side_reason(group)
+    return type_reason(group) or epilogue_problem(group) or side_reason(group)
 
 
-def _side_reason(group: Group) -> str | None:
+def side_reason(group: Group) -> str | None:
     """Epilogue operands must have stride 1 or 0 along channels."""
     assert group.anchor is not None
     rank = group.anchor.output.tensor.rank

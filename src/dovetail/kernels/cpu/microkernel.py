@@ -106,9 +106,9 @@ def finish(tile: Tile, isa: Isa) -> list[str]:
         names += ["cols"] if tile.tail == COUNTED else []
         return [*out, f"  {tile.name}_e({', '.join([*names, 'd'])});"]
     for j in range(tile.vectors):
-        out += _fixed_loads(tile, isa, j)
+        out += fixed_loads(tile, isa, j)
         for r, (o, i) in enumerate(rows):
-            out.append("  { " + " ".join(_finish(tile, isa, f"c{r}_{j}", str(o), str(i), j)) + " }")
+            out.append("  { " + " ".join(finish_one(tile, isa, f"c{r}_{j}", str(o), str(i), j)) + " }")
         out.append("  }")
     return out
 
@@ -148,7 +148,7 @@ def load_part(isa: Isa, access: Access, offset: str, j: int, tail: int, last: bo
     return f"@ENTRY@_ld{tail}({address})" if last and tail else isa.load(address)
 
 
-def _fixed_loads(tile: Tile, isa: Isa, j: int) -> list[str]:
+def fixed_loads(tile: Tile, isa: Isa, j: int) -> list[str]:
     """Open a scope with the operands that are the same for all rows (a bias) of column vector j."""
     loads = [
         f"const {isa.vector} f{n} = {load_part(isa, e, '0', j, tile.tail, j == tile.vectors - 1)};"
@@ -158,7 +158,7 @@ def _fixed_loads(tile: Tile, isa: Isa, j: int) -> list[str]:
     return ["  { " + " ".join(loads)]
 
 
-def _finish(tile: Tile, isa: Isa, acc: str, outer: str, inner: str, j: int) -> list[str]:
+def finish_one(tile: Tile, isa: Isa, acc: str, outer: str, inner: str, j: int) -> list[str]:
     """Statements that turn one accumulator into stored results."""
     last = j == tile.vectors - 1
     out, names = [], []
@@ -187,8 +187,8 @@ def costly_pass(tile: Tile, isa: Isa) -> list[str]:
     parameters = tile.parameters.replace(f"const float *{tile.a.pointer}, const float *b", "const float *t", 1)
     out = [f"static __attribute__((noinline)) void {tile.name}_e({parameters}) {{"]
     for j in range(tile.vectors):
-        out += _fixed_loads(tile, isa, j)
-        body = _finish(tile, isa, "acc", "o", "i", j)
+        out += fixed_loads(tile, isa, j)
+        body = finish_one(tile, isa, "acc", "o", "i", j)
         out += [
             f"  for (int64_t o = 0; o < {tile.rows[0]}; o++) for (int64_t i = 0; i < {tile.rows[1]}; i++) {{",
             f"    {isa.vector} acc = {isa.load(f't + (o * {tile.rows[1]} + i) * {width} + {j * isa.lanes}')};",
