@@ -126,7 +126,7 @@ def check(original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1) ->
     Raises:
         VerificationError: an output differs in shape, dtype, or by more than 1e-4.
     """
-    bindings = _inputs(result)
+    bindings = declared_inputs(result)
     worst = 0.0
     for seed in range(count):
         feeds = data.generate(bindings, {}, seed)
@@ -142,7 +142,12 @@ def check(original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1) ->
     return worst
 
 
-def _inputs(model: onnx.ModelProto) -> list[_Input]:
+def declared_inputs(model: onnx.ModelProto) -> list[_Input]:
+    """The inputs that a model declares, without initializers.
+
+    Raises:
+        UsageError: an input that is no numeric tensor of known rank.
+    """
     known = {t.name for t in model.graph.initializer}
     found = []
     for value in model.graph.input:

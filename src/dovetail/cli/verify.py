@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from dovetail.cli import options
+from dovetail.cli import options, output
+from dovetail.cli.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,3 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_threads(parser)
     options.add_trust(parser)
     options.add_output(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify and print the outcome."""
+    from dovetail import api
+
+    with progress(args):
+        engine = api.load(args.engine, threads=args.threads, trust=args.trust)
+        outcome = engine.verify(level="full" if args.full else "sample")
+    output.show(args, outcome, render(args.engine, outcome))
+    return 0 if outcome["ok"] else 1
