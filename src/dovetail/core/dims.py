@@ -316,17 +316,26 @@ def compare(a: Dim, b: Dim) -> int | None:
     difference = a - b
     if isinstance(difference, int):
         return (difference > 0) - (difference < 0)
-    low, high = bounds(difference)
-    if low is not None and low >= 0:
-        return 1
+    if _at_most(a, b):
+        return -1
+    return 1 if _at_most(b, a) else None
+
+
+def _at_most(a: Dim, b: Dim) -> bool:
+    """Whether a <= b is known to hold for all values of the symbols."""
+    _, high = bounds(a - b)
     if high is not None and high <= 0:
-        return -1
-    # min(x, y) <= x and x <= max(x, y), whatever x and y are.
-    if a in _operands("max", b) or b in _operands("min", a):
-        return -1
-    if b in _operands("max", a) or a in _operands("min", b):
-        return 1
-    return None
+        return True
+    # Through the outermost min or max of either side.
+    largest, smallest = _operands("max", a), _operands("min", a)
+    if len(largest) > 1:
+        return all(_at_most(x, b) for x in largest)
+    if len(smallest) > 1 and any(_at_most(x, b) for x in smallest):
+        return True
+    largest, smallest = _operands("max", b), _operands("min", b)
+    if len(smallest) > 1:
+        return all(_at_most(a, y) for y in smallest)
+    return len(largest) > 1 and any(_at_most(a, y) for y in largest)
 
 
 def bounds(d: Dim) -> tuple[int | None, int | None]:

@@ -38,9 +38,10 @@ def grid_sample(
         where = (n + 1) / 2 * (extent - 1) if align_corners else ((n + 1) * extent - 1) / 2
         if mode == "nearest":
             where = np.rint(where)
-        if padding_mode == "border":
+        # Cubic taps reach beyond the edge anyway: they are moved inside one by one, as PyTorch does.
+        if mode != "cubic" and padding_mode == "border":
             where = np.where((where < ends[0]) | (where > ends[1]), where.clip(0, extent - 1), where)
-        elif padding_mode == "reflection":
+        elif mode != "cubic" and padding_mode == "reflection":
             where = _reflect(where, *ends)
         taps.append(_axis_taps(where, extent, ends, mode, padding_mode))
     result = np.zeros((batch, channels, places.shape[1]), data.dtype)
