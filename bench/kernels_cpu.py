@@ -2,7 +2,8 @@
 
     python bench/kernels_cpu.py [conv] [gemm] [depthwise] [winograd] [--isa avx2] [--threads 2] [--seconds 0.3]
 
-Times are minima over many calls, so that other load on the machine matters little; buffers are warm.
+Times are minima over many calls (CPU time of the thread where there is one), so that other load on the machine
+matters little; buffers are warm. `--tiles` races ROWSxVECTORS (gemm, conv), VECTORSxBLOCK (winograd) or PIXELS (depthwise).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from dovetail.codegen import vmath
 from dovetail.codegen.compiler import compile_c
 from dovetail.codegen.kernel import ENTRY, entry_name
 from dovetail.codegen.target import Target
-from dovetail.kernels.cpu import conv, gemm, pad, tiles
+from dovetail.kernels.cpu import conv, gemm, pad, window, winograd
 from dovetail.kernels.cpu.contraction import Axis, Panels
 from dovetail.kernels.cpu.conv import ConvConfig
 from dovetail.kernels.cpu.epilogue import Epilogue
@@ -54,9 +56,9 @@ def fastest(call: Callable[[int, int], None], threads: int, seconds: float) -> f
         call(0, 1)
         best, end = 1e9, time.perf_counter() + seconds
         while time.perf_counter() < end:
-            start = time.perf_counter()
+            start = time.thread_time()
             call(0, 1)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best
     best, end = 1e9, time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -144,6 +146,43 @@ def conv_call(
     return call, copy, (rows, vectors * isa.lanes)
 
 
+def winograd_call(target: Target, h: int, c: int, f: int, vectors: int, block: int) -> Callable[[int, int], None]:
+    """A bound 3x3 Winograd convolution of a square image at batch 1."""
+    isa = Isa.of(target)
+    x, y = pad.dense((h, h), c), pad.dense((h, h), f)
+    tiles = (-(-h // 4)) ** 2
+    config = winograd.WinogradConfig(
+        isa, 1, c, f, ((1, 1), (1, 1)), (h, h), (h, h), x, (y,), vectors,
+        block or winograd.default_block(c, tiles), (conv.Image(0, (0, 0)),), (1,), bias_relu(isa),
+    )  # fmt: skip
+    buffers = [
+        aligned(h * h * c), aligned(36 * c * int(config.panels.packed_columns)), aligned(h * h * f), aligned(f),
+        aligned(int(config.workspace_bytes) // 4),
+    ]  # fmt: skip
+    return bind(winograd.emit(config, DimTable()), target, buffers)
+
+
+def depthwise_call(target: Target, h: int, c: int, k: int, s: int, pixels: int) -> Callable[[int, int], None]:
+    """A bound depthwise convolution of a square image at batch 1."""
+    isa, p = Isa.of(target), k // 2
+    out = (h + 2 * p - k) // s + 1
+    config = window.WindowConfig(
+        isa, window.DEPTHWISE, 1, c, (k, k), (s, s), (1, 1), ((p, p), (p, p)), (h, h), (out, out), pad.dense((h, h), c),
+        (pad.dense((out, out), c),), pixels or window.default_pixels(isa, window.DEPTHWISE, (k, k)),
+        (conv.Image(0, (0, 0)),), (1,), epilogue=bias_relu(isa),
+    )  # fmt: skip
+    blocks = -(-c // isa.lanes) * isa.lanes
+    buffers = [aligned(h * h * c), aligned(k * k * blocks), aligned(out * out * c), aligned(c)]
+    return bind(window.emit(config, DimTable()), target, buffers)
+
+
+# (image, channels, kernel, stride): layers of MobileNetV2, MobileNetV3 and EfficientNet
+DEPTHWISE = [
+    (112, 16, 3, 2), (112, 32, 3, 1), (56, 88, 3, 2), (28, 96, 3, 1), (28, 96, 5, 2), (14, 240, 5, 1), (14, 120, 5, 1),
+    (7, 576, 5, 1), (56, 144, 3, 1), (14, 672, 5, 1),
+]  # fmt: skip
+
+
 # (image, channels, filters, kernel, stride): the distinct layers of ResNet-50
 RESNET = [
     (224, 3, 64, 7, 2), (56, 64, 64, 1, 1), (56, 64, 64, 3, 1), (56, 64, 256, 1, 1), (56, 256, 64, 1, 1),
@@ -166,27 +205,49 @@ def main() -> None:
     parser.add_argument("--isa", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3)
-    parser.add_argument("--tiles", default="", help="ROWSxVECTORS,... to race against the default")
+    parser.add_argument("--tiles", default="", help="configurations to race, separated by commas")
     options = parser.parse_args()
     target, nt = Target.parse(options.isa), options.threads
     top = peak(target, options.seconds) * nt
     print(f"{target}: FMA peak {top / 1e9:.1f} GFLOP/s for {nt} thread(s)")
-    races = [None, *(tuple(map(int, t.split("x"))) for t in options.tiles.split(",") if t)]
+    given = [tuple(map(int, t.split("x"))) for t in options.tiles.split(",") if t]
+    races: list[Any] = [None, *given]
+    if "winograd" in options.what:
+        races = given or [(2, 0)]
+    if "depthwise" in options.what:
+        races = given or [(0,)]
     if "conv" in options.what:
         for h, c, f, k, s in RESNET:
             flops = 2.0 * (-(-h // s)) ** 2 * c * f * k * k
             texts = []
             for tile in races:
-                call, copy, shape = conv_call(target, h, c, f, k, s, tile)  # type: ignore[arg-type]
+                call, copy, shape = conv_call(target, h, c, f, k, s, tile)
                 t = fastest(call, nt, options.seconds)
                 extra = f" + pad {fastest(copy, nt, 0.05) / t * 100:.1f}%" if copy and tile is None else ""
                 texts.append(f"{shape[0]}x{shape[1]} {t * 1e6:7.0f} us {flops / t / top * 100:5.1f}%{extra}")
             print(f"conv {k}x{k}/{s} {h}x{h} {c}->{f}: " + " | ".join(texts), flush=True)
+    if "winograd" in options.what:
+        for h, c, f, k, s in (r for r in RESNET if r[3:] == (3, 1)):
+            flops = 2.0 * h * h * c * f * 9
+            texts = []
+            for vectors, block in races or [None]:
+                t = fastest(winograd_call(target, h, c, f, vectors, block), nt, options.seconds)
+                texts.append(f"vectors {vectors} block {block or 'default'} {t * 1e6:7.0f} us {flops / t / top * 100:5.1f}%")
+            print(f"winograd {h}x{h} {c}->{f}: " + " | ".join(texts), flush=True)
+    if "depthwise" in options.what:
+        for h, c, k, s in DEPTHWISE:
+            out = -(-h // s)
+            flops, bytes_ = 2.0 * out * out * c * k * k, 4.0 * c * (h * h + out * out)
+            texts = []
+            for (pixels,) in races:
+                t = fastest(depthwise_call(target, h, c, k, s, pixels), nt, options.seconds)
+                texts.append(f"{pixels or 'default'} {t * 1e6:7.1f} us {flops / t / top * 100:5.1f}% {bytes_ / t / 1e9:.0f} GB/s")
+            print(f"depthwise {k}x{k}/{s} {h}x{h} {c}: " + " | ".join(texts), flush=True)
     if "gemm" in options.what:
         for m, n, k, gelu in GEMMS:
             texts = []
             for tile in races:
-                run, shape = gemm_call(target, m, n, k, tile, gelu)  # type: ignore[arg-type]
+                run, shape = gemm_call(target, m, n, k, tile, gelu)
                 t = fastest(run, nt, options.seconds)
                 texts.append(
                     f"{shape[0]}x{shape[1]} {t * 1e6:7.0f} us {2.0 * m * n * k / t / top * 100:5.1f}% "
