@@ -28,10 +28,11 @@ from dovetail.ir.verifier import verify
 from dovetail.passes.fuse import FusionLog, fuse
 from dovetail.passes.horizontal import merge_siblings
 from dovetail.passes.layout import Placement, assign_layouts
+from dovetail.passes.legalise import legalise
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 
-PASSES = ("import", "simplify", "recognise", "horizontal", "fuse", "layout", "select")
+PASSES = ("import", "simplify", "recognise", "legalise", "horizontal", "fuse", "layout", "select")
 _log = logger("builder")
 
 
@@ -111,6 +112,9 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     """Everything after *recognise*."""
     target = options.check()
     graph_text = print_module(module)
+    legalise(module, target)
+    simplify(module)
+    done("legalise")
     merge_siblings(module)
     stages.done("horizontal", module)
     fusion_log = fuse(module, target, reason_not_lowerable)

@@ -1,0 +1,117 @@
+"""Legalisation: ops that no tactic of the target computes are written with ops that have one.
+
+Attention becomes two MatMuls around a Softmax. The products, the softmax and the mask are the reference's: rows that see
+nothing are zero, bool masks select, float masks add.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dovetail.codegen.tactic import tactics
+from dovetail.codegen.target import Target
+from dovetail.core.dims import Dim
+from dovetail.core.dtypes import BOOL, I64
+from dovetail.ir.graph import Module, Node, Time, Value
+from dovetail.ir.rewriter import Rewrite, apply_rules, rule
+from dovetail.ops.infer import infer
+
+
+def legalise(module: Module, target: Target) -> None:
+    """Rewrite run-time nodes that the target has no tactic for, where a composition exists."""
+    if not tactics("attention", target.device):
+        apply_rules(module, [expand_attention], infer)
+
+
+def _scalar(rewrite: Rewrite, value: float, like: Value) -> Value:
+    return rewrite.emit("Full", shape=(), value=value, dtype=like.tensor.dtype)
+
+
+def _split(rewrite: Rewrite, x: Value, heads: int) -> Value:
+    """[B, S, heads * D] as [B, heads, S, D]."""
+    if x.tensor.rank == 4:
+        return x
+    batch, steps, hidden = x.tensor.shape
+    parted = rewrite.emit("Reshape", x, shape=(batch, steps, heads, hidden // heads))
+    return rewrite.emit("Transpose", parted, perm=(0, 2, 1, 3))
+
+
+def _visible(rewrite: Rewrite, rows: Dim, columns: Dim, past: Dim) -> Value:
+    """Bool [rows, columns]: whether query i may see key j, j <= i + past."""
+    row = rewrite.emit("Reshape", rewrite.emit("Iota", size=rows, dtype=I64), shape=(rows, 1))
+    column = rewrite.emit("Iota", size=columns, dtype=I64)
+    shift = rewrite.emit("Reshape", rewrite.emit("DimTensor", values=(past,)), shape=())
+    return rewrite.emit("LessOrEqual", column, rewrite.emit("Add", row, shift))
+
+
+@rule("Attention")
+def expand_attention(node: Node, rewrite: Rewrite) -> str | None:
+    """softmax(q k^T scale + bias) v as MatMuls and Softmax."""
+    attrs = node.attrs
+    if node.graph.time_of(node) != Time.RUN:
+        return "known before the run"
+    if attrs.get("scores", -1) >= 0 or len(node.outputs) != 1:
+        return "its scores are read"
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        return "it has key lengths"
+    if attrs.get("left_window", -1) >= 0 or attrs.get("right_window", -1) >= 0:
+        return "it has a window"
+    if attrs.get("softmax_dtype") not in (None, node.output.tensor.dtype):
+        return "its softmax has another dtype"
+    packed = node.input(0).tensor.rank == 3
+    q = _split(rewrite, node.input(0), attrs.get("q_heads", 0))
+    k = _split(rewrite, node.input(1), attrs.get("kv_heads", 0))
+    v = _split(rewrite, node.input(2), attrs.get("kv_heads", 0))
+    batch, heads, rows, depth = q.tensor.shape
+    key_heads, columns = k.tensor.shape[1], k.tensor.shape[2]
+    if heads != key_heads:
+        # Queries that share a key head are rows of one product.
+        q = rewrite.emit("Reshape", q, shape=(batch, key_heads, heads // key_heads * rows, depth))
+    scores = rewrite.emit("MatMul", q, rewrite.emit("Transpose", k, perm=(0, 1, 3, 2)))
+    scale = float(attrs["scale"])
+    if scale != 1.0:
+        scores = rewrite.emit("Mul", scores, _scalar(rewrite, scale, scores))
+    cap = attrs.get("softcap", 0.0)
+    if cap:
+        scaled = rewrite.emit("Div", scores, _scalar(rewrite, cap, scores))
+        scores = rewrite.emit("Mul", rewrite.emit("Tanh", scaled), _scalar(rewrite, cap, scores))
+    if heads != key_heads:
+        scores = rewrite.emit("Reshape", scores, shape=(batch, heads, rows, columns))
+    weights = _masked_softmax(node, rewrite, scores, rows, columns)
+    if heads != key_heads:
+        weights = rewrite.emit("Reshape", weights, shape=(batch, key_heads, heads // key_heads * rows, columns))
+    y = rewrite.emit("MatMul", weights, v)
+    width = v.tensor.shape[3]
+    if heads != key_heads:
+        y = rewrite.emit("Reshape", y, shape=(batch, heads, rows, width))
+    if packed:
+        y = rewrite.emit("Transpose", y, perm=(0, 2, 1, 3))
+        y = rewrite.emit("Reshape", y, shape=(batch, rows, heads * width))
+    rewrite.replace(node, y)
+    return None
+
+
+def _masked_softmax(node: Node, rewrite: Rewrite, scores: Value, rows: Dim, columns: Dim) -> Value:
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    hidden = _scalar(rewrite, -math.inf, scores)
+    nothing = _scalar(rewrite, 0.0, scores)
+    bias: Value | None = None
+    if mask is not None:
+        missing = columns - mask.tensor.shape[-1]
+        if missing != 0:
+            rank = mask.tensor.rank
+            fill = False if mask.tensor.dtype == BOOL else -math.inf
+            pads = (0,) * (2 * rank - 1) + (missing,)
+            mask = rewrite.emit("Pad", mask, pads=pads, mode="constant", value=fill)
+        bias = mask if mask.tensor.dtype != BOOL else rewrite.emit("Where", mask, nothing, hidden)
+    if node.attrs.get("is_causal"):
+        visible = _visible(rewrite, rows, columns, node.attrs.get("past", 0))
+        causal = rewrite.emit("Where", visible, nothing, hidden)
+        bias = causal if bias is None else rewrite.emit("Add", bias, causal)
+    if bias is None:
+        return rewrite.emit("Softmax", scores, axis=-1)
+    probabilities = rewrite.emit("Softmax", rewrite.emit("Add", scores, bias), axis=-1)
+    if mask is None:
+        return probabilities  # a causal row always sees its first key
+    peak = rewrite.emit("ReduceMax", bias, axes=(bias.tensor.rank - 1,), keepdims=True)
+    return rewrite.emit("Where", rewrite.emit("Equal", peak, hidden), nothing, probabilities)
