@@ -114,7 +114,7 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     graph_text = print_module(module)
     legalise(module, target)
     simplify(module)
-    done("legalise")
+    stages.done("legalise", module)
     merge_siblings(module)
     stages.done("horizontal", module)
     fusion_log = fuse(module, target, reason_not_lowerable)
