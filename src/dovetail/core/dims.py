@@ -8,7 +8,7 @@ Values are int64; evaluation raises ShapeError on overflow or division by zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Union
 
 from dovetail.core.errors import ParseError, ShapeError
@@ -483,7 +483,7 @@ def to_program(d: Dim) -> Program:
     return program
 
 
-def run_program(program: Program, env: Mapping[str, int]) -> int:
+def run_program(program: Sequence[int | str], env: Mapping[str, int]) -> int:
     """The value of a postfix program (see `to_program`).
 
     Raises:
@@ -526,7 +526,7 @@ def run_program(program: Program, env: Mapping[str, int]) -> int:
     return result
 
 
-def from_program(program: Program) -> Dim:
+def from_program(program: Sequence[int | str]) -> Dim:
     """The Dim that a postfix program computes.
 
     Raises:

@@ -96,7 +96,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def encode(value: Any) -> Json:
     """A plan dataclass (or a part of one) as JSON values; fields at their default are left out."""
-    return _encode_as(type(value), value)
+    result: Json = _encode_as(type(value), value)
+    return result
 
 
 def _encode_as(kind: Any, value: Any) -> Any:
@@ -104,7 +105,7 @@ def _encode_as(kind: Any, value: Any) -> Any:
         return value[0] if len(value) == 1 else list(value)
     if kind is Attr:
         return _encode_attr(value)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = _hints(kind)
         result = {
             f.name: _encode_as(hints[f.name], getattr(value, f.name))
@@ -293,7 +294,7 @@ def _record(cls: type) -> Decoder:
 
     def decode(value: Any, where: str, depth: int) -> Any:
         if not fields:  # filled at the first use: records may contain themselves
-            for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            for field in dataclasses.fields(cls):
                 fields[field.name] = _decoder(_hints(cls)[field.name])
                 if (
                     field.default is dataclasses.MISSING

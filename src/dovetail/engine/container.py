@@ -154,7 +154,7 @@ class Container:
                 raise self._damaged(f"{name} is compressed or encrypted")
             if entry.file_size != entry.compress_size:
                 raise self._damaged(f"{name} has two sizes")
-            header = self._view[entry.header_offset : entry.header_offset + 30]
+            header = bytes(self._view[entry.header_offset : entry.header_offset + 30])
             if entry.header_offset < 0 or len(header) < 30 or header[:4] != b"PK\3\4":
                 raise self._damaged(f"{name} has no local header")
             name_size, extra_size = struct.unpack_from("<HH", header, 26)

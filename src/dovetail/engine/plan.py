@@ -333,4 +333,4 @@ def digest(array: NDArray[Any]) -> str:
         text = json.dumps([str(v) for v in array.reshape(-1)], ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
     dense = np.asarray(array, order="C").reshape(-1)
-    return hashlib.sha256(dense.view(np.uint8)).hexdigest()
+    return hashlib.sha256(dense.view(np.uint8).data).hexdigest()

@@ -116,7 +116,7 @@ def _bytes_of(array: Array) -> memoryview:
     if array.dtype == object:
         text = json.dumps([str(v) for v in array.reshape(-1)], ensure_ascii=False)
         return memoryview(text.encode())
-    return memoryview(np.asarray(array, order="C").reshape(-1).view(np.uint8))
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
 
 
 def _strings(raw: Array, shape: list[int], where: str) -> Array:

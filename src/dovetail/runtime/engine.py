@@ -209,6 +209,8 @@ class ExecutionContext:
             (p.name, dtype(p.tensor.dtype).numpy, p.tensor.shape is None) for p in plan.inputs
         ]
         self._output_names = [p.name for p in plan.outputs]
+        self._output_set = frozenset(self._output_names)
+        self._output_dtypes = [dtype(p.tensor.dtype).numpy for p in plan.outputs]
         self._updates = self._updated_inputs()
 
     def run(
@@ -302,10 +304,10 @@ class ExecutionContext:
     def _outputs(
         self, outputs: Mapping[str, Any], values: Sequence[Any], stage: Stage
     ) -> list[Any]:
-        unknown = sorted(set(outputs) - set(self._output_names))
-        if unknown:
+        if not outputs.keys() <= self._output_set:
             raise BindingError(
-                f"outputs: got {unknown}, expected some of {', '.join(self._output_names)}"
+                f"outputs: got {sorted(outputs.keys() - self._output_set)}, expected some of "
+                f"{', '.join(self._output_names)}"
             )
         shapes = {i: view.shape for i, view in stage.outputs}
         taken = [(address(v), v.nbytes) for v in values if isinstance(v, np.ndarray)]
@@ -314,8 +316,15 @@ class ExecutionContext:
             if port.name not in outputs:
                 given.append(None)
                 continue
-            want = dtype(port.tensor.dtype).numpy
-            array = as_output(port.name, outputs[port.name], want, shapes.get(i))
+            array, want, shape = outputs[port.name], self._output_dtypes[i], shapes.get(i)
+            if not (
+                type(array) is np.ndarray
+                and array.dtype == want
+                and array.shape == shape
+                and array.flags.c_contiguous
+                and array.flags.writeable
+            ):
+                array = as_output(port.name, array, want, shape)
             start = address(array)
             if i in self._updates:
                 if start != address(values[self._updates[i]]):

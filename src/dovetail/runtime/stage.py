@@ -235,7 +235,7 @@ class NativeCode:
                 at += 1
         # The table holds raw addresses: keep what they point to.
         self._keep = (pointers, dims, table)
-        self.pointers = memoryview(pointers)
+        self.pointers = pointers.data
         self.dims = dims
         self.table = address(table)
 
@@ -321,7 +321,7 @@ class Stage:
         self.children: dict[tuple[int, ...], Stage] = {}
         count = len(program.buffers)
         self.sizes: list[int | None] = list(parent.sizes) if parent else [None] * count
-        self.frame = Frame(
+        self.frame: Frame = Frame(
             list(parent.frame.addresses) if parent else [0] * count,
             list(parent.frame.arrays) if parent else [None] * count,
         )

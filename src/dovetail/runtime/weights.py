@@ -233,7 +233,7 @@ def _write_cache(key: str, packed: Mapping[str, Array]) -> None:
                 file.write(len(header).to_bytes(8, "little") + header)
                 for name, (offset, _) in arrays.items():
                     file.seek(offset)
-                    file.write(memoryview(packed[name]))
+                    file.write(packed[name].data)
                 file.truncate(end)
             os.replace(temporary, path)
         except BaseException:

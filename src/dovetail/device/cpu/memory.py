@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,31 @@ _MAPPED = 4 << 20
 _HUGE_PAGE = 2 << 20
 
 
-def address(array: NDArray[Any]) -> int:
-    """Address of the first element."""
+# `__array_interface__` builds a description of the dtype and takes microseconds, which a small model
+# feels. The data pointer is the first field behind the object header (PyArrayObject_fields, part of
+# NumPy's ABI); the probe below makes sure of it once.
+_HEADER = object.__basicsize__
+_word_at = ctypes.c_size_t.from_address
+
+
+def _address_by_interface(array: NDArray[Any]) -> int:
     pointer: int = array.__array_interface__["data"][0]
     return pointer
+
+
+def _address_by_field(array: NDArray[Any]) -> int:
+    return _word_at(id(array) + _HEADER).value
+
+
+def _probe() -> bool:
+    if sys.implementation.name != "cpython":
+        return False
+    samples = (np.zeros(3), np.zeros((2, 2), np.int8)[1:], np.zeros(0))
+    return all(_address_by_field(a) == _address_by_interface(a) for a in samples)
+
+
+address: Callable[[NDArray[Any]], int] = _address_by_field if _probe() else _address_by_interface
+"""Address of the first element of a NumPy array."""
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
@@ -62,5 +85,8 @@ def _mapped(size: int) -> NDArray[np.uint8]:
 
 def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An uninitialised, row-major array whose data starts at a multiple of `ALIGNMENT`."""
-    count = math.prod(shape)
-    return aligned_bytes(count * dtype.itemsize).view(dtype).reshape(shape)
+    size = math.prod(shape) * dtype.itemsize
+    if size >= _MAPPED or size < 0:
+        return aligned_bytes(size).view(dtype).reshape(shape)
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, raw, -address(raw) % ALIGNMENT)
