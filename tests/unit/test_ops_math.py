@@ -388,6 +388,78 @@ def test_matmul_integer_with_zero_points_per_row_and_column() -> None:
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("group", [1, 2])
+def test_qlinear_conv_agrees_with_onnxruntime(per_channel: bool, group: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays: list[Array | None] = [
+        rng.integers(0, 256, (2, 4, 9, 7)).astype(np.uint8),
+        np.array(0.02, np.float32),
+        np.array(120, np.uint8),
+        rng.integers(-128, 128, (6, 4 // group, 3, 2)).astype(np.int8),
+        rng.uniform(0.01, 0.05, 6).astype(np.float32) if per_channel else np.array(0.03, np.float32),
+        np.zeros(6, np.int8) if per_channel else np.array(0, np.int8),
+        np.array(0.4, np.float32),
+        np.array(100, np.uint8),
+        rng.integers(-999, 999, 6).astype(np.int32),
+    ]
+    node = helper.make_node(
+        "QLinearConv", [f"x{i}" for i in range(9)], ["y0"], group=group, strides=[2, 1], pads=[1, 0, 1, 1]
+    )
+    session = _session(_model(node, arrays, 1, 13, symbolic=False))
+    assert session is not None
+    want = session.run(None, {f"x{i}": a for i, a in enumerate(arrays)})[0]
+    got = evaluate(
+        import_onnx(_model(node, arrays, 1, 13, symbolic=False)), {f"x{i}": a for i, a in enumerate(arrays)}
+    )["y0"]
+    assert got.dtype == np.uint8 and got.std() > 10
+    assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
+    assert (got == want).mean() > 0.99
+
+
+@pytest.mark.parametrize("zero_points", [0, 1, 2])
+def test_conv_integer_pads_after_the_zero_point(zero_points: int) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(0, 256, (1, 2, 5, 5)).astype(np.uint8), rng.integers(0, 256, (3, 2, 3, 3)).astype(np.uint8)
+    zeros: list[Array | None] = [np.array(17, np.uint8), np.array(3, np.uint8)][:zero_points]
+    arrays = [x, w, *zeros]
+    node = helper.make_node("ConvInteger", [f"x{i}" for i in range(len(arrays))], ["y0"], pads=[1, 1, 1, 1])
+    session = _session(_model(node, arrays, 1, 10, symbolic=False))
+    assert session is not None
+    feeds = {f"x{i}": a for i, a in enumerate(arrays)}
+    got = evaluate(import_onnx(_model(node, arrays, 1, 10, symbolic=False)), feeds)["y0"]
+    np.testing.assert_array_equal(got, session.run(None, feeds)[0])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+def test_random_ops_have_their_distributions(kind: Any) -> None:
+    def run(node: onnx.NodeProto, arrays: list[Array | None]) -> Array:
+        return _imported(node, 22, arrays)[0].astype(np.float64)
+
+    code = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    shape = [200, 100]
+    uniform = run(helper.make_node("RandomUniform", [], ["y0"], shape=shape, low=-1.0, high=3.0, dtype=code), [])
+    assert uniform.shape == (200, 100) and abs(uniform.mean() - 1) < 0.05
+    assert uniform.min() >= -1 and uniform.max() <= 3 and abs(uniform.std() - 4 / math.sqrt(12)) < 0.05
+    like = np.zeros(shape, kind)
+    normal = run(helper.make_node("RandomNormalLike", ["x0"], ["y0"], mean=2.0, scale=0.5), [like])
+    assert abs(normal.mean() - 2) < 0.05 and abs(normal.std() - 0.5) < 0.05
+    hits = run(helper.make_node("Bernoulli", ["x0"], ["y0"]), [like + kind(0.25)])
+    assert set(np.unique(hits)) == {0.0, 1.0} and abs(hits.mean() - 0.25) < 0.03
+    weights = np.log(np.array([[0.1, 0.2, 0.7]])).astype(kind)
+    classes = run(helper.make_node("Multinomial", ["x0"], ["y0"], sample_size=20000), [weights])
+    np.testing.assert_allclose(np.bincount(classes.astype(int).reshape(-1)) / 20000, [0.1, 0.2, 0.7], atol=0.02)
+
+
+def test_seeds_repeat_and_no_seed_does_not() -> None:
+    def run(**attrs: Any) -> Array:
+        return _imported(helper.make_node("RandomNormal", [], ["y0"], shape=[50], **attrs), 22, [])[0]
+
+    np.testing.assert_array_equal(run(seed=1.0), run(seed=1.0))
+    assert (run(seed=1.0) != run(seed=2.0)).any()
+    assert (run() != run()).any()
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_softmax_cross_entropy(reduction: str, weighted: bool) -> None:

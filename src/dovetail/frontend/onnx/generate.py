@@ -66,11 +66,17 @@ def range_(ctx: Context, node: OnnxNode) -> Value:
     size = _range_size(ctx, node, start, limit, delta)
     wide = F32 if kind.is_float and kind.bits < 32 else kind
     steps = ctx.emit("Iota", size=size, dtype=wide)
-    if _contents(delta) != 1:
+    if not _is(ctx, delta, 1, node):
         steps = ctx.emit("Mul", steps, cast(ctx, delta, wide))
-    if _contents(start) != 0:
+    if not _is(ctx, start, 0, node):
         steps = ctx.emit("Add", steps, cast(ctx, start, wide))
     return cast(ctx, steps, kind)
+
+
+def _is(ctx: Context, value: Value, number: int, node: OnnxNode) -> bool:
+    """Whether a scalar is this constant; the guard keeps a refit from changing it unseen."""
+    array = ctx.constant(value, f"{node.name} starts at 0 or steps by 1")
+    return array is not None and bool(array.reshape(()) == number)
 
 
 def _contents(value: Value) -> Dim | float | None:
