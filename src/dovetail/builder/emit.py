@@ -11,11 +11,13 @@ from dovetail.codegen.tactic import Operand
 from dovetail.codegen.target import Target
 from dovetail.core import dims
 from dovetail.core.dims import Dim
+from dovetail.core.dtypes import dtype
 from dovetail.engine.plan import (
     Arg,
     Buffer,
     BufferKind,
     ControlSegment,
+    Guard,
     HostSegment,
     KernelRef,
     NativeSegment,
@@ -30,6 +32,7 @@ from dovetail.engine.plan import (
     TensorRef,
     WeightSpec,
     attribute,
+    digest,
     postfix,
 )
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
@@ -55,10 +58,9 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
     shapes = _HostProgram(graph, Time.SHAPE)
     main = _MainProgram(graph, choices, placement, target, kernels)
     names = module.meta["output_names"]
-    specs = tuple(
-        WeightSpec(n.attrs["name"], n.output.tensor.dtype.name, tuple(int(d) for d in n.output.tensor.shape if isinstance(d, int)))
-        for n in _constants(graph)
-    )  # fmt: skip
+    # Weights that a rewrite has read away stay, so that a refit of them is checked against their guard.
+    used = dict.fromkeys([*(n.attrs["name"] for n in _constants(graph)), *(g.weight for g in module.guards)])
+    specs = tuple(WeightSpec(n, dtype(module.weights[n].dtype).name, module.weights[n].shape) for n in used)
     bounds = module.meta.get("symbol_bounds", {})
     free = sorted({s for v in graph.inputs if isinstance(v.type, TensorType) for d in v.type.shape for s in dims.symbols(d)})
     plan = Plan(
@@ -66,9 +68,14 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
         main=main.program(graph.inputs, graph.outputs, [v.name for v in graph.inputs], names),
         symbols=tuple(Symbol(s, *bounds.get(s, (0, None))[:2]) for s in free),
         weights=specs,
+        guards=tuple(
+            Guard(g.weight, digest(module.weights[g.weight]), f"{g.rewrite} relied on its value {g.shown}") for g in module.guards
+        ),
         weights_program=weights.program(),
         shapes_program=shapes.program(),
         kernels=tuple(KernelRef(k.entry, len(k.params), len(k.dims)) for k in kernels.values()),
+        arch=target.arch,
+        cpu_flags=target.cpu_flags,
     )
     return Emission(plan, kernels)
 

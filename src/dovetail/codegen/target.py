@@ -104,9 +104,14 @@ class Target:
                     return _make(isa, arch)
         return _make("generic", arch)
 
+    @property
+    def cpu_flags(self) -> tuple[str, ...]:
+        """CPU features that the machine must have, as Linux names them."""
+        return _ISAS[self.isa][-1]
+
     def supports_host(self) -> bool:
         """Whether code for this target runs on this machine."""
-        return self.arch == _host_arch() and set(_ISAS[self.isa][-1]) <= _host_flags()
+        return self.arch == _host_arch() and set(self.cpu_flags) <= _host_flags()
 
     def __str__(self) -> str:
         return self.name

@@ -1,0 +1,233 @@
+"""`dovetail.compare`: two models or engines on the same inputs, layer by layer if asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from dovetail.api.engine import Engine
+from dovetail.builder.oracle import relative_l2
+from dovetail.builder.samples import free_symbols, graph_inputs, sizes_to_try
+from dovetail.core.errors import BindingError, Error, UsageError
+from dovetail.frontend.importer import import_onnx
+from dovetail.frontend.reader import ModelSource
+from dovetail.ops.evaluate import evaluate, trace
+
+Arrays = dict[str, Any]
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a value of b is from the same value of a.
+
+    Attributes:
+        name: the user's name of the value.
+        kind: "output" or "layer".
+        relative_l2: ||b - a|| / ||a||; inf where shapes differ.
+        max_abs: largest absolute difference.
+        ok: whether relative_l2 is within the tolerance.
+        note: why it is infinite, else "".
+    """
+
+    name: str
+    kind: str
+    relative_l2: float
+    max_abs: float
+    ok: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of `compare`.
+
+    Attributes:
+        outputs: one difference per output.
+        layers: one per intermediate value that both have, in execution order.
+        tolerance: largest relative L2 difference that counts as equal.
+    """
+
+    outputs: tuple[Difference, ...]
+    layers: tuple[Difference, ...]
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output (and layer, where compared) is within the tolerance."""
+        return all(d.ok for d in (*self.outputs, *self.layers))
+
+    @property
+    def first_bad(self) -> Difference | None:
+        """The first value in execution order that is off."""
+        return next((d for d in (*self.layers, *self.outputs) if not d.ok), None)
+
+    def json(self) -> dict[str, Any]:
+        """Plain data with stable keys; infinities as the text "inf"."""
+        bad = self.first_bad
+        return {
+            "ok": self.ok,
+            "tolerance": self.tolerance,
+            "first_bad": None if bad is None else _plain(bad),
+            "outputs": [_plain(d) for d in self.outputs],
+            "layers": [_plain(d) for d in self.layers],
+        }
+
+    def __str__(self) -> str:
+        bad = self.first_bad
+        lines = []
+        if bad is not None and self.layers:
+            lines.append(f"first bad {bad.kind}: {bad.name}, relative L2 {bad.relative_l2:.2e}{_note(bad)}")
+        width = max((len(d.name) for d in (*self.outputs, *self.layers)), default=4)
+        lines += [_row(d, width) for d in self.outputs]
+        if self.layers:
+            wrong = [d for d in self.layers if not d.ok]
+            worst = max(self.layers, key=lambda d: d.relative_l2)
+            lines.append(
+                f"{len(self.layers)} layers, {len(wrong)} beyond {self.tolerance:.0e}, largest {worst.relative_l2:.2e} ({worst.name})"
+            )
+            lines += [_row(d, width) for d in wrong[:_SHOWN]]
+        lines.append("equal within the tolerance" if self.ok else f"different: beyond {self.tolerance:.0e}")
+        return "\n".join(lines)
+
+
+def compare(
+    a: ModelSource | Engine,
+    b: ModelSource | Engine,
+    inputs: Mapping[str, Any] | None = None,
+    layers: bool = False,
+    *,
+    tolerance: float = 1e-4,
+) -> Comparison:
+    """Run both on the same inputs and measure how far b is from a.
+
+    Args:
+        a: the reference: a model (path, bytes, ModelProto; runs on the references) or an engine.
+        b: likewise.
+        inputs: arrays by name; default: seeded ones.
+        layers: compare every intermediate value that both have under the same name.
+        tolerance: relative L2 difference up to which values count as equal.
+
+    Raises:
+        BindingError: they share no outputs, or the inputs do not fit.
+        ModelError: a model cannot be read.
+    """
+    first, second = _side(a), _side(b)
+    feeds = dict(inputs) if inputs is not None else _inputs(first, second)
+    wanted = first.layers() if layers else []
+    if layers:
+        known = set(second.layers())
+        order = second.layers() if isinstance(first, _ModelSide) else wanted
+        wanted = [n for n in order if n in known and n in set(wanted)]
+    outputs_a, layers_a = first.run(feeds, wanted)
+    outputs_b, layers_b = second.run(feeds, wanted)
+    shared = [n for n in outputs_a if n in outputs_b]
+    if not shared:
+        raise BindingError(f"compare: got outputs {list(outputs_a)} and {list(outputs_b)}, expected some names in common")
+    return Comparison(
+        tuple(_difference(n, "output", outputs_a[n], outputs_b[n], tolerance) for n in shared),
+        tuple(_difference(n, "layer", layers_a[n], layers_b[n], tolerance) for n in wanted if n in layers_a and n in layers_b),
+        tolerance,
+    )
+
+
+class _Side(Protocol):
+    def layers(self) -> list[str]: ...
+
+    def inputs(self) -> Arrays: ...
+
+    def run(self, feeds: Arrays, layers: list[str]) -> tuple[Arrays, Arrays]: ...
+
+
+class _EngineSide:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def layers(self) -> list[str]:
+        outputs = {b.name for b in self.engine.outputs}
+        return [n for n in dict.fromkeys(t.name for t in self.engine.plan.main.taps) if n not in outputs]
+
+    def inputs(self) -> Arrays:
+        return dict(self.engine.sample_inputs())
+
+    def run(self, feeds: Arrays, layers: list[str]) -> tuple[Arrays, Arrays]:
+        # Taps rerun the tables in pieces; plain runs are what users get, so outputs come from one.
+        return self.engine.run(feeds), self.engine.tap(layers, feeds) if layers else {}
+
+
+class _ModelSide:
+    def __init__(self, source: ModelSource) -> None:
+        if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "graph"):
+            raise UsageError(f"compare: got a {type(source).__name__}, expected a model (path, bytes, ModelProto) or an Engine")
+        self.module = import_onnx(source)
+
+    def layers(self) -> list[str]:
+        skip = {v.name for v in (*self.module.main.inputs, *self.module.main.outputs)}
+        return [v.name for v in self.module.main.values() if v.name not in skip]
+
+    def inputs(self) -> Arrays:
+        graph = self.module.main
+        problem: Exception | None = None
+        for sizes in sizes_to_try(free_symbols(v.type for v in graph.inputs), self.module.meta.get("symbol_bounds", {})):
+            feeds = graph_inputs(graph, sizes, np.random.default_rng(0))
+            try:
+                evaluate(self.module, feeds)
+            except (Error, ValueError, IndexError) as error:
+                problem = error
+                continue
+            return feeds
+        raise UsageError(f"compare: found no seeded inputs that the model accepts ({problem}); pass inputs=")
+
+    def run(self, feeds: Arrays, layers: list[str]) -> tuple[Arrays, Arrays]:
+        names = self.module.meta.get("output_names") or [v.name for v in self.module.main.outputs]
+        values = trace(self.module, feeds) | evaluate(self.module, feeds) if layers else evaluate(self.module, feeds)
+        return {n: values[n] for n in names}, {n: values[n] for n in layers}
+
+
+def _side(source: ModelSource | Engine) -> _Side:
+    return _EngineSide(source) if isinstance(source, Engine) else _ModelSide(source)
+
+
+def _inputs(first: _Side, second: _Side) -> Arrays:
+    """A model knows better than an engine which integers and sizes it takes."""
+    return (second if isinstance(second, _ModelSide) and not isinstance(first, _ModelSide) else first).inputs()
+
+
+def _difference(name: str, kind: str, a: Any, b: Any, tolerance: float) -> Difference:
+    if isinstance(a, list) or isinstance(b, list):
+        pairs = list(zip(a, b, strict=False)) if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) else None
+        if pairs is None:
+            return Difference(name, kind, float("inf"), float("inf"), False, "other numbers of elements")
+        parts = [_difference(name, kind, x, y, tolerance) for x, y in pairs]
+        worst = max(parts, key=lambda d: d.relative_l2, default=Difference(name, kind, 0.0, 0.0, True))
+        return worst
+    if a is None or b is None:
+        same = a is b
+        return Difference(name, kind, 0.0 if same else float("inf"), 0.0, same, "" if same else "only one has a value")
+    left, right = np.asarray(a), np.asarray(b)
+    if left.shape != right.shape:
+        return Difference(name, kind, float("inf"), float("inf"), False, f"shapes {left.shape} and {right.shape}")
+    error = relative_l2(right, left)
+    largest = 0.0
+    if left.size and left.dtype != object:
+        gap = np.abs(np.asarray(right, np.float64) - np.asarray(left, np.float64))
+        largest = float(np.max(gap, where=np.isfinite(gap), initial=0.0))
+    note = "" if np.isfinite(error) else "NaN or infinity in other places"
+    return Difference(name, kind, error, largest, error <= tolerance, note)
+
+
+def _row(d: Difference, width: int) -> str:
+    return f"{'ok ' if d.ok else 'BAD'} {d.kind:<6} {d.name:<{width}}  relative L2 {d.relative_l2:.2e}  max abs {d.max_abs:.2e}{_note(d)}"
+
+
+def _note(d: Difference) -> str:
+    return f"  ({d.note})" if d.note else ""
+
+
+def _plain(d: Difference) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(d).items()}

@@ -1,0 +1,285 @@
+"""The engine as the user holds it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dovetail.api.bindings import Binding, as_kind, bindings, exporter_of
+from dovetail.api.profile import Profile, summarise
+from dovetail.api.report import Report, report
+from dovetail.core.dims import Expr, evaluate, symbols
+from dovetail.core.errors import BindingError, UsageError
+from dovetail.engine.file import TargetFiles, write_engine
+from dovetail.engine.plan import Plan
+from dovetail.runtime import ExecutionContext, RuntimeEngine
+from dovetail.runtime.engine import tap_names
+
+Progress = Callable[[str, int, int], None]
+
+_BENCH_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What an engine was made of, for saving it and for checking it again.
+
+    Attributes:
+        graph: canonical IR text.
+        source: C text of the kernels; "" where it is not known.
+        kernels, host: compiled libraries.
+        info: manifest data (requested, actual, model hash).
+        build: data of this build (times, machine, versions).
+    """
+
+    graph: str
+    source: str
+    kernels: bytes | Path | None
+    host: bytes | Path | None
+    info: dict[str, Any] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine:
+    """A compiled model. Thread-safe: any number of threads may run it at once.
+
+    Made by `dovetail.build` and `dovetail.load`.
+    """
+
+    def __init__(self, runtime: RuntimeEngine, artifacts: Artifacts) -> None:
+        self._runtime = runtime
+        self._artifacts = artifacts
+        self._plan = runtime.plan
+        self._lock = threading.Lock()
+        self.inputs: list[Binding] = bindings(runtime.plan.inputs)
+        self.outputs: list[Binding] = bindings(runtime.plan.outputs)
+
+    # ------------------------------------------------------------------ running
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+        taps: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """Run once.
+
+        Args:
+            inputs: one array per input, by name: NumPy, or anything with DLPack or the buffer
+                protocol in host memory. Contiguous arrays are read in place.
+            outputs: arrays to write into, by name; the others are fresh and the caller's.
+            threads: team size of this run.
+            taps: names of intermediate values to return as well (see `tap_names`); a value
+                inside a loop comes as a list, one array per iteration.
+
+        Returns:
+            NumPy arrays by name.
+
+        Raises:
+            BindingError: a missing or unknown name, a wrong dtype.
+            ShapeError: a shape that does not fit.
+            ExecutionError: the run itself failed.
+        """
+        if not taps:
+            return self._runtime.run(inputs, outputs, threads=threads)
+        if outputs is not None:
+            raise UsageError("run: got outputs and taps, expected one of them; taps need buffers of their own")
+        results, found = self._runtime.tap(inputs, taps, threads=threads)
+        return results | {name: arrays[0] if len(arrays) == 1 else arrays for name, arrays in found.items()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on inputs given in order or by name.
+
+        Arrays of a library with DLPack (torch, jax, cupy on the host) come back as that library's.
+
+        Returns:
+            The array of the only output; a tuple of arrays in order if there are several.
+
+        Raises:
+            BindingError: as `run`; too many inputs, or one given twice.
+        """
+        names = [b.name for b in self.inputs]
+        if len(args) > len(names):
+            raise BindingError(f"engine: got {len(args)} inputs, expected {len(names)} ({', '.join(names)})")
+        feeds = dict(zip(names, args, strict=False))
+        twice = sorted(set(feeds) & set(kwargs))
+        if twice:
+            raise BindingError(f"engine: got {', '.join(twice)} in order and by name, expected it once")
+        feeds |= kwargs
+        results = self._runtime.run(feeds)
+        from_dlpack = exporter_of(list(feeds.values()))
+        values = tuple(as_kind(results[b.name], from_dlpack) for b in self.outputs)
+        return values[0] if len(values) == 1 else values
+
+    def context(self) -> ExecutionContext:
+        """A context for one thread, which keeps its memory; `context.run(inputs, outputs)`."""
+        return self._runtime.context()
+
+    # ------------------------------------------------------------------ looking inside
+    @property
+    def plan(self) -> Plan:
+        """The compiled program as data."""
+        return self._plan
+
+    @property
+    def threads(self) -> int:
+        """Default team size."""
+        return self._runtime.threads
+
+    @property
+    def graph(self) -> str:
+        """The model as canonical IR text."""
+        return self._artifacts.graph
+
+    @property
+    def source(self) -> str:
+        """C text of the kernels; "" if the engine came without it."""
+        return self._artifacts.source
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """What verification found (JSON data)."""
+        return dict(self._plan.certificate)
+
+    @property
+    def tap_names(self) -> list[str]:
+        """Intermediate values that `run(taps=…)` can return, in the user's names, sorted."""
+        return sorted(tap_names(self._plan.main))
+
+    def tap(self, names: Collection[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run once and return the named intermediate values; outputs are not changed by it.
+
+        Raises:
+            BindingError: a value without storage, such as one inside a fusion.
+        """
+        found = self._runtime.tap(inputs, names)[1]
+        return {name: arrays[0] if len(arrays) == 1 else arrays for name, arrays in found.items()}
+
+    def report(self, sizes: Mapping[str, int] | None = None) -> Report:
+        """What the build did; memory and arithmetic at the given symbol sizes (default 1)."""
+        return report(self._plan, sizes)
+
+    def profile(self, inputs: Mapping[str, Any] | None = None, *, runs: int = 10, threads: int | None = None) -> Profile:
+        """Time every step: the median of several runs, after one to warm up.
+
+        Args:
+            inputs: default: seeded ones.
+
+        Raises:
+            UsageError: runs is not positive, or inputs cannot be made up.
+        """
+        if runs < 1:
+            raise UsageError(f"profile: got {runs} runs, expected at least 1")
+        feeds = self.sample_inputs() if inputs is None else inputs
+        records = [self._runtime.profile(feeds, threads=threads)[1] for _ in range(runs + 1)]
+        return summarise(records[1:], threads or self.threads)
+
+    def bench(
+        self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 2.0, threads: int | None = None
+    ) -> dict[str, float]:
+        """Latency of whole runs in milliseconds: median_ms, mean_ms, min_ms, max_ms, p90_ms, p99_ms, first_ms, throughput_qps, runs.
+
+        `dovetail bench` compares with other runtimes.
+        """
+        from dovetail.benchmark.measure import measure
+
+        given = self.sample_inputs() if inputs is None else inputs
+        feeds = {k: np.ascontiguousarray(v) if isinstance(v, np.ndarray) and v.ndim else v for k, v in given.items()}
+        result = measure(
+            {"dovetail": lambda: self._runtime.run(feeds, threads=threads)}, rounds=_BENCH_ROUNDS, round_s=seconds / _BENCH_ROUNDS
+        )
+        row = result.json()["latencies"][0]
+        return {k: float(v) for k, v in row.items() if k != "name"}
+
+    def sample_inputs(self, sizes: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+        """Seeded inputs: normal floats, integers 0 and 1, mixed booleans; free symbols take `sizes` or 1.
+
+        Raises:
+            UsageError: an input whose values cannot be made up (strings, sequences).
+        """
+        rng = np.random.default_rng(seed)
+        given = sizes or {}
+        least = {s.name: max(1, s.lower) for s in self._plan.symbols}
+        feeds = {}
+        for b in self.inputs:
+            if b.shape is None or b.dtype.kind == "string":
+                raise UsageError(f"input {b.name!r}: cannot make up values of {b}; pass inputs")
+            shape = tuple(
+                evaluate(d, {s: given.get(s, least.get(s, 1)) for s in symbols(d)}) if isinstance(d, Expr) else d for d in b.shape
+            )
+            if b.dtype.is_float:
+                feeds[b.name] = rng.standard_normal(shape).astype(np.float32).astype(b.dtype.numpy)
+            else:
+                feeds[b.name] = np.asarray(rng.integers(0, 2, shape)).astype(b.dtype.numpy)
+        return feeds
+
+    # ------------------------------------------------------------------ weights
+    def weight(self, name: str) -> np.ndarray[Any, Any]:
+        """The current value of an initializer (read-only).
+
+        Raises:
+            BindingError: no such weight.
+        """
+        return self._runtime.weight(name)
+
+    def weights(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All initializers by name (read-only)."""
+        return {spec.name: self._runtime.weight(spec.name) for spec in self._plan.weights}
+
+    def refit(self, weights: Mapping[str, Any]) -> None:
+        """Replace weights by the model's own names: all or none, without a rebuild.
+
+        Runs in progress finish with the old weights. The certificate is stale until `verify`.
+
+        Raises:
+            RefitError: an unknown name, a wrong dtype or shape, or a value the build relied on.
+        """
+        with self._lock:
+            self._runtime.set_weights(weights)
+            self._plan = replace(self._plan, certificate={**self._plan.certificate, "stale": True})
+
+    # ------------------------------------------------------------------ checking and saving
+    def verify(self, level: str = "full", *, progress: Progress | None = None) -> dict[str, Any]:
+        """Check every kernel and the engine against the reference again, here and now.
+
+        Returns:
+            The certificate, which the engine keeps.
+
+        Raises:
+            VerificationError: names the group or output, the tactic and the number.
+        """
+        from dovetail.api.checking import verify_again
+
+        with self._lock:
+            certificate = verify_again(self, level, progress)
+            self._plan = replace(self._plan, certificate=certificate)
+        return certificate
+
+    def save(self, path: str | os.PathLike[str], *, strip_weights: bool = False, sign: bool = True) -> None:
+        """Write the engine file (`.plan`), through a temporary file.
+
+        Args:
+            strip_weights: leave the weights out; `load` then wants them.
+            sign: vouch for the compiled kernels with this machine's key.
+
+        Raises:
+            OSError: it cannot be written; nothing is left behind.
+        """
+        parts = self._artifacts
+        files = TargetFiles(self._plan, parts.kernels, parts.host, parts.source)
+        write_engine(
+            Path(path), graph=parts.graph, weights=self.weights(), targets={self._plan.target: files},
+            info=parts.info, build=parts.build, strip_weights=strip_weights, sign=sign,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        ins, outs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))
+        return f"Engine({ins} -> {outs}, {self._plan.target})"
+

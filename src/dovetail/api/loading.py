@@ -1,0 +1,100 @@
+"""`dovetail.load`: an engine file becomes an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dovetail import runtime
+from dovetail.api.engine import Artifacts, Engine
+from dovetail.core.errors import CompileError, EngineError, TrustError
+from dovetail.core.log import logger
+from dovetail.engine.file import EngineFile
+
+_log = logger("load")
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    trust: bool = False,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    target: str | None = None,
+) -> Engine:
+    """Open an engine file.
+
+    Compiled kernels inside are used only if a trusted key signed them (this machine's own, or one
+    added by `dovetail trust add`). Otherwise the kernels are made again from the stored graph and
+    tactics, through the cache of compiled objects; source text in the file is never compiled.
+
+    Args:
+        threads: default team size; default: all CPUs of the process.
+        trust: run the binaries in the file whoever signed them. They are machine code with your rights.
+        weights: the initializers, for a file without them.
+        target: which of the file's targets; default: the best that runs here.
+
+    Raises:
+        PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
+        TrustError: kernels are not trusted and cannot be made again.
+        DeviceError: this machine lacks what the engine needs.
+    """
+    file = EngineFile(Path(path))
+    made: list[Artifacts] = []
+
+    def provide(source: EngineFile, chosen: str) -> runtime.Provided:
+        if trust:
+            return _as_stored(source, chosen)
+        artifacts, provided = _make_again(source, chosen, weights)
+        made.append(artifacts)
+        return provided
+
+    opened = runtime.open(file, kernels=provide, weights=weights, target=target, threads=threads)
+    artifacts = made[0] if made else _stored_artifacts(file, opened.plan.target)
+    return Engine(opened, artifacts)
+
+
+def _member(file: EngineFile, target: str, name: str) -> bytes | None:
+    member = f"targets/{target.replace(':', '-')}/{name}"
+    return bytes(file.container.member(member)) if member in file.container else None
+
+
+def _stored_artifacts(file: EngineFile, target: str) -> Artifacts:
+    return Artifacts(
+        file.graph, file.source(target), _member(file, target, "kernels.so"), _member(file, target, "host.so"),
+        dict(file.info), file.build,
+    )  # fmt: skip
+
+
+def _as_stored(file: EngineFile, target: str) -> runtime.Provided:
+    """The binaries of the file, on the caller's word."""
+    kernels = _member(file, target, "kernels.so")
+    _log.warning("%s: running unsigned machine code because trust=True", file.path)
+    return runtime.Provided([] if kernels is None else [kernels], _member(file, target, "host.so"))
+
+
+def _make_again(
+    file: EngineFile, target: str, weights: Mapping[str, np.ndarray[Any, Any]] | None
+) -> tuple[Artifacts, runtime.Provided]:
+    """Plan and kernels from the stored graph and tactics."""
+    from dovetail import builder
+    from dovetail.builder.restore import as_recorded, options_of, restore
+
+    stored = file.plan(target)
+    arrays = file.weights() if weights is None else weights
+    if arrays is None:
+        raise EngineError(f"{file.path}: got no weights in the file, expected them or load(…, weights=…)")
+    try:
+        module = restore(file.graph, stored, arrays)
+        built = builder.compile_module(module, options_of(stored), choose=as_recorded(stored))
+    except CompileError as error:
+        raise TrustError(
+            f"{file.path}: its kernels are not signed by a trusted key and cannot be made again ({error}); "
+            "install a compiler (pip install ziglang), or trust the key: dovetail trust add KEY"
+        ) from error
+    artifacts = Artifacts(built.graph_text, built.source, built.binary, built.host_binary, dict(file.info), file.build)
+    return artifacts, runtime.Provided([built.binary], built.host_binary, built.plan)

@@ -1,0 +1,73 @@
+"""A module back from what an engine stores: graph text, weights and plan; and the choices made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dovetail.builder.options import BuildOptions
+from dovetail.builder.select import Chooser, by_rule
+from dovetail.codegen.tactic import Config, Group, Tactic
+from dovetail.codegen.target import Target
+from dovetail.core.errors import PlanFormatError
+from dovetail.core.log import logger
+from dovetail.engine.plan import Plan
+from dovetail.ir.graph import Guard, Module
+from dovetail.ir.parser import parse_module
+from dovetail.ir.verifier import verify
+
+_log = logger("builder")
+
+
+def restore(graph: str, plan: Plan, weights: Mapping[str, np.ndarray[Any, Any]]) -> Module:
+    """The module after *recognise*.
+
+    Raises:
+        ParseError, VerifyError: damaged text.
+        PlanFormatError: graph and plan do not fit each other.
+    """
+    module = parse_module(graph)
+    outputs = [p.name for p in plan.outputs]
+    if len(outputs) != len(module.main.outputs) or [p.name for p in plan.inputs] != [v.name for v in module.main.inputs]:
+        raise PlanFormatError("engine: graph and plan have other inputs or outputs; build the engine again")
+    module.weights = dict(weights)
+    module.guards = [Guard(g.weight, g.reason, g.sha256, "") for g in plan.guards]
+    module.meta["output_names"] = outputs
+    module.meta["strict_fp32"] = options_of(plan).strict_fp32
+    # Only what the user declared has bounds; the rest is any size.
+    module.meta["symbol_bounds"] = {s.name: [s.lower, s.upper, s.upper] for s in plan.symbols if s.lower or s.upper is not None}
+    verify(module)
+    return module
+
+
+def options_of(plan: Plan) -> BuildOptions:
+    """The options that a plan was built with, as its report states them."""
+    report = plan.meta.get("report")
+    requested = report.get("requested", {}) if isinstance(report, dict) else {}
+    strict = isinstance(requested, dict) and requested.get("strict_fp32") is True
+    return BuildOptions(target=plan.target, strict_fp32=strict, tune=False, verify="off")
+
+
+def as_recorded(plan: Plan) -> Chooser:
+    """A chooser that repeats the choices in a plan's report; by rule where one is no longer possible."""
+    report = plan.meta.get("report")
+    groups = report.get("groups", []) if isinstance(report, dict) else []
+    recorded: dict[str, tuple[str, Config]] = {}
+    for entry in groups if isinstance(groups, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("config"), list):
+            config = tuple((str(k), v) for k, v in entry["config"])
+            recorded[entry["name"]] = (str(entry.get("tactic")), config)
+
+    def choose(group: Group, able: list[Tactic], target: Target) -> tuple[Tactic, Config, tuple[tuple[str, float], ...]]:
+        name = group.outputs[0].name
+        wanted, config = recorded.get(name, ("", ()))
+        for tactic in able:
+            if tactic.name == wanted and config in [tuple(c) for c in tactic.configs(group, target)]:
+                return tactic, config, ()
+        if wanted:
+            _log.warning("%s: tactic %s with %s is not known to this release; taking the default", name, wanted, config)
+        return by_rule(group, able, target)
+
+    return choose
