@@ -15,6 +15,13 @@ from dovetail.ir.graph import Time, Value
 from dovetail.ir.types import TensorType
 
 
+def emit_one(ctx: Context, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+    """Emit an op that has exactly one output."""
+    result = ctx.emit(op, *inputs, **attrs)
+    assert isinstance(result, Value)
+    return result
+
+
 def required(node: OnnxNode, index: int) -> Value:
     """Input `index` of the node; raises TypeInferenceError when the model does not give it."""
     value = node.input(index)
@@ -81,12 +88,12 @@ def ints(ctx: Context, values: Sequence[int] | int) -> Value:
 
 def vector(ctx: Context, values: Sequence[Dim]) -> Value:
     """Dims as an int64 vector."""
-    return ctx.emit("DimTensor", values=tuple(values))
+    return emit_one(ctx, "DimTensor", values=tuple(values))
 
 
 def scalar(ctx: Context, value: Dim) -> Value:
     """A dim as an int64 scalar."""
-    return ctx.emit("Reshape", vector(ctx, (value,)), shape=())
+    return emit_one(ctx, "Reshape", vector(ctx, (value,)), shape=())
 
 
 def flat(ctx: Context, value: Value) -> Value:
@@ -96,14 +103,14 @@ def flat(ctx: Context, value: Value) -> Value:
 
 
 def wrap_negative(ctx: Context, value: Value, extent: Value) -> Value:
-    """Value + extent where value is negative (run-time axes and positions)."""
+    """`value` plus the extent where value is negative (run-time axes and positions)."""
     negative = ctx.emit("Less", value, ints(ctx, 0))
-    return ctx.emit("Where", negative, ctx.emit("Add", value, extent), value)
+    return emit_one(ctx, "Where", negative, ctx.emit("Add", value, extent), value)
 
 
 def spread(ctx: Context, values: Value, axes: Value, default: Value) -> Value:
     """`default` with values[i] put at axes[i] (run-time axes, already non-negative)."""
-    return ctx.emit("ScatterElements", default, axes, values, axis=0, reduction="none")
+    return emit_one(ctx, "ScatterElements", default, axes, values, axis=0, reduction="none")
 
 
 def zero_of(kind: Any) -> int | float | bool | str:

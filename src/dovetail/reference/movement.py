@@ -11,7 +11,7 @@ from dovetail.core.dtypes import I64, DType
 from dovetail.core.errors import ExecutionError, ShapeError
 from dovetail.reference.registry import reference
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 @reference("Reshape")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import ShapeError
 from dovetail.reference.registry import reference
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 @reference("Resize")
@@ -100,27 +101,28 @@ def source_coordinates(
     `factor` is the scale of the axis. With `single` the arithmetic is float32, as other runtimes do
     it, so that nearest-neighbour ties fall the same way.
     """
-    number = np.float32 if single else np.float64
-    out = np.arange(size, dtype=number)
+    number: Any = np.float32 if single else np.float64
+    out: Array = np.arange(size, dtype=number)
     scale = number(factor)
     length = scale * number(extent)  # the unrounded output length
     half, one = number(0.5), number(1)
+    centre: Array = (out + half) / scale - half
     if mode == "asymmetric":
-        return out / scale
-    if mode == "tf_half_pixel_for_nn":
-        return (out + half) / scale
-    if mode == "align_corners":
-        return np.zeros(size, number) if length == 1 else out * number(extent - 1) / (length - one)
-    if mode == "tf_crop_and_resize":
+        centre = out / scale
+    elif mode == "tf_half_pixel_for_nn":
+        centre = (out + half) / scale
+    elif mode == "align_corners":
+        centre = np.zeros(size, number) if length == 1 else out * number(extent - 1) / (length - one)
+    elif mode == "tf_crop_and_resize":
         start, end = number(region[0]), number(region[1])
         last = number(extent - 1)
         if size == 1:
-            return np.full(size, half * (start + end) * last)
-        return start * last + out * (end - start) * last / (length - one)
-    if mode == "pytorch_half_pixel" and size == 1:
-        return np.zeros(size, number)
-    centre = (out + half) / scale - half
-    if mode == "half_pixel_symmetric":
+            centre = np.full(size, half * (start + end) * last)
+        else:
+            centre = start * last + out * (end - start) * last / (length - one)
+    elif mode == "pytorch_half_pixel" and size == 1:
+        centre = np.zeros(size, number)
+    elif mode == "half_pixel_symmetric":
         # Centre the output canvas on the input when rounding changed the length.
         centre = centre + number(extent) / number(2) * (one - number(size) / length)
     return centre

@@ -10,7 +10,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import ExecutionError
 from dovetail.reference.registry import reference
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 _COMBINE: dict[str, np.ufunc] = {
     "add": np.add,
@@ -121,7 +121,8 @@ def one_hot(indices: Array, values: Array, *, depth: int, axis: int) -> Array:
     shape = [1] * (indices.ndim + 1)
     shape[axis] = depth
     hot = np.expand_dims(positions, axis) == np.arange(depth).reshape(shape)
-    return np.where(hot, values[1], values[0]).astype(values.dtype)
+    result: Array = np.where(hot, values[1], values[0]).astype(values.dtype)
+    return result
 
 
 @reference("TopK")

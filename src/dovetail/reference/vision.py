@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dovetail.core.errors import ExecutionError, ShapeError
 from dovetail.reference.registry import reference
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 def _widen(x: Array) -> Array:
@@ -186,7 +187,8 @@ def _averaging(samples: _Samples, extent: int) -> Array:
     table = np.zeros((bins, extent))
     rows = np.broadcast_to(np.arange(bins)[:, None, None], positions.shape)
     np.add.at(table, (rows, positions), weights)
-    return table / max(count, 1)
+    averaged: Array = table / max(count, 1)
+    return averaged
 
 
 def _largest_sample(image: Array, rows: _Samples, columns: _Samples) -> Array:
@@ -338,6 +340,9 @@ def col2im(
             slice(c * dilations[i], c * dilations[i] + (counts[i] - 1) * strides[i] + 1, strides[i])
             for i, c in enumerate(corner)
         )
-        image[(slice(None), slice(None), *window)] += columns[(slice(None), slice(None), *corner)]
+        target: Any = (..., *window)
+        source: Any = (slice(None), slice(None), *corner)
+        image[target] += columns[source]
     inner = tuple(slice(pads[i], pads[i] + image_shape[i]) for i in range(rank))
-    return image[(slice(None), slice(None), *inner)].astype(x.dtype)
+    kept: Any = (..., *inner)
+    return image[kept].astype(x.dtype)

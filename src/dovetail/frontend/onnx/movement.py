@@ -12,6 +12,7 @@ from dovetail.core.errors import TypeInferenceError
 from dovetail.frontend.registry import Context, OnnxNode, onnx_op
 from dovetail.frontend.shape_inputs import (
     as_i64,
+    emit_one,
     fixed_ints,
     flat,
     ints,
@@ -32,7 +33,7 @@ from dovetail.ops.registry import broadcast
 
 # ---------------------------------------------------------------------- shapes
 @onnx_op("Reshape")
-def reshape(ctx: Context, node: OnnxNode) -> Value:
+def reshape(ctx: Context, node: OnnxNode) -> Any:
     """Reshape-1 (attribute) and Reshape-5…25 (input); 0 copies an extent, -1 is what is left."""
     x = required(node, 0)
     if node.opset < 5:
@@ -97,11 +98,11 @@ def _run_time_shape(ctx: Context, x: Value, target: Value, allow_zero: bool) -> 
     given = ctx.emit("ReduceProd", ctx.emit("Where", free, ints(ctx, 1), shape), axes=(0,), keepdims=True)
     total = vector(ctx, (x.tensor.size,))
     left = ctx.emit("Div", total, ctx.emit("Max", given, ints(ctx, 1)))
-    return ctx.emit("Where", free, left, shape)
+    return emit_one(ctx, "Where", free, left, shape)
 
 
 @onnx_op("Flatten")
-def flatten(ctx: Context, node: OnnxNode) -> Value:
+def flatten(ctx: Context, node: OnnxNode) -> Any:
     """Flatten-1…25: a matrix split at `axis`."""
     x = required(node, 0)
     rank, axis = x.tensor.rank, node.attr("axis", 1)
@@ -110,7 +111,7 @@ def flatten(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Squeeze")
-def squeeze(ctx: Context, node: OnnxNode) -> Value:
+def squeeze(ctx: Context, node: OnnxNode) -> Any:
     """Squeeze-1, 11 (attribute) and 13…25 (input); without axes, every axis of fixed extent 1 goes."""
     x = required(node, 0)
     rank, shape = x.tensor.rank, x.tensor.shape
@@ -139,11 +140,11 @@ def _squeezed_at_run_time(ctx: Context, x: Value, axes: Value) -> Value:
     dropped = spread(ctx, ints(ctx, [rank] * count), positions, ints(ctx, [0] * rank))
     keys = ctx.emit("Add", dropped, ints(ctx, list(range(rank))))
     kept, _ = ctx.emit("TopK", keys, k=rank - count, axis=0, largest=False, sorted=True)
-    return ctx.emit("Gather", vector(ctx, x.tensor.shape), kept, axis=0)
+    return emit_one(ctx, "Gather", vector(ctx, x.tensor.shape), kept, axis=0)
 
 
 @onnx_op("Unsqueeze")
-def unsqueeze(ctx: Context, node: OnnxNode) -> Value:
+def unsqueeze(ctx: Context, node: OnnxNode) -> Any:
     """Unsqueeze-1, 11 (attribute) and 13…25 (input)."""
     x = required(node, 0)
     if node.opset < 13:
@@ -170,11 +171,11 @@ def _unsqueezed_at_run_time(ctx: Context, x: Value, axes: Value) -> Value:
     # A new axis before the first old one would read position -1, whose value is not used.
     padded = vector(ctx, (*x.tensor.shape, 1))
     extents = ctx.emit("Gather", padded, source, axis=0)
-    return ctx.emit("Where", ctx.emit("Equal", old, ints(ctx, 1)), extents, ints(ctx, 1))
+    return emit_one(ctx, "Where", ctx.emit("Equal", old, ints(ctx, 1)), extents, ints(ctx, 1))
 
 
 @onnx_op("Transpose")
-def transpose(ctx: Context, node: OnnxNode) -> Value:
+def transpose(ctx: Context, node: OnnxNode) -> Any:
     """Transpose-1…25; without perm the axes are reversed."""
     x = required(node, 0)
     rank = x.tensor.rank
@@ -183,14 +184,14 @@ def transpose(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Expand")
-def expand(ctx: Context, node: OnnxNode) -> Value:
+def expand(ctx: Context, node: OnnxNode) -> Any:
     """Expand-8, 13: broadcasting in both directions."""
     x = required(node, 0)
     return ctx.emit("Expand", x, shape=broadcast(x.tensor.shape, ctx.dims(required(node, 1))))
 
 
 @onnx_op("Shape")
-def shape_of(ctx: Context, node: OnnxNode) -> Value:
+def shape_of(ctx: Context, node: OnnxNode) -> Any:
     """Shape-1…25 with start and end."""
     x = required(node, 0)
     # Python's own slicing clamps as ONNX asks.
@@ -198,14 +199,14 @@ def shape_of(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Size")
-def size_of(ctx: Context, node: OnnxNode) -> Value:
+def size_of(ctx: Context, node: OnnxNode) -> Any:
     """Size-1…25."""
     return scalar(ctx, required(node, 0).tensor.size)
 
 
 # ---------------------------------------------------------------------- joining and splitting
 @onnx_op("Concat")
-def concat(ctx: Context, node: OnnxNode) -> Value:
+def concat(ctx: Context, node: OnnxNode) -> Any:
     """Concat-1 (axis defaults to 1) and 4…13."""
     values = [required(node, i) for i in range(len(node.inputs))]
     if len(values) == 0:
@@ -252,7 +253,7 @@ def split_values(ctx: Context, x: Value, axis: int, parts: Sequence[Dim] | None,
 
 
 @onnx_op("Tile")
-def tile(ctx: Context, node: OnnxNode) -> Value:
+def tile(ctx: Context, node: OnnxNode) -> Any:
     """Tile-1 (count and axis) and 6, 13 (repeats)."""
     x = required(node, 0)
     given = ctx.dims(required(node, 1))
@@ -265,7 +266,7 @@ def tile(ctx: Context, node: OnnxNode) -> Value:
 
 # ---------------------------------------------------------------------- rearranging
 @onnx_op("DepthToSpace")
-def depth_to_space(ctx: Context, node: OnnxNode) -> Value:
+def depth_to_space(ctx: Context, node: OnnxNode) -> Any:
     """DepthToSpace-1…28: DCR takes the block from the outer channels, CRD from the inner ones."""
     x, block = required(node, 0), node.attr("blocksize")
     n, c, *spatial = _image(node, x)
@@ -280,7 +281,7 @@ def depth_to_space(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("SpaceToDepth")
-def space_to_depth(ctx: Context, node: OnnxNode) -> Value:
+def space_to_depth(ctx: Context, node: OnnxNode) -> Any:
     """SpaceToDepth-1…28: the block becomes the outer (DCR) or inner (CRD) channels."""
     x, block = required(node, 0), node.attr("blocksize")
     n, c, *spatial = _image(node, x)
@@ -299,7 +300,7 @@ def _image(node: OnnxNode, x: Value) -> tuple[Dim, ...]:
 
 
 @onnx_op("Trilu")
-def trilu(ctx: Context, node: OnnxNode) -> Value:
+def trilu(ctx: Context, node: OnnxNode) -> Any:
     """Trilu-14."""
     x, upper = required(node, 0), bool(node.attr("upper", 1))
     diagonal = node.input(1)
@@ -317,7 +318,7 @@ def trilu(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("ReverseSequence")
-def reverse_sequence(ctx: Context, node: OnnxNode) -> Value:
+def reverse_sequence(ctx: Context, node: OnnxNode) -> Any:
     """ReverseSequence-10, 28."""
     x = required(node, 0)
     return ctx.emit(
@@ -330,7 +331,7 @@ def reverse_sequence(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("TensorScatter")
-def tensor_scatter(ctx: Context, node: OnnxNode) -> Value:
+def tensor_scatter(ctx: Context, node: OnnxNode) -> Any:
     """TensorScatter-24."""
     cache = required(node, 0)
     return ctx.emit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from dovetail.ir.graph import Value
 
 
 @onnx_op("Pad")
-def pad_attributes(ctx: Context, node: OnnxNode) -> Value:
+def pad_attributes(ctx: Context, node: OnnxNode) -> Any:
     """Pad-1 (paddings) and Pad-2 (pads): everything is an attribute."""
     x = required(node, 0)
     pads = node.attr("pads", node.attr("paddings", ()))
@@ -37,7 +38,7 @@ def pad_attributes(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Pad", since=11)
-def pad_inputs(ctx: Context, node: OnnxNode) -> Value:
+def pad_inputs(ctx: Context, node: OnnxNode) -> Any:
     """Pad-11…25: pads, value and axes are inputs."""
     x, mode = required(node, 0), node.attr("mode", "constant")
     pads = _full_pads(ctx, x, required(node, 1), node.input(3))
@@ -101,7 +102,7 @@ def _bound_pads(ctx: Context, pads: Value, extents: Sequence[Dim]) -> tuple[Dim,
 
 
 @onnx_op("CenterCropPad")
-def center_crop_pad(ctx: Context, node: OnnxNode) -> Value:
+def center_crop_pad(ctx: Context, node: OnnxNode) -> Any:
     """CenterCropPad-18: one Pad with negative ends where an axis is cropped."""
     x = required(node, 0)
     rank = x.tensor.rank

@@ -15,6 +15,7 @@ from dovetail.core.errors import TypeInferenceError
 from dovetail.frontend.registry import Context, OnnxNode, onnx_op
 from dovetail.frontend.shape_inputs import (
     as_i64,
+    emit_one,
     ints,
     known_dims,
     normal_axis,
@@ -28,7 +29,7 @@ _ASYMMETRIC = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "
 
 
 @onnx_op("Upsample")
-def upsample(ctx: Context, node: OnnxNode) -> Value:
+def upsample(ctx: Context, node: OnnxNode) -> Any:
     """Upsample-1, 7 (attributes) and 9 (input)."""
     x, mode = required(node, 0), node.attr("mode", "nearest")
     options = {"mode": "linear" if mode == "bilinear" else mode, **_ASYMMETRIC}
@@ -41,7 +42,7 @@ def upsample(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Resize", since=10)
-def resize_10(ctx: Context, node: OnnxNode) -> Value:
+def resize_10(ctx: Context, node: OnnxNode) -> Any:
     """Resize-10: scales only, asymmetric coordinates."""
     x = required(node, 0)
     options = {"mode": node.attr("mode", "nearest"), **_ASYMMETRIC}
@@ -49,7 +50,7 @@ def resize_10(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Resize", since=11)
-def resize(ctx: Context, node: OnnxNode) -> Value:
+def resize(ctx: Context, node: OnnxNode) -> Any:
     """Resize-11…19."""
     x = required(node, 0)
     rank = x.tensor.rank
@@ -83,7 +84,7 @@ def _emit(
     scales: Sequence[float],
     options: dict[str, Any],
 ) -> Value:
-    return ctx.emit("Resize", x, roi, scales_data, sizes=tuple(sizes), scales=tuple(scales), **options)
+    return emit_one(ctx, "Resize", x, roi, scales_data, sizes=tuple(sizes), scales=tuple(scales), **options)
 
 
 def _full_roi(ctx: Context, roi: Value, axes: Sequence[int], rank: int) -> Value:
@@ -93,7 +94,7 @@ def _full_roi(ctx: Context, roi: Value, axes: Sequence[int], rank: int) -> Value
         return roi
     whole = ctx.const(np.array([0.0] * rank + [1.0] * rank, np.float32))
     places = ints(ctx, [*axes, *(rank + axis for axis in axes)])
-    return ctx.emit("ScatterElements", whole, places, roi, axis=0, reduction="none")
+    return emit_one(ctx, "ScatterElements", whole, places, roi, axis=0, reduction="none")
 
 
 # ---------------------------------------------------------------------- scales
@@ -186,6 +187,6 @@ def _common_scale(
     reduce = "ReduceMin" if policy == "not_larger" else "ReduceMax"
     scale = ctx.emit(reduce, ctx.emit("Div", wanted, extents), axes=(0,), keepdims=True)
     chosen = ctx.const(np.array([axis in axes for axis in range(rank)]))
-    return ctx.emit("Where", chosen, scale, ctx.const(np.ones(1, np.float32)))
+    return emit_one(ctx, "Where", chosen, scale, ctx.const(np.ones(1, np.float32)))
 
 

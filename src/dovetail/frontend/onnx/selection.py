@@ -16,20 +16,20 @@ def _axis(node: OnnxNode, x: Value, default: int = 0) -> int:
 
 
 @onnx_op("Gather", "GatherElements")
-def gather(ctx: Context, node: OnnxNode) -> Value:
+def gather(ctx: Context, node: OnnxNode) -> Any:
     """Gather-1…13, GatherElements-11, 13."""
     x = required(node, 0)
     return ctx.emit(node.op_type, x, required(node, 1), axis=_axis(node, x))
 
 
 @onnx_op("GatherND")
-def gather_nd(ctx: Context, node: OnnxNode) -> Value:
+def gather_nd(ctx: Context, node: OnnxNode) -> Any:
     """GatherND-11 (no batch axes), 12, 13."""
     return ctx.emit("GatherND", required(node, 0), required(node, 1), batch_dims=node.attr("batch_dims", 0))
 
 
 @onnx_op("Scatter", "ScatterElements")
-def scatter_elements(ctx: Context, node: OnnxNode) -> Value:
+def scatter_elements(ctx: Context, node: OnnxNode) -> Any:
     """Scatter-9, 11 (the old name) and ScatterElements-11…18."""
     x = required(node, 0)
     return ctx.emit(
@@ -43,14 +43,14 @@ def scatter_elements(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("ScatterND")
-def scatter_nd(ctx: Context, node: OnnxNode) -> Value:
+def scatter_nd(ctx: Context, node: OnnxNode) -> Any:
     """ScatterND-11…18."""
     inputs = (required(node, i) for i in range(3))
     return ctx.emit("ScatterND", *inputs, reduction=node.attr("reduction", "none"))
 
 
 @onnx_op("OneHot")
-def one_hot(ctx: Context, node: OnnxNode) -> Value:
+def one_hot(ctx: Context, node: OnnxNode) -> Any:
     """OneHot-9, 11, 28: the depth becomes a dim."""
     indices, depth, values = (required(node, i) for i in range(3))
     if not depth.tensor.dtype.is_int and known_dims(ctx, depth) is None:
@@ -76,13 +76,13 @@ def top_k(ctx: Context, node: OnnxNode) -> tuple[Value, Value]:
 
 
 @onnx_op("NonZero")
-def non_zero(ctx: Context, node: OnnxNode) -> Value:
+def non_zero(ctx: Context, node: OnnxNode) -> Any:
     """NonZero-9, 13."""
     return ctx.emit("NonZero", required(node, 0), symbols=(ctx.fresh("nonzero"),))
 
 
 @onnx_op("Compress")
-def compress(ctx: Context, node: OnnxNode) -> Value:
+def compress(ctx: Context, node: OnnxNode) -> Any:
     """Compress-9…28."""
     x, axis = required(node, 0), node.attr("axis")
     place = None if axis is None else normal_axis("Compress", axis, x.tensor.rank)
@@ -104,7 +104,7 @@ def unique(ctx: Context, node: OnnxNode) -> Any:
 
 
 @onnx_op("NonMaxSuppression")
-def non_max_suppression(ctx: Context, node: OnnxNode) -> Value:
+def non_max_suppression(ctx: Context, node: OnnxNode) -> Any:
     """NonMaxSuppression-10, 11."""
     boxes, scores = required(node, 0), required(node, 1)
     limit = present(node, 2)

@@ -65,13 +65,13 @@ def _construct(ctx: Context, node: OnnxNode, values: Sequence[Value], kind: Any)
 
 
 @onnx_op("SequenceConstruct")
-def sequence_construct(ctx: Context, node: OnnxNode) -> Value:
+def sequence_construct(ctx: Context, node: OnnxNode) -> Any:
     """SequenceConstruct-11."""
     return ctx.emit("SequenceConstruct", *(required(node, i) for i in range(len(node.inputs))))
 
 
 @onnx_op("SequenceEmpty")
-def sequence_empty(ctx: Context, node: OnnxNode) -> Value:
+def sequence_empty(ctx: Context, node: OnnxNode) -> Any:
     """SequenceEmpty-11."""
     given = node.attr("dtype")
     return ctx.emit("SequenceEmpty", dtype=F32 if given is None else _kind(given))
@@ -82,7 +82,7 @@ def _kind(number: int) -> Any:
 
 
 @onnx_op("SequenceInsert")
-def sequence_insert(ctx: Context, node: OnnxNode) -> Value:
+def sequence_insert(ctx: Context, node: OnnxNode) -> Any:
     """SequenceInsert-11."""
     sequence, x = _input(node, 0), required(node, 1)
     values = _elements(sequence)
@@ -94,7 +94,7 @@ def sequence_insert(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("SequenceErase")
-def sequence_erase(ctx: Context, node: OnnxNode) -> Value:
+def sequence_erase(ctx: Context, node: OnnxNode) -> Any:
     """SequenceErase-11."""
     sequence = _input(node, 0)
     values = _elements(sequence)
@@ -106,7 +106,7 @@ def sequence_erase(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("SequenceAt")
-def sequence_at(ctx: Context, node: OnnxNode) -> Value:
+def sequence_at(ctx: Context, node: OnnxNode) -> Any:
     """SequenceAt-11."""
     sequence = _input(node, 0)
     values = _elements(sequence)
@@ -126,7 +126,7 @@ def _symbols(ctx: Context, sequence: Value, more: int) -> tuple[str, ...]:
 
 
 @onnx_op("SequenceLength")
-def sequence_length(ctx: Context, node: OnnxNode) -> Value:
+def sequence_length(ctx: Context, node: OnnxNode) -> Any:
     """SequenceLength-11."""
     sequence = _input(node, 0)
     values = _elements(sequence)
@@ -136,7 +136,7 @@ def sequence_length(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("SplitToSequence")
-def split_to_sequence(ctx: Context, node: OnnxNode) -> Value:
+def split_to_sequence(ctx: Context, node: OnnxNode) -> Any:
     """SplitToSequence-11, 24; slices where the number of parts is known."""
     x, sizes = required(node, 0), node.input(1)
     axis = normal_axis("SplitToSequence", node.attr("axis", 0), x.tensor.rank)
@@ -161,7 +161,7 @@ def split_to_sequence(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("ConcatFromSequence")
-def concat_from_sequence(ctx: Context, node: OnnxNode) -> Value:
+def concat_from_sequence(ctx: Context, node: OnnxNode) -> Any:
     """ConcatFromSequence-11."""
     sequence, new_axis = _input(node, 0), bool(node.attr("new_axis", 0))
     if not isinstance(sequence.type, SequenceType):
@@ -185,7 +185,7 @@ def concat_from_sequence(ctx: Context, node: OnnxNode) -> Value:
 
 # ---------------------------------------------------------------------- optionals
 @onnx_op("Optional")
-def optional(ctx: Context, node: OnnxNode) -> Value:
+def optional(ctx: Context, node: OnnxNode) -> Any:
     """Optional-15, 28: a value stands for the optional that holds it."""
     value = node.input(0)
     if value is not None:
@@ -196,7 +196,7 @@ def optional(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("OptionalHasElement")
-def optional_has_element(ctx: Context, node: OnnxNode) -> Value:
+def optional_has_element(ctx: Context, node: OnnxNode) -> Any:
     """OptionalHasElement-15, 18, 28."""
     value = node.input(0)
     if value is None or isinstance(value.type, TensorType):
@@ -205,7 +205,7 @@ def optional_has_element(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("OptionalGetElement")
-def optional_get_element(ctx: Context, node: OnnxNode) -> Value:
+def optional_get_element(ctx: Context, node: OnnxNode) -> Any:
     """OptionalGetElement-15, 18, 28: the value itself."""
     value = _input(node, 0)
     if value.producer is not None and value.producer.op == "OptionalEmpty":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dovetail.core.dims import Dim, Expr, bounds, floor_div, maximum, minimum
 from dovetail.core.dtypes import I64
 from dovetail.core.errors import TypeInferenceError
 from dovetail.frontend.registry import Context, OnnxNode, onnx_op
 from dovetail.frontend.shape_inputs import (
+    emit_one,
     fixed_ints,
     flat,
     ints,
@@ -28,7 +30,7 @@ _HUGE = 2**40
 
 
 @onnx_op("Slice")
-def slice_attributes(ctx: Context, node: OnnxNode) -> Value:
+def slice_attributes(ctx: Context, node: OnnxNode) -> Any:
     """Slice-1: starts, ends and axes are attributes."""
     x = required(node, 0)
     starts, ends = node.attr("starts", ()), node.attr("ends", ())
@@ -37,7 +39,7 @@ def slice_attributes(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Slice", since=10)
-def slice_inputs(ctx: Context, node: OnnxNode) -> Value:
+def slice_inputs(ctx: Context, node: OnnxNode) -> Any:
     """Slice-10…13: everything is an input."""
     x, starts, ends = (required(node, i) for i in range(3))
     count = length_of(ctx, starts, "the list of starts")
@@ -81,7 +83,8 @@ def _emit(
     kept = [i for i in order if not (starts[i] == 0 and ends[i] == x.tensor.shape[axes[i]] and steps[i] == 1)]
     if not kept:
         return x
-    return ctx.emit(
+    return emit_one(
+        ctx,
         "Slice",
         x,
         starts=tuple(starts[i] for i in kept),
@@ -147,7 +150,7 @@ def _bound_positions(
 
 def _clipped(ctx: Context, positions: Value, extents: Value, lowest: Value, last: Value) -> Value:
     wrapped = wrap_negative(ctx, positions, extents)
-    return ctx.emit("Max", ctx.emit("Min", wrapped, last), lowest)
+    return emit_one(ctx, "Max", ctx.emit("Min", wrapped, last), lowest)
 
 
 def _gathered(

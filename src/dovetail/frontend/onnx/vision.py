@@ -9,7 +9,6 @@ from dovetail.core.dims import Dim
 from dovetail.core.errors import TypeInferenceError
 from dovetail.frontend.registry import Context, OnnxNode, onnx_op
 from dovetail.frontend.shape_inputs import present, required
-from dovetail.ir.graph import Value
 from dovetail.ops.movement import shape_text
 
 # GridSample-16 named the modes of two-dimensional images.
@@ -17,7 +16,7 @@ _GRID_MODES = {"bilinear": "linear", "bicubic": "cubic"}
 
 
 @onnx_op("GridSample")
-def grid_sample(ctx: Context, node: OnnxNode) -> Value:
+def grid_sample(ctx: Context, node: OnnxNode) -> Any:
     """GridSample-16, 20, 22."""
     mode = node.attr("mode", "linear")
     return ctx.emit(
@@ -31,7 +30,7 @@ def grid_sample(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("AffineGrid")
-def affine_grid(ctx: Context, node: OnnxNode) -> Value:
+def affine_grid(ctx: Context, node: OnnxNode) -> Any:
     """AffineGrid-20."""
     size = ctx.dims(required(node, 1))
     return ctx.emit(
@@ -40,7 +39,7 @@ def affine_grid(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("RoiAlign")
-def roi_align(ctx: Context, node: OnnxNode) -> Value:
+def roi_align(ctx: Context, node: OnnxNode) -> Any:
     """RoiAlign-10 (no half-pixel shift), 16, 22."""
     shift = "half_pixel" if node.opset >= 16 else "output_half_pixel"
     return ctx.emit(
@@ -56,7 +55,7 @@ def roi_align(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("MaxRoiPool")
-def max_roi_pool(ctx: Context, node: OnnxNode) -> Value:
+def max_roi_pool(ctx: Context, node: OnnxNode) -> Any:
     """MaxRoiPool-1, 22."""
     return ctx.emit(
         "MaxRoiPool",
@@ -68,7 +67,7 @@ def max_roi_pool(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("MaxUnpool")
-def max_unpool(ctx: Context, node: OnnxNode) -> Value:
+def max_unpool(ctx: Context, node: OnnxNode) -> Any:
     """MaxUnpool-9…22: indices address the inferred shape, output_shape may be larger."""
     x, indices = required(node, 0), required(node, 1)
     kernel = node.attr("kernel_shape")
@@ -88,7 +87,7 @@ def _or_default(node: OnnxNode, name: str, default: Sequence[int]) -> tuple[int,
 
 
 @onnx_op("DeformConv")
-def deform_conv(ctx: Context, node: OnnxNode) -> Value:
+def deform_conv(ctx: Context, node: OnnxNode) -> Any:
     """DeformConv-19, 22."""
     x, weight = required(node, 0), required(node, 1)
     if x.tensor.rank != 4:
@@ -117,7 +116,7 @@ def deform_conv(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("Col2Im")
-def col2im(ctx: Context, node: OnnxNode) -> Value:
+def col2im(ctx: Context, node: OnnxNode) -> Any:
     """Col2Im-18."""
     image = ctx.dims(required(node, 1))
     rank = len(image)
@@ -134,7 +133,7 @@ def col2im(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("ImageDecoder")
-def image_decoder(ctx: Context, node: OnnxNode) -> Value:
+def image_decoder(ctx: Context, node: OnnxNode) -> Any:
     """ImageDecoder-20 has no place inside an engine."""
     ctx.unsupported(
         "decoding compressed images is not part of an engine", "decode the image first and pass the pixels as an input"
