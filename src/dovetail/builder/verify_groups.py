@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from dovetail.builder import oracle
-from dovetail.builder.samples import Bounds, free_symbols, integer_limit, sample, shape_of, sizes_to_try
+from dovetail.builder.samples import (
+    Bounds,
+    free_symbols,
+    integer_limit,
+    sample,
+    shape_of,
+    sizes_to_try,
+)
 from dovetail.builder.select import Choice
 from dovetail.codegen.tactic import Emitted
 from dovetail.codegen.target import Target
