@@ -345,4 +345,5 @@ def col2im(
         image[target] += columns[source]
     inner = tuple(slice(pads[i], pads[i] + image_shape[i]) for i in range(rank))
     kept: Any = (..., *inner)
-    return image[kept].astype(x.dtype)
+    result: Array = image[kept].astype(x.dtype)
+    return result
