@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from dovetail.codegen.compiler import compile_c
 from dovetail.codegen.kernel import ENTRY, entry_name
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, evaluate, sym
-from dovetail.kernels.cpu import conv, gemm, pad, window, winograd
+from dovetail.kernels.cpu import attention, conv, gemm, pack, pad, window, winograd
 from dovetail.kernels.cpu.contraction import Axis
 from dovetail.kernels.cpu.conv import ConvConfig
 from dovetail.kernels.cpu.epilogue import Epilogue
@@ -22,6 +23,7 @@ from dovetail.kernels.cpu.gemm import GemmConfig
 from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable, Isa
 from dovetail.reference import packing
+from dovetail.reference.attention import attention as attention_reference
 from dovetail.reference.contraction import convolve, windows
 
 TARGETS = [t for t in map(Target.parse, ("cpu:avx512", "cpu:avx2", "cpu:generic")) if t.supports_host()]
@@ -351,3 +353,62 @@ def test_winograd(target: Target, case: tuple, symbolic: bool) -> None:
     image = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     got = same_for_all_threads(text, target, [image, packed, result, bias, scratch], 2, values)
     close(got, want, 1e-4)
+
+
+# (batch, heads, key heads, S, T, D, Dv, options)
+ATTENTIONS: list[tuple[int, int, int, int, int, int, int, dict[str, Any]]] = [
+    (1, 2, 2, 7, 9, 16, 16, {}),
+    (2, 4, 2, 33, 33, 20, 24, {"causal": True}),
+    (1, 3, 1, 1, 70, 64, 40, {"mask": attention.ADDED}),
+    (2, 2, 2, 40, 45, 8, 5, {"mask": attention.BOOLEAN, "softcap": 3.0}),
+    (1, 2, 2, 30, 50, 12, 33, {"causal": True, "past": 20, "left": 6}),
+    (2, 2, 1, 19, 31, 12, 17, {"causal": True, "has_lengths": True, "mask": attention.BOOLEAN}),
+    (1, 1, 1, 17, 17, 4, 4, {"left": 2, "right": 3}),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("case", ATTENTIONS, ids=str)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_attention(target: Target, case: tuple, symbolic: bool) -> None:
+    """Against the reference in float64; some rows see nothing and must be zero."""
+    b, h, g, s, t, dq, dv, options = case
+    isa, rng = Isa.of(target), np.random.default_rng(s * t)
+    q = rng.standard_normal((b, h, s, dq), np.float32)
+    k = rng.standard_normal((b, g, t, dq), np.float32)
+    v = rng.standard_normal((b, g, t, dv), np.float32)
+    mask, lengths = None, None
+    if options.get("mask") == attention.ADDED:
+        mask = rng.standard_normal((b, 1, s, t), np.float32)
+    elif options.get("mask") == attention.BOOLEAN:
+        mask = rng.random((b, h, s, t)) < 0.6
+        mask[:, :, 1] = False
+    if options.get("has_lengths"):
+        lengths = rng.integers(1, t + 1, b)
+    want = attention_reference(
+        q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), mask, lengths, scale=0.3,
+        is_causal=options.get("causal", False), softcap=options.get("softcap", 0.0), past=options.get("past", 0),
+        left_window=options.get("left", -1), right_window=options.get("right", -1),
+    )  # fmt: skip
+    B, S, T = (sym("B"), sym("S"), sym("T")) if symbolic else (b, s, t)
+    strides = (0, 0, 0)
+    if mask is not None:
+        strides = (mask.shape[1] * S * T, S * T if mask.shape[1] > 1 else 0, T)
+    config = attention.AttentionConfig(
+        isa, B, h, g, S, T, dq, dv, 0.3, (h * S * dq, S * dq, dq), (g * T * dv, T * dv, dv), (S * h * dv, dv, h * dv),
+        attention.default_rows(isa, S), mask_strides=strides, mask_keys=T, **options,
+    )  # fmt: skip
+    packing_config = pack.PackConfig(((B, g * T * dq), (g, T * dq)), dq, config.key_panels, 1, dq)
+    env = {"B": b, "S": s, "T": t}
+    pd, ad = DimTable(), DimTable()
+    packed = np.full(evaluate(packing_config.floats, env), GUARD, np.float32)
+    text = pack.emit(packing_config, pd)
+    packed = same_for_all_threads(text, target, [k, packed], 1, [evaluate(e, env) for e in pd.entries])
+    width = config.key_panels.width
+    assert np.array_equal(packed.reshape(b, g, -1), packing.pack_panels(np.swapaxes(k, -1, -2), width, width))
+    out = np.full((b, s, h, dv), GUARD, np.float32)
+    scratch = np.full(evaluate(config.workspace_bytes, env) // 4, np.nan, np.float32)
+    buffers = [q, packed, v, out, *(x for x in (mask, lengths) if x is not None), scratch]
+    text = attention.emit(config, ad)
+    got = same_for_all_threads(text, target, buffers, 3, [evaluate(e, env) for e in ad.entries])
+    close(got.transpose(0, 2, 1, 3), want)

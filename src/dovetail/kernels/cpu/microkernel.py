@@ -42,10 +42,12 @@ class Tile:
         a: rows of the left operand.
         runs: loops around the innermost, outermost first.
         depth: length of the innermost run (C text).
-        panel: floats between successive k in `b`.
+        panel: floats between successive k in `b` (C text where it is not packed).
         outputs, operands: buffers of the epilogue.
         epilogue: what happens before the store.
         prefetch: whether `b` is prefetched.
+        b_is_partial: whether `b` ends at the tail, too (it is not padded to whole vectors).
+        scalars: further int64_t parameters that `depth` and the strides may name.
     """
 
     rows: tuple[int, int]
@@ -54,11 +56,13 @@ class Tile:
     a: Access
     runs: tuple[Run, ...]
     depth: str
-    panel: int
+    panel: int | str
     outputs: tuple[Access, ...]
     operands: tuple[Access, ...]
     epilogue: Epilogue
     prefetch: bool = True
+    b_is_partial: bool = False
+    scalars: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,7 +76,9 @@ class Tile:
         outs = [f"float *{o.pointer}" for o in self.outputs]
         ops = [f"const float *{e.pointer}" for e in self.operands]
         cols = ["int64_t cols"] if self.tail == COUNTED else []
-        return ", ".join([f"const float *{self.a.pointer}", "const float *b", *outs, *ops, *cols, "const int64_t *d"])
+        scalars = [f"int64_t {name}" for name in self.scalars]
+        first = [f"const float *{self.a.pointer}", "const float *b"]
+        return ", ".join([*first, *outs, *ops, *cols, *scalars, "const int64_t *d"])
 
 
 def max_rows(isa: Isa, vectors: int) -> int:
@@ -104,6 +110,7 @@ def finish(tile: Tile, isa: Isa) -> list[str]:
                 out.append("  " + isa.store(f"tile + {r * width + j * isa.lanes}", f"c{r}_{j}"))
         names = ["tile", *(x.pointer for x in (*tile.outputs, *tile.operands))]
         names += ["cols"] if tile.tail == COUNTED else []
+        names += tile.scalars
         return [*out, f"  {tile.name}_e({', '.join([*names, 'd'])});"]
     for j in range(tile.vectors):
         out += fixed_loads(tile, isa, j)
@@ -124,8 +131,12 @@ def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]]) -> list[str]:
     out.append(f"  for (int64_t k = 0; k < {tile.depth}; k++, b += {tile.panel}) {{")
     if tile.prefetch:
         for start in range(0, tile.vectors * isa.lanes, 16):
-            out.append(f"    __builtin_prefetch(b + {PREFETCH_STEPS * tile.panel + start});")
-    loads = [f"b{j} = {isa.load(f'b + {j * isa.lanes}')}" for j in range(tile.vectors)]
+            ahead = PREFETCH_STEPS * tile.panel if isinstance(tile.panel, int) else f"{PREFETCH_STEPS} * {tile.panel}"
+            out.append(f"    __builtin_prefetch(b + {ahead} + {start});")
+    loads = []
+    for j in range(tile.vectors):
+        tail = tile.tail if tile.b_is_partial else 0
+        loads.append(f"b{j} = " + load_part(isa, Access("b", ("0", "0")), "0", j, tail, j == tile.vectors - 1))
     out.append(f"    const {isa.vector} {', '.join(loads)};")
     for r, (o, i) in enumerate(rows):
         # One C expression, so that the compiler contracts it to a fused multiply-add where there is one.
