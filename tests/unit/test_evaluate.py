@@ -139,3 +139,24 @@ def test_failing_references_say_where() -> None:
     module.main.set_outputs([node.output])
     with pytest.raises(ExecutionError, match="my_add"):
         evaluate(module, {"x": np.zeros(2, np.float32), "y": np.zeros(3, np.float32)})
+
+
+def test_constants_behind_shapes_that_depend_on_weights() -> None:
+    """NonZero of a weight defines a symbol that is known at import, and so is all that follows."""
+    weight = np.array([0, 3, 0, 5], np.float32)
+    nodes = [
+        helper.make_node("NonZero", ["w"], ["nz"]),
+        helper.make_node("Shape", ["nz"], ["s"]),
+        helper.make_node("ConstantOfShape", ["s"], ["zeros"]),
+        helper.make_node("Cast", ["nz"], ["places"], to=F32),
+        helper.make_node("Add", ["places", "zeros"], ["sum"]),
+        helper.make_node("ReduceMax", ["sum"], ["top"], keepdims=0),
+        helper.make_node("Clip", ["x", "", "top"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [info("x", F32, ["N"])], [onnx.ValueInfoProto(name="y")], [onnx.numpy_helper.from_array(weight, "w")]
+    )
+    module = import_onnx(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert "Clip" in {node.op for node in module.main.nodes}, "the bound should have become an attribute"
+    assert [guard.weight for guard in module.guards] == ["w"]
+    assert evaluate(module, {"x": np.arange(6, dtype=np.float32)})["y"].tolist() == [0, 1, 2, 3, 3, 3]

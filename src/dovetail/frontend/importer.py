@@ -23,7 +23,7 @@ from dovetail.ir.graph import Graph, Guard, Module, Node, Time, Value
 from dovetail.ir.types import SequenceType, TensorType, Type
 from dovetail.ops.infer import infer
 from dovetail.ops.registry import find as find_spec
-from dovetail.reference.registry import lookup
+from dovetail.reference.registry import call
 
 ShapeOverride = Mapping[str, Sequence[int | str]]
 _MAX_CONTENTS = 256
@@ -81,6 +81,7 @@ class _Session:
         self.symbols: set[str] = set()
         self.guarded: set[tuple[str, str]] = set()
         self.constants: dict[int, np.ndarray[Any, Any]] = {}
+        self.sizes: dict[str, int] = {}  # symbols that depend on weights alone, as far as they were needed
         newest = onnx.defs.onnx_opset_version()
         if self.opsets.get("", newest) > newest:
             raise ModelError(f"model: got ai.onnx opset {self.opsets['']}, expected at most {newest}; upgrade the onnx package")
@@ -379,14 +380,38 @@ class ImportContext:
                 memo[id(current)] = self.module.weights[node.attrs["name"]]
             elif missing := [v for v in node.operands if id(v) not in memo]:
                 pending += missing
+            elif unbound := node.symbols() - set(self.session.sizes):
+                pending += self._sources(unbound)
             else:
                 spec = find_spec(node.op)
                 assert spec is not None
                 attrs = spec.complete({k: v for k, v in node.attrs.items() if k != "impure"})
-                results = lookup(node.op)(*(None if v is None else memo[id(v)] for v in node.inputs), **attrs)
-                for output, array in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True):
+                attrs = {k: _evaluated(v, self.session.sizes) for k, v in attrs.items()}
+                results = call(node.op, [None if v is None else memo[id(v)] for v in node.inputs], attrs)
+                for output, array in zip(node.outputs, results, strict=True):
                     memo[id(output)] = np.asarray(array)
+                    self._bind_sizes(output.tensor.shape, memo[id(output)].shape)
         return memo[id(value)]
+
+    def _sources(self, symbols: frozenset[str]) -> list[Value]:
+        """The values to evaluate before these symbols, which nodes define from weights, are known."""
+        memo, needed = self.session.constants, []
+        for node in self.graph.nodes:
+            if symbols.isdisjoint(node.attrs.get("symbols", ())):
+                continue
+            if node.op != "BindSymbols":
+                needed.append(node.outputs[0])
+            elif id(node.input(0)) not in memo:
+                needed.append(node.input(0))
+            else:
+                data = memo[id(node.input(0))].reshape(-1)
+                self.session.sizes.update(zip(node.attrs["symbols"], map(int, data), strict=True))
+        return needed
+
+    def _bind_sizes(self, shape: Sequence[Dim], extents: Sequence[int]) -> None:
+        for dim, extent in zip(shape, extents, strict=True):
+            if isinstance(dim, dims.Expr) and dims.symbols(dim) == {str(dim)}:
+                self.session.sizes.setdefault(str(dim), extent)
 
     def _guard(self, value: Value, why: str) -> None:
         seen: set[Node] = set()
@@ -560,6 +585,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value
+
+
+def _evaluated(attribute: Any, sizes: Mapping[str, int]) -> Any:
+    """An attribute with its dims as ints."""
+    if isinstance(attribute, dims.Expr):
+        return dims.evaluate(attribute, sizes)
+    return tuple(_evaluated(a, sizes) for a in attribute) if isinstance(attribute, tuple) else attribute
 
 
 def _densify(sparse: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
