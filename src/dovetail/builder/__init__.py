@@ -24,7 +24,7 @@ from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module, Node
 from dovetail.ir.printer import print_module
-from dovetail.ir.verifier import verify
+from dovetail.ir.verifier import verify as verify_module  # the submodule builder.verify has that name
 from dovetail.passes.fuse import FusionLog, fuse
 from dovetail.passes.horizontal import merge_siblings
 from dovetail.passes.layout import Placement, assign_layouts
@@ -163,7 +163,7 @@ class _Stages:
         """A pass has ended."""
         self.mark(name)
         if env().verify_ir:
-            verify(module)
+            verify_module(module)
         if env().dump:
             _dump(name, module)
         if self.after is not None:
