@@ -60,7 +60,7 @@ class Report:
         )
         lines += _section("on the reference", [f"{s['node']}: {s['reason']}" for s in d["host_steps"]])
         lines += _section("copies", [": ".join(map(str, c)) for c in d["copies"]])
-        lines.append(_certificate(d["certificate"]))
+        lines.append(certificate_text(d["certificate"]))
         return "\n".join(lines)
 
 
@@ -148,7 +148,8 @@ def _section(title: str, entries: list[str]) -> list[str]:
     return [f"{title}:", *shown, *more]
 
 
-def _certificate(data: Mapping[str, Any]) -> str:
+def certificate_text(data: Mapping[str, Any]) -> str:
+    """A certificate in one line."""
     if data.get("level", "off") == "off":
         return "verification: off"
     kernels, engine = data["kernels"], data["engine"]

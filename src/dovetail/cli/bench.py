@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with progress(args) as update:
         engine = open_engine(args, args.engine, update)
         feeds = {k: np.ascontiguousarray(v) for k, v in data.inputs(args, engine.inputs).items()}
-        model = _model(args, engine, needed=bool(rivals))
+        model = _model(args, needed=bool(rivals))
         candidates: dict[str, Callable[[], object]] = {OURS: lambda: engine.run(feeds)}
         for name in rivals:
             assert model is not None
@@ -73,11 +73,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(args: argparse.Namespace, engine: Engine, needed: bool) -> onnx.ModelProto | None:
+def _model(args: argparse.Namespace, needed: bool) -> onnx.ModelProto | None:
     """The ONNX model for the peers (and for counting operations)."""
     from dovetail.frontend.reader import read_model
 
-    path = args.model or (None if is_plan(args.engine) else args.engine) or _source(args, engine)
+    path = args.model or (None if is_plan(args.engine) else args.engine) or _source(args)
     if path is None:
         if needed:
             raise UsageError(f"bench: {args.engine} does not say where its model is; pass --model M.onnx for the peers")
@@ -90,9 +90,11 @@ def _model(args: argparse.Namespace, engine: Engine, needed: bool) -> onnx.Model
     return model
 
 
-def _source(args: argparse.Namespace, engine: Engine) -> str | None:
+def _source(args: argparse.Namespace) -> str | None:
     """The model that the engine was built from, if it is still there, else the one that lies beside the engine."""
-    recorded = engine.plan.meta.get("source")
+    from dovetail.engine.file import EngineFile
+
+    recorded = EngineFile(args.engine).info.get("source")
     beside = Path(args.engine).with_suffix(".onnx")
     for path in ([Path(recorded)] if isinstance(recorded, str) and recorded else []) + [beside]:
         if path.is_file():

@@ -11,8 +11,7 @@ from dovetail.cli import output
 from dovetail.core.dims import Dim, from_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
-from dovetail.engine import codec
-from dovetail.engine.container import Container
+from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import (
     Buffer,
     ControlSegment,
@@ -27,13 +26,14 @@ from dovetail.engine.plan import (
 
 def inspect_plan(args: argparse.Namespace) -> int:
     """Print bindings, symbols, memory, kernels, and with --steps every step."""
-    container = Container(args.file)
-    plan = _plan(container, args.target)
+    file = EngineFile(args.file)
+    plan = file.plan(_target(file, args.target))
     data = describe(plan) | {
         "engine": args.file,
-        "format": container.manifest["format"],
-        "targets": list(container.targets),
-        "members": {name: info.size for name, info in sorted(container.members.items())},
+        "format": file.container.manifest["format"],
+        "info": file.info,
+        "targets": list(file.targets),
+        "members": {name: info.size for name, info in sorted(file.container.members.items())},
     }
     output.show(args, data, _text(args, data))
     return 0
@@ -41,15 +41,15 @@ def inspect_plan(args: argparse.Namespace) -> int:
 
 def inspect_kernel(args: argparse.Namespace) -> int:
     """Print the source of one kernel, and which steps call it."""
-    container = Container(args.file)
-    plan = _plan(container, args.target)
+    file = EngineFile(args.file)
+    target = _target(file, args.target)
+    plan = file.plan(target)
     entries = [k.entry for k in plan.kernels]
     found = [e for e in entries if e.startswith(args.kernel)] or _by_origin(plan, args.kernel)
     if len(found) != 1:
         shown = ", ".join(found[:8] or entries[:8])
         raise UsageError(f"--kernel: got {args.kernel!r}, which names {len(found)} kernels, expected one; such as {shown}")
-    text = bytes(container.member(f"targets/{_target(container, args.target)}/kernels.c")).decode("utf-8", "replace")
-    source = extract(text, found[0], entries)
+    source = extract(file.source(target), found[0], entries)
     steps = [s for s in _steps(plan.main) if s.get("kernel") == found[0]]
     nodes = list(dict.fromkeys(name for s in steps for name in s["origin"]))
     data = {"kernel": found[0], "tactics": sorted({s["tactic"] for s in steps}), "nodes": nodes, "source": source}
@@ -77,16 +77,10 @@ def _by_origin(plan: Plan, name: str) -> list[str]:
     return list(dict.fromkeys(s["kernel"] for s in _steps(plan.main) if "kernel" in s and name in s["origin"]))
 
 
-def _target(container: Container, wanted: str | None) -> str:
-    names = [wanted, wanted.replace(":", "-")] if wanted else list(container.targets[:1])
-    for name in names:
-        if name in container.targets:
-            return name
-    raise UsageError(f"--target: got {wanted!r}, expected one of {', '.join(container.targets)}")
-
-
-def _plan(container: Container, wanted: str | None) -> Plan:
-    return codec.loads(container.member(f"targets/{_target(container, wanted)}/plan.json"))
+def _target(file: EngineFile, wanted: str | None) -> str:
+    if wanted is None or wanted in file.targets:
+        return wanted or file.targets[0]
+    raise UsageError(f"--target: got {wanted!r}, expected one of {', '.join(file.targets)}")
 
 
 # ---------------------------------------------------------------------- description

@@ -64,6 +64,8 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         "--verify", choices=("full", "sample", "off"), default="sample",
         help="how much of the engine to check against the reference (default: sample)",
     )  # fmt: skip
+    group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
+    group.add_argument("--time-budget", type=float, default=10.0, metavar="S", help="seconds that measuring may take (default: 10)")
     add_shapes(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
 
 
@@ -77,6 +79,8 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
         "threads": getattr(args, "threads", None),
         "verify": args.verify,
         "strict_fp32": args.strict_fp32,
+        "tune": not args.no_tune,
+        "time_budget": args.time_budget,
     }
 
 

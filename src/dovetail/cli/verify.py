@@ -24,11 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify and print the outcome."""
+    """Verify and print the new certificate; what is off raises VerificationError."""
     from dovetail import api
+    from dovetail.api.report import certificate_text
 
-    with progress(args):
+    with progress(args) as update:
         engine = api.load(args.engine, threads=args.threads, trust=args.trust)
-        outcome = engine.verify(level="full" if args.full else "sample")
-    output.show(args, outcome, render(args.engine, outcome))
-    return 0 if outcome["ok"] else 1
+        stored = engine.certificate
+        certificate = engine.verify("full" if args.full else "sample", progress=update)
+    data = {"engine": args.engine, "stored": stored, "certificate": certificate}
+    output.show(args, data, f"{args.engine}\n{certificate_text(certificate)}")
+    return 0
