@@ -114,8 +114,9 @@ def _rem(a: list[str], operand: DType, dtype: DType) -> str:
 def _cast(a: list[str], operand: DType, dtype: DType) -> str:
     if dtype == BOOL:
         return f"{a[0]} != 0"
-    if operand.is_float and dtype.is_int and dtype.bits < 32:
-        return f"({local_type(dtype)})(int32_t){a[0]}"
+    if operand.is_float and dtype.is_int and dtype.bits < 64:
+        # Through int64: values beyond the range keep their low bits.
+        return f"({local_type(dtype)})(int64_t){a[0]}"
     return f"({local_type(dtype)}){a[0]}"
 
 

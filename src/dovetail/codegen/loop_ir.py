@@ -159,13 +159,16 @@ class Scope:
 
     def __init__(self) -> None:
         self._axes = 0
+        self.extents: dict[str, Dim] = {}
         self._data: dict[Expr, str] = {}
         self.values: dict[str, Expr] = {}
 
     def axis(self, extent: Dim) -> Axis:
         """A fresh axis."""
         self._axes += 1
-        return Axis(f"@{self._axes - 1}", extent)
+        axis = Axis(f"@{self._axes - 1}", extent)
+        self.extents[axis.name] = extent
+        return axis
 
     def data(self, value: Expr) -> Dim:
         """An integer expression as a Dim that may appear in indices."""

@@ -3,11 +3,11 @@
 Two groups of functions:
 
 - From one template, as scalars and on the vector types v4f, v8f, v16f, with identical arithmetic:
-  exp, log, tanh, erf, sigmoid, floor, ceil, rint, trunc, sqrt, abs, min, max, select and comparisons.
+  exp, expm1, log, log1p, tanh, erf, sigmoid, floor, ceil, rint, trunc, sqrt, abs, min, max, select and comparisons.
   Scalars are named `dt_expf(x)`, vectors `dt_exp_v16f(x)`; a comparison gives an all-ones integer mask of
   the same width (`int32_t`, `v16i`), which `dt_sel` takes.
 - Scalars only, computed in double and rounded once: sin cos tan asin acos atan sinh cosh asinh acosh atanh
-  log1p pow fmod (`dt_sinf` …), and exact helpers for integers, f16 and bf16.
+  pow fmod (`dt_sinf` …), and exact helpers for integers, f16 and bf16.
 
 All are `static inline`, without tables, branches or library calls, so that loops over the scalar forms
 vectorise. The relative error in the main range is at most 5e-7 (double-based ones: half an ulp and a
@@ -88,6 +88,21 @@ static inline F dt_log$(F x) {
   s = dt_sel$(dt_eq$(x, dt_set$(0.0f)), dt_set$(-__builtin_inff()), s);
   s = dt_sel$(dt_lt$(x, dt_set$(0.0f)), dt_set$(__builtin_nanf("")), s);
   return dt_sel$(dt_ne$(x, x), x, s);
+}
+static inline F dt_expm1$(F x) {
+  F p = x * 1.9790363e-4f + 1.3944650e-3f;
+  p = p * x + 8.3334970e-3f;
+  p = p * x + 4.1666295e-2f;
+  p = p * x + 1.6666666e-1f;
+  p = p * x + 0.5f;
+  p = p * (x * x) + x;
+  return dt_sel$(dt_lt$(dt_abs$(x), dt_set$(0.3466f)), p, dt_exp$(x) - 1.0f);
+}
+static inline F dt_log1p$(F x) {
+  F u = x + 1.0f;
+  F r = dt_log$(u) + (x - (u - 1.0f)) / u;
+  r = dt_sel$(dt_eq$(x, dt_set$(__builtin_inff())), x, r);
+  return dt_sel$(dt_eq$(x, dt_set$(-1.0f)), dt_set$(-__builtin_inff()), r);
 }
 static inline F dt_sigmoid$(F x) {
   F e = dt_exp$(-dt_abs$(x));
@@ -371,14 +386,6 @@ static inline float dt_atanhf(float x) {
   double r = 0.5 * dt_log1pd(2.0 * a / (1.0 - a));
   r = a > 1.0 ? __builtin_nan("") : a == 1.0 ? __builtin_inf() : r;
   return (float)__builtin_copysign(r, d);
-}
-static inline float dt_log1pf(float x) {
-  return x < -1.0f ? __builtin_nanf("") : x == -1.0f ? -__builtin_inff() : (float)dt_log1pd(x);
-}
-static inline float dt_expm1f(float x) {
-  double d = x, a = d < 0 ? -d : d;
-  double small = d * (1.0 + d * (0.5 + d * (1.0 / 6 + d * (1.0 / 24 + d * (1.0 / 120 + d * (1.0 / 720))))));
-  return (float)(a < 0.05 ? small : dt_expd(d) - 1.0);
 }
 static inline float dt_powf(float x, float y) {
   double a = x < 0 ? -(double)x : (double)x, w = y;

@@ -18,3 +18,156 @@ Arithmetic is the same for every vector width, so tails and bodies agree bit for
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dovetail.codegen.c_scalar import literal, unsupported
+from dovetail.codegen.loop_ir import Call, Const, Expr, Leaf, Scope, leaf
+from dovetail.codegen.lower.context import Context, Index, NotLowerable, find_lowering
+from dovetail.core.dtypes import BOOL, F32
+from dovetail.ir.graph import Graph, Node, Value
+from dovetail.ir.types import TensorType
+from dovetail.ops.registry import OpKind, find
+
+# Functions with a vector form in vmath.prelude, beside operators.
+_MATH = frozenset(
+    "exp expm1 log log1p tanh erf sigmoid floor ceil rint trunc sqrt abs max min copysign".split()
+)
+_OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_LOGIC = {"and": "&", "or": "|", "xor": "^"}
+_COMPARE = frozenset({"lt", "le", "eq", "ne"})
+
+
+@dataclass(frozen=True)
+class EpilogueCode:
+    """C statements, and the variables that hold the results, one per body output."""
+
+    statements: tuple[str, ...]
+    results: tuple[str, ...]
+
+
+class _Elementwise(Context):
+    """Lowers pointwise nodes at one element, whose operands are C variables."""
+
+    def __init__(self, names: Mapping[Value, str]) -> None:
+        super().__init__(Scope(), {})
+        self._names = names
+
+    def value(self, value: Value) -> Expr:
+        """The element of a value."""
+        return self.once((value,), lambda: self._value(value))
+
+    def _value(self, value: Value) -> Expr:
+        if value in self._names:
+            return leaf(self._names[value], F32)
+        node = value.producer
+        if node is None:
+            raise NotLowerable(f"operand {value.name} has not been loaded")
+        spec, function = find(node.op), find_lowering(node.op)
+        if spec is None or spec.kind != OpKind.POINTWISE or function is None:
+            raise NotLowerable(f"{node.op} is not pointwise")
+        if node.op in ("QuantizeLinear", "DequantizeLinear"):
+            raise NotLowerable(f"{node.op} has no vector form")
+        return function(self, node, ())
+
+    def operand(self, node: Node, position: int, index: Index | object) -> Expr:
+        """The element of an operand; templates broadcast when they load."""
+        return self.value(node.input(position))
+
+
+def side_inputs(body: Graph, anchor: Node) -> list[Value]:
+    """The body inputs that the outputs read other than through the anchor, in order of the inputs."""
+    found: set[Value] = set()
+    pending, seen = list(body.outputs), set()
+    while pending:
+        value = pending.pop()
+        if value in seen or value.producer is anchor:
+            continue
+        seen.add(value)
+        if value.producer is None:
+            found.add(value)
+        else:
+            pending += value.producer.operands
+    return [v for v in body.inputs if v in found]
+
+
+def epilogue_reason(body: Graph, anchor: Node) -> str | None:
+    """None if what follows the anchor has a vector form, else the reason why not."""
+    if len(anchor.outputs) != 1:
+        return f"{anchor.op} has {len(anchor.outputs)} results"
+    values = [anchor.output, *side_inputs(body, anchor)]
+    for value in (*values, *body.outputs):
+        if not isinstance(value.type, TensorType) or not value.tensor.dtype.is_float:
+            return f"{value.name} is not a float tensor"
+        if value.tensor.dtype.bits > 32:
+            return f"{value.name} is {value.tensor.dtype}"
+    try:
+        epilogue_code(body, {v: f"x{i}" for i, v in enumerate(values)}, "v16f")
+    except NotLowerable as reason:
+        return str(reason)
+    return None
+
+
+def epilogue_code(
+    body: Graph, names: Mapping[Value, str], vector: str, prefix: str = "e"
+) -> EpilogueCode:
+    """The statements that compute the body's outputs from the variables in `names`.
+
+    Raises:
+        NotLowerable: `epilogue_reason` gives the same reason beforehand.
+    """
+    ctx = _Elementwise(names)
+    printer = _VectorPrinter(vector, prefix)
+    results = tuple(printer.emit(ctx.value(v)) for v in body.outputs)
+    return EpilogueCode(tuple(printer.statements), results)
+
+
+class _VectorPrinter:
+    """Prints expressions on fp32 vectors, or on scalars with the same arithmetic."""
+
+    def __init__(self, vector: str, prefix: str) -> None:
+        self.vector, self.prefix = vector, prefix
+        self.suffix = "f" if vector == "float" else f"_{vector}"
+        self.mask = "int32_t" if vector == "float" else f"{vector[:-1]}i"
+        self.statements: list[str] = []
+        self._memo: dict[Expr, str] = {}
+
+    def emit(self, e: Expr) -> str:
+        """The variable that holds e."""
+        if isinstance(e, Leaf):
+            return e.name
+        found = self._memo.get(e)
+        if found is None:
+            text = self._text(e)
+            found = f"{self.prefix}{len(self.statements)}"
+            kind = self.mask if e.dtype == BOOL else self.vector
+            self.statements.append(f"const {kind} {found} = {text};")
+            self._memo[e] = found
+        return found
+
+    def _text(self, e: Expr) -> str:
+        if isinstance(e, Const) and e.dtype == F32:
+            return f"dt_set{self.suffix}({literal(e.value, F32)})"
+        if not isinstance(e, Call) or e.dtype not in (F32, BOOL):
+            raise NotLowerable(f"a value of {e.dtype} has no vector form")
+        operands = e.args[1:] if e.fn == "select" else e.args
+        kinds = {a.dtype for a in operands}
+        if unsupported(e.fn, e.args[-1].dtype) or not kinds <= {F32, BOOL}:
+            raise NotLowerable(f"{e.fn} has no vector form")
+        args = [self.emit(a) for a in e.args]
+        joined = ", ".join(args)
+        if e.fn in _LOGIC and kinds == {BOOL}:
+            return f"{args[0]} {_LOGIC[e.fn]} {args[1]}"
+        if e.fn == "not":
+            return f"~{args[0]}"
+        if kinds == {F32}:
+            if e.fn in _OPERATORS:
+                return f"{args[0]} {_OPERATORS[e.fn]} {args[1]}"
+            if e.fn == "neg":
+                return f"-{args[0]}"
+            if e.fn in _COMPARE or e.fn in _MATH:
+                return f"dt_{e.fn}{self.suffix}({joined})"
+            if e.fn == "select":
+                return f"dt_sel{self.suffix}({joined})"
+        raise NotLowerable(f"{e.fn} has no vector form")

@@ -1,0 +1,181 @@
+"""Lowerings of gathers, one-hot and resize."""
+
+from __future__ import annotations
+
+import itertools
+
+from dovetail.codegen.loop_ir import Expr, call
+from dovetail.codegen.lower.build import (
+    add,
+    cast,
+    const_of,
+    div,
+    eq,
+    le,
+    lt,
+    maximum,
+    minimum,
+    mul,
+    select,
+    sub,
+    unary,
+)
+from dovetail.codegen.lower.context import Context, Index, NotLowerable, lowering
+from dovetail.codegen.lower.rows import number
+from dovetail.core.dims import Dim
+from dovetail.core.dtypes import F32, F64, I64, DType
+from dovetail.ir.graph import Node
+
+
+def position(ctx: Context, raw: Expr, extent: Dim) -> Dim:
+    """An index read from memory: negative ones count from the end; always inside the axis.
+
+    The reference rejects indices outside; here they are clamped, so that no memory outside is read.
+    """
+    value, size = cast(raw, I64), number(ctx, extent, I64)
+    if raw.dtype.kind == "int":
+        value = select(lt(value, 0), add(value, size), value)
+    value = maximum(minimum(value, sub(size, 1)), 0)
+    return ctx.data(value)
+
+
+@lowering("Gather")
+def _gather(ctx: Context, node: Node, index: Index) -> Expr:
+    x, indices = node.input(0), node.input(1)
+    axis = int(node.attrs.get("axis", 0)) % x.tensor.rank
+    count = indices.tensor.rank
+    raw = ctx.load(indices, index[axis : axis + count])
+    where = position(ctx, raw, x.tensor.shape[axis])
+    return ctx.load(x, [*index[:axis], where, *index[axis + count :]])
+
+
+@lowering("GatherElements")
+def _gather_elements(ctx: Context, node: Node, index: Index) -> Expr:
+    x = node.input(0)
+    axis = int(node.attrs.get("axis", 0)) % x.tensor.rank
+    where = position(ctx, ctx.load(node.input(1), index), x.tensor.shape[axis])
+    return ctx.load(x, [*index[:axis], where, *index[axis + 1 :]])
+
+
+@lowering("GatherND")
+def _gather_nd(ctx: Context, node: Node, index: Index) -> Expr:
+    x, indices = node.input(0), node.input(1)
+    batch = int(node.attrs.get("batch_dims", 0))
+    lead = indices.tensor.rank - 1
+    depth = indices.tensor.shape[-1]
+    if not isinstance(depth, int):
+        raise NotLowerable("GatherND with a run-time index length is not generated")
+    where = [
+        position(ctx, ctx.load(indices, [*index[:lead], d]), x.tensor.shape[batch + d])
+        for d in range(depth)
+    ]
+    return ctx.load(x, [*index[:batch], *where, *index[lead:]])
+
+
+@lowering("OneHot")
+def _one_hot(ctx: Context, node: Node, index: Index) -> Expr:
+    indices, values = node.input(0), node.input(1)
+    axis = int(node.attrs["axis"]) % len(index)
+    raw = ctx.load(indices, [*index[:axis], *index[axis + 1 :]])
+    if raw.dtype.is_float:
+        raw = unary("trunc", raw)
+    where = cast(raw, I64)
+    depth = number(ctx, node.attrs["depth"], I64)
+    where = select(lt(where, 0), add(where, depth), where)
+    hot = eq(where, ctx.index(index[axis]))
+    return select(hot, ctx.load(values, (1,)), ctx.load(values, (0,)))
+
+
+# ---------------------------------------------------------------------- resize
+@lowering("Resize")
+def _resize(ctx: Context, node: Node, index: Index) -> Expr:
+    attrs = node.attrs
+    mode = attrs.get("mode", "nearest")
+    transform = attrs.get("coordinate_transformation_mode", "half_pixel")
+    if any(v is not None for v in node.inputs[1:]):
+        raise NotLowerable("Resize with run-time roi or scales is not generated")
+    if mode not in ("nearest", "linear") or attrs.get("antialias") or attrs.get("exclude_outside"):
+        raise NotLowerable(f"Resize in mode {mode} with these options is not generated")
+    if transform == "tf_crop_and_resize":
+        raise NotLowerable("Resize in mode tf_crop_and_resize is not generated")
+    x = node.input(0)
+    if mode == "linear" and not x.tensor.dtype.is_float:
+        raise NotLowerable("Resize of integers in mode linear is not generated")
+    # Coordinates in the precision of the reference, so that ties fall alike.
+    precision = F32 if mode == "nearest" else F64
+    taps: list[list[tuple[Dim, Expr | None]]] = []
+    for axis, extent in enumerate(x.tensor.shape):
+        size = attrs["sizes"][axis]
+        scales = attrs.get("scales", ())
+        if size == extent and (not scales or float(scales[axis]) == 1.0):
+            taps.append([(index[axis], None)])
+            continue
+        where = _coordinate(ctx, index[axis], extent, size, scales[axis] if scales else None, transform, precision)
+        taps.append(_nearest(ctx, where, extent, attrs) if mode == "nearest" else _linear(ctx, where, extent))
+    total: Expr | None = None
+    for corner in itertools.product(*taps):
+        term = ctx.load(x, [where for where, _ in corner])
+        for _, weight in corner:
+            if weight is not None:
+                term = mul(term, cast(weight, term.dtype))
+        total = term if total is None else add(total, term)
+    assert total is not None
+    return total
+
+
+def _coordinate(
+    ctx: Context, out: Dim, extent: Dim, size: Dim, scale: float | None, mode: str, dtype: DType
+) -> Expr:
+    """Where an output position lies on the input axis, operation by operation as the reference."""
+    o, n, m = cast(ctx.index(out), dtype), number(ctx, extent, dtype), number(ctx, size, dtype)
+    if scale is not None:
+        factor: Expr = const_of(float(scale), dtype)
+    else:
+        ratio = div(number(ctx, size, F64), number(ctx, extent, F64))
+        factor = cast(ratio, dtype)
+    length = mul(factor, n)
+    if mode == "asymmetric":
+        return div(o, factor)
+    if mode == "tf_half_pixel_for_nn":
+        return div(add(o, 0.5), factor)
+    if mode == "align_corners":
+        scaled = div(mul(o, sub(n, 1.0)), sub(length, 1.0))
+        return select(eq(length, 1.0), const_of(0, dtype), scaled)
+    centre = sub(div(add(o, 0.5), factor), 0.5)
+    if mode == "pytorch_half_pixel":
+        return select(eq(m, 1.0), const_of(0, dtype), centre)
+    if mode == "half_pixel_symmetric":
+        shift = mul(div(n, 2.0), sub(1.0, div(m, length)))
+        return add(centre, shift)
+    if mode != "half_pixel":
+        raise NotLowerable(f"Resize in mode {mode} is not generated")
+    return centre
+
+
+def _clamped(ctx: Context, where: Expr, extent: Dim) -> Dim:
+    value = cast(where, I64)
+    return ctx.data(maximum(minimum(value, sub(number(ctx, extent, I64), 1)), 0))
+
+
+def _nearest(ctx: Context, where: Expr, extent: Dim, attrs: dict[str, object]) -> list[tuple[Dim, Expr | None]]:
+    floor = unary("floor", where)
+    mode = attrs.get("nearest_mode", "round_prefer_floor")
+    if mode == "floor":
+        chosen = floor
+    elif mode == "ceil":
+        chosen = unary("neg", unary("floor", unary("neg", where)))
+    else:
+        rest = sub(where, floor)
+        above = lt(0.5, rest) if mode == "round_prefer_floor" else le(0.5, rest)
+        chosen = add(floor, call("cast", (above,), where.dtype))
+    return [(_clamped(ctx, chosen, extent), None)]
+
+
+def _linear(ctx: Context, where: Expr, extent: Dim) -> list[tuple[Dim, Expr | None]]:
+    floor = unary("floor", where)
+    rest = sub(where, floor)
+    return [
+        (_clamped(ctx, floor, extent), sub(1.0, rest)),
+        (_clamped(ctx, add(floor, 1.0), extent), rest),
+    ]
+
