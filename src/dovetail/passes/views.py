@@ -77,7 +77,11 @@ def view_layout(node: Node, source: TensorType) -> Layout | None:
         return strided(tuple(expanded), base)
     if node.op == "Slice":
         return _slice(node, strides, base)
-    result = reshape_strides(source.shape, strides, node.output.tensor.shape)
+    target = node.output.tensor.shape
+    result = reshape_strides(source.shape, strides, target)
+    if result is None and is_row_major(source):
+        # Sizes that only the run can compare (symbols bound to data): dense stays dense under any shape.
+        result = row_major(len(target)).strides(target)
     return None if result is None else strided(result, base)
 
 
