@@ -103,9 +103,9 @@ def default_rows(isa: Isa, steps: Dim) -> int:
     return most
 
 
-def _softmax_row(spec: AttentionConfig, dims: DimTable) -> str:
+def _softmax_row(spec: AttentionConfig) -> str:
     """C function: scores of one row to unnormalised probabilities; returns 1 / sum (0 for a hidden row)."""
-    isa, v, lanes = spec.isa, spec.isa.vector, spec.isa.lanes
+    v, lanes = spec.isa.vector, spec.isa.lanes
     parameters = "float *s, int64_t lo, int64_t hi, int64_t end"
     if spec.mask:
         parameters += f", const {'uint8_t' if spec.mask == BOOLEAN else 'float'} *mask"
@@ -189,7 +189,7 @@ def emit(spec: AttentionConfig, dims: DimTable) -> str:
     mask = f"mask + i * {text(spec.mask_strides[2])}" if spec.mask else ""
     out = [
         *tiles.values(),
-        _softmax_row(spec, dims),
+        _softmax_row(spec),
         "void @ENTRY@(int64_t tid, int64_t nt, void *const *p, const int64_t *d) {",
         "  const float *Q = p[0], *Kp = p[1], *Vp = p[2];",
         "  float *O = p[3];",

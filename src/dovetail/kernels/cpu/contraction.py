@@ -225,7 +225,8 @@ class _Writer:
         return [*out, "}"]
 
     def kernel(self) -> str:
-        spec, dims = self.spec, self.dims
+        """The whole source."""
+        spec = self.spec
         body = self.main()
         tails = set()
         if isinstance(spec.panels.columns, int):

@@ -99,7 +99,7 @@ def make_epilogue(group: Group, isa: Isa, bias: bool, before: Sequence[str] = ()
 def in_place(group: Group, found: Sequence[Side]) -> tuple[tuple[int, int], ...]:
     """(output, input) pairs that may share memory: operands read only where the result is written."""
     assert group.anchor is not None
-    read = {v for v in group.anchor.operands}
+    read = set(group.anchor.operands)
     shape = group.outputs[0].tensor.shape
     pairs = [(0, s.position) for s in found if s.value not in read and s.value.tensor.shape == shape]
     return tuple(pairs) if len(group.outputs) == 1 else ()

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dovetail.codegen.kernel import Param, make_kernel
-from dovetail.codegen.tactic import ANY, ROWS, Config, Emitted, Group, Operand, Pack, Step, Tactic, tactic
+from dovetail.codegen.tactic import (
+    ANY,
+    ROWS,
+    Config,
+    Emitted,
+    Group,
+    Operand,
+    Pack,
+    Step,
+    Tactic,
+    tactic,
+)
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, product
 from dovetail.ir.graph import Node, Time
@@ -82,7 +93,7 @@ class PackedGemm(Tactic):
     def _gemm(self, group: Group, target: Target, config: Config | None) -> GemmConfig:
         """The template configuration; `b` strides count packed floats."""
         isa = Isa.of(target)
-        anchor, a_at, b_at = _operands(group)
+        anchor, a_at, _ = _operands(group)
         a, b, y = anchor.input(0).tensor, anchor.input(1).tensor, anchor.output.tensor
         a_type = group.inputs[a_at].tensor
         out_types = [v.tensor for v in group.outputs]

@@ -261,7 +261,7 @@ class _Writer:
         n_out = len(spec.outputs)
         height = spec.space[0]
         per_row = spec.x.spatial[0] if isinstance(spec.x.spatial[0], int) else 64 * spec.channels
-        chunk = max(1, CHUNK_BYTES // (4 * per_row * spec.strides[0]))
+        chunk = max(1, CHUNK_BYTES // max(1, 4 * per_row * spec.strides[0]))
         a, b = spec.counted[0]
         dilation, taps = spec.dilations[0], spec.kernel[0]
         out = [

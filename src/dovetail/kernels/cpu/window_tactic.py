@@ -11,7 +11,8 @@ from dovetail.core.dims import product
 from dovetail.ir.graph import Node
 from dovetail.kernels.cpu import window
 from dovetail.kernels.cpu.conv import Image
-from dovetail.kernels.cpu.conv_tactic import (
+from dovetail.kernels.cpu.fused import epilogue_problem, in_place, make_epilogue, sides, type_reason
+from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
     conv_reason,
@@ -20,7 +21,6 @@ from dovetail.kernels.cpu.conv_tactic import (
     side_images,
     side_reason,
 )
-from dovetail.kernels.cpu.fused import epilogue_problem, in_place, make_epilogue, sides, type_reason
 from dovetail.kernels.cpu.text import DimTable, Isa
 from dovetail.kernels.cpu.window import AVERAGE, DEPTHWISE, MAXIMUM, WindowConfig
 

@@ -9,7 +9,8 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Pack, Step,
 from dovetail.codegen.target import Target
 from dovetail.core.dims import product
 from dovetail.kernels.cpu import winograd
-from dovetail.kernels.cpu.conv_tactic import (
+from dovetail.kernels.cpu.fused import in_place, make_epilogue, sides
+from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
     conv_reason,
@@ -17,7 +18,6 @@ from dovetail.kernels.cpu.conv_tactic import (
     image_of,
     side_images,
 )
-from dovetail.kernels.cpu.fused import in_place, make_epilogue, sides
 from dovetail.kernels.cpu.text import DimTable, Isa
 from dovetail.kernels.cpu.winograd import WinogradConfig
 
