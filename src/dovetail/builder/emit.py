@@ -356,6 +356,8 @@ class _MainProgram:
         )  # fmt: skip
         if buffer.kind != "arena" or self.last_use.get(source) != position or not same:
             return
+        if any(v is not source and self.placement.root(v) is source for v in node.operands):
+            return  # a view of the same memory is read at other places than the result is written
         if output.tensor.dtype != source.tensor.dtype or output.tensor.shape != source.tensor.shape:
             return
         size = output.tensor.placement.size(output.tensor.shape)
