@@ -227,7 +227,7 @@ def main() -> None:
                 texts.append(f"{shape[0]}x{shape[1]} {t * 1e6:7.0f} us {flops / t / top * 100:5.1f}%{extra}")
             print(f"conv {k}x{k}/{s} {h}x{h} {c}->{f}: " + " | ".join(texts), flush=True)
     if "winograd" in options.what:
-        for h, c, f, k, s in (r for r in RESNET if r[3:] == (3, 1)):
+        for h, c, f in (r[:3] for r in RESNET if r[3:] == (3, 1)):
             flops = 2.0 * h * h * c * f * 9
             texts = []
             for vectors, block in races or [None]:
