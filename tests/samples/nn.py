@@ -125,7 +125,11 @@ ATTENTION = [
     Sample("Attention", _attended("", (2, 5, 24), (2, 7, 12), (2, 7, 12)), {"scale": 0.35, "q_heads": 4, "kv_heads": 2}),
     Sample("Attention", _attended("", (1, 2, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)), {"scale": 0.35, "left_window": 1, "right_window": 2}),
     *(
-        Sample("Attention", _attended("float", (1, 2, 3, 8), (1, 2, 4, 8), (1, 2, 4, 8), (3, 4)), {"scale": 0.35, "softcap": 3.0, "scores": s})
+        Sample(
+            "Attention",
+            _attended("float", (1, 2, 3, 8), (1, 2, 4, 8), (1, 2, 4, 8), (3, 4)),
+            {"scale": 0.35, "softcap": 3.0, "scores": s},
+        )
         for s in range(4)
     ),
 ]

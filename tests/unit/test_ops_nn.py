@@ -320,7 +320,7 @@ def test_loop_with_scan_output_and_capture(count: int) -> None:
 
 
 def test_loop_of_known_length_has_known_shape() -> None:
-    text = LOOP.replace("int64 count, ", "").replace("=> (float[n] last, float[t, n] seen) {", "=> (float[n] last, float[t, n] seen) <int64 count = {5}> {")
+    text = LOOP.replace("int64 count, ", "").replace("seen) {\n  go", "seen) <int64 count = {5}> {\n  go")
     module = import_onnx(parser.parse_model(text))
     assert module.main.outputs[1].tensor.shape == (5, sym("n"))
     assert {g.weight for g in module.guards} == {"go", "count"}

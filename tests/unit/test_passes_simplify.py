@@ -21,6 +21,13 @@ def cut(b: Builder, x: Value, start: int, end: int, axis: int) -> Value:
     return b("Slice", x, starts=(start,), ends=(end,), axes=(axis,), steps=(1,))
 
 
+def halves(b: Builder, first: int) -> Value:
+    """Two slices that cover a value, put together in order or the other way round."""
+    x = b.input(5, 2)
+    parts = [cut(b, x, 0, 2, 0), cut(b, x, 2, 5, 0)]
+    return b("Concat", parts[first], parts[1 - first], axis=0)
+
+
 def scaled_conv(group: int = 1, extents: tuple[int, ...] = (6, 1, 1)) -> Build:
     def build(b: Builder) -> Value:
         y = b.conv(b.input(2, 4, 5, 5), b.random(6, 4 // group, 3, 3), b.random(6), pads=(1, 1, 1, 1), group=group)
@@ -115,11 +122,11 @@ CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
     ),
     "simplify_concat": (
         lambda b: (
-            (lambda x: b("Concat", cut(b, x, 0, 2, 0), cut(b, x, 2, 5, 0), axis=0))(b.input(5, 2)),
+            halves(b, first=0),
             b("Concat", b("Concat", b.input(2), b.input(3), axis=0), b.input(4), axis=0),
         ),
         {"Concat": 1, "Slice": 0},
-        lambda b: (lambda x: b("Concat", cut(b, x, 2, 5, 0), cut(b, x, 0, 2, 0), axis=0))(b.input(5, 2)),
+        lambda b: halves(b, first=1),
     ),
     "drop_empty_movement": (
         lambda b: b("Tile", b("Pad", b.input(2, 3), pads=(0, 0, 0, 0)), repeats=(1, 1)),

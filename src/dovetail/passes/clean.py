@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dovetail.core.dims import Expr, symbols
+from dovetail.core.dims import symbols
 from dovetail.ir.graph import Graph, Node, Value
 from dovetail.ir.rewriter import Rewrite
 from dovetail.ir.types import TensorType
@@ -89,7 +89,7 @@ def _key(attribute: Any) -> Any:
     """An attribute as a dictionary key that tells 1, 1.0 and True, and 0.0 and -0.0, apart."""
     if isinstance(attribute, tuple):
         return tuple(map(_key, attribute))
-    if isinstance(attribute, (int, float)) and not isinstance(attribute, Expr):
+    if isinstance(attribute, (int, float)):
         return type(attribute), repr(attribute)
     return attribute
 

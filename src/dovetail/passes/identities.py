@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dovetail.core.dims import Dim
 from dovetail.core.dtypes import DType
 from dovetail.ir.graph import Node, Value
 from dovetail.ir.rewriter import Rewrite, rule
@@ -170,7 +171,7 @@ def drop_expand_before_broadcast(node: Node, rewrite: Rewrite) -> str | None:
     return "no operand is an Expand that the others make up for"
 
 
-def _is_certain(value: Value, others: list[tuple[object, ...]]) -> bool:
+def _is_certain(value: Value, others: list[tuple[Dim, ...]]) -> bool:
     """Whether some other operand has exactly the expanded extent on every axis the Expand changed."""
     expand = value.producer
     assert expand is not None

@@ -22,10 +22,8 @@ def _cubic(value: Value, x: Value, scalars: Scalars) -> bool:
     if node is None:
         return False
     sides = (node.input(0), node.input(1))
-    for first, second in (sides, sides[::-1]):
-        if first is x and _is_cube(factors_of(second, scalars), x, scalars):
-            return True
-    return False
+    orders = (sides, sides[::-1])
+    return any(first is x and _is_cube(factors_of(second, scalars), x, scalars) for first, second in orders)
 
 
 def _is_cube(product: Product, x: Value, scalars: Scalars) -> bool:

@@ -26,9 +26,9 @@ def recognise_softmax(node: Node, rewrite: Rewrite) -> str | None:
     x = exp.input(0)
     shifted = made_by(x, "Sub")
     peak = made_by(shifted.input(1), "ReduceMax") if shifted is not None else None
-    if shifted is not None and peak is not None and peak.input(0) is shifted.input(0):
-        if peak.attrs["axes"] == axes and peak.attrs.get("keepdims", True):
-            x = shifted.input(0)  # Softmax does not change when a number per row is subtracted
+    keeps = peak is not None and peak.attrs["axes"] == axes and peak.attrs.get("keepdims", True)
+    if shifted is not None and peak is not None and keeps and peak.input(0) is shifted.input(0):
+        x = shifted.input(0)  # Softmax does not change when a number per row is subtracted
     replace(rewrite, node, rewrite.emit("Softmax", x, name=node.output.name, axis=axes[0]))
     return None
 

@@ -78,7 +78,7 @@ def masked_softmax(scores: Array, bias: Array | None) -> Array:
     if bias is not None:
         empty = np.isneginf(bias.max(axis=-1, keepdims=True))
         y = np.where(empty, scores.dtype.type(0), y)
-    return y
+    return np.asarray(y)
 
 
 @reference("Attention")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -33,7 +34,9 @@ def pad_spatial(x: Array, pads: Sequence[int], value: float | int = 0) -> Array:
         widths = [(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True)]
         x = np.pad(x, lead + widths, constant_values=value)
     if any(p < 0 for p in pads):
-        cut = [slice(max(-a, 0), n - max(-b, 0)) for a, b, n in zip(low, high, x.shape[-rank:], strict=True)]
+        cut: tuple[Any, ...] = tuple(
+            slice(max(-a, 0), n - max(-b, 0)) for a, b, n in zip(low, high, x.shape[-rank:], strict=True)
+        )
         x = x[(..., *cut)]
     return x
 
@@ -49,7 +52,7 @@ def windows(
         outs = tuple(max((x.shape[a] - s) // t + 1, 0) for a, s, t in zip(axes, spans, strides, strict=True))
         return np.empty((*x.shape[: x.ndim - rank], *outs, *kernel), x.dtype)
     view = sliding_window_view(x, spans, axis=axes)
-    steps = tuple(slice(None, None, s) for s in (*strides, *dilations))
+    steps: tuple[Any, ...] = tuple(slice(None, None, s) for s in (*strides, *dilations))
     return view[(..., *steps)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from dovetail.core.dtypes import DType
 from dovetail.reference.registry import reference
 from dovetail.reference.widen import Array
 
-Region = Callable[..., tuple[Array, ...]]
+Region = Callable[..., tuple[Any, ...]]
 ElementTypes = Sequence[tuple[DType, tuple[int, ...]]]
 """Dtype and extents of one element of each scan output (0 where unknown): used when no step runs."""
 
@@ -40,7 +41,7 @@ def loop(
     regions: Sequence[Region],
     carried: int,
     elements: ElementTypes = (),
-) -> tuple[Array, ...]:
+) -> tuple[Array | None, ...]:
     """Run regions[0](iteration, condition, *carried, *captures) while it says so, at most `trip_count` times.
 
     `values` is the `carried` initial values, then the captures. The region returns (condition, *carried,
@@ -49,7 +50,8 @@ def loop(
     """
     limit = None if trip_count is None else int(np.asarray(trip_count).reshape(()))
     going = condition is None or bool(np.asarray(condition).reshape(()))
-    state, captures = values[:carried], values[carried:]
+    state: tuple[Array | None, ...] = values[:carried]
+    captures = values[carried:]
     scans: list[list[Array]] = [[] for _ in elements]
     iteration = 0
     while going and (limit is None or iteration < limit):
@@ -74,13 +76,14 @@ def scan(
     output_axes: Sequence[int],
     output_reverse: Sequence[bool],
     elements: ElementTypes = (),
-) -> tuple[Array, ...]:
+) -> tuple[Array | None, ...]:
     """Run regions[0](*states, *slices, *captures) for each slice of the scanned inputs.
 
     `values` is `states` initial values, `scans` scanned inputs, then the captures. The region returns
     (*states, *one element of each scan output). ONNX Scan-25.
     """
-    state, captures = values[:states], values[states + scans :]
+    state: tuple[Array | None, ...] = values[:states]
+    captures = values[states + scans :]
     scanned = [
         np.moveaxis(np.asarray(v), axis, 0)[:: -1 if reverse else 1]
         for v, axis, reverse in zip(values[states : states + scans], input_axes, input_reverse, strict=True)

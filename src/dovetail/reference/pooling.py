@@ -46,8 +46,8 @@ def max_pool(
         return narrow(y.max(axis=tuple(range(-len(kernel), 0))), x)
     space = x.shape[2:]
     taps = _flat_windows(pad_spatial(widen(x), pads, lowest), kernel, strides, dilations)
-    order = "F" if storage_order else "C"
-    places = np.arange(math.prod(space), dtype=np.int64).reshape(space, order=order)
+    places: Array = np.arange(math.prod(space), dtype=np.int64)
+    places = places.reshape(space[::-1]).T if storage_order else places.reshape(space)
     numbered = _flat_windows(pad_spatial(places, pads, -1), kernel, strides, dilations)
     # A pad may tie with a true minimum; it must not be chosen, so real elements come first.
     best = np.where(numbered >= 0, taps == taps.max(axis=-1, keepdims=True), False).argmax(axis=-1)

@@ -16,7 +16,8 @@ Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
 
 def _sigmoid(x: Array) -> Array:
     # tanh neither overflows nor loses accuracy for large |x|, unlike 1 / (1 + exp(-x)).
-    return x.dtype.type(0.5) * (np.tanh(x * x.dtype.type(0.5)) + x.dtype.type(1))
+    half = x.dtype.type(0.5)
+    return np.asarray(half * (np.tanh(x * half) + x.dtype.type(1)))
 
 
 def _elu(x: Array, alpha: float) -> Array:
@@ -24,7 +25,7 @@ def _elu(x: Array, alpha: float) -> Array:
 
 
 def _softplus(x: Array) -> Array:
-    return np.logaddexp(x, x.dtype.type(0))
+    return np.asarray(np.logaddexp(x, x.dtype.type(0)))
 
 
 # name -> (function of x and its parameters, default parameters); source: ONNX LSTM-22, "activations".
@@ -144,7 +145,7 @@ def lstm(
 
     def projected(d: int) -> Array:
         gates = xs @ ws[d].T
-        return gates if b is None else gates + widen(b)[d].reshape(2, -1).sum(0)
+        return np.asarray(gates if b is None else gates + widen(b)[d].reshape(2, -1).sum(0))
 
     def step(d: int) -> Step:
         f, g, h = functions[3 * d], functions[3 * d + 1], unclipped[3 * d + 2]
@@ -193,7 +194,7 @@ def gru(
     biases = np.zeros((ws.shape[0], 6 * n), xs.dtype) if b is None else widen(b)
 
     def projected(d: int) -> Array:
-        return xs @ ws[d].T + biases[d, : 3 * n]
+        return np.asarray(xs @ ws[d].T + biases[d, : 3 * n])
 
     def step(d: int) -> Step:
         f, g = functions[2 * d : 2 * d + 2]
@@ -243,7 +244,7 @@ def rnn(
 
     def projected(d: int) -> Array:
         gates = xs @ ws[d].T
-        return gates if b is None else gates + widen(b)[d].reshape(2, -1).sum(0)
+        return np.asarray(gates if b is None else gates + widen(b)[d].reshape(2, -1).sum(0))
 
     def step(d: int) -> Step:
         def one(gates: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:

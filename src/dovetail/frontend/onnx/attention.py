@@ -19,7 +19,8 @@ def _unpacked(ctx: Context, x: Value, heads: int) -> Value:
         return x
     batch, steps, hidden = x.tensor.shape
     split = ctx.emit("Reshape", x, shape=(batch, steps, heads, floor_div(hidden, heads)))
-    return ctx.emit("Transpose", split, perm=(0, 2, 1, 3))
+    y: Value = ctx.emit("Transpose", split, perm=(0, 2, 1, 3))
+    return y
 
 
 @onnx_op("Attention")

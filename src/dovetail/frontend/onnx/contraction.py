@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def per_axis(ctx: Context, node: OnnxNode, name: str, rank: int, default: int = 
 
 
 @onnx_op("Gemm")
-def gemm(ctx: Context, node: OnnxNode) -> Value:
+def gemm(ctx: Context, node: OnnxNode) -> Any:
     """Gemm-1 to 13: alpha * op(A) op(B) + beta * C as MatMul, Mul and Add."""
     a, b, c = require(ctx, node, 0, "A"), require(ctx, node, 1, "B"), node.input(2)
     if node.attr("transA", 0):
@@ -80,11 +81,12 @@ def scaled(ctx: Context, x: Value, factor: float) -> Value:
     """x * factor, or x itself for factor 1."""
     if factor == 1.0:
         return x
-    return ctx.emit("Mul", x, ctx.const(np.asarray(factor, x.tensor.dtype.numpy), "scale"))
+    y: Value = ctx.emit("Mul", x, ctx.const(np.asarray(factor, x.tensor.dtype.numpy), "scale"))
+    return y
 
 
 @onnx_op("Conv")
-def conv(ctx: Context, node: OnnxNode) -> Value:
+def conv(ctx: Context, node: OnnxNode) -> Any:
     """Conv-1 to 22 with auto_pad resolved; symbolic extents give symbolic pads."""
     x, w = require(ctx, node, 0, "X"), require(ctx, node, 1, "W")
     rank = x.tensor.rank - 2
@@ -104,7 +106,7 @@ def conv(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("ConvTranspose")
-def conv_transpose(ctx: Context, node: OnnxNode) -> Value:
+def conv_transpose(ctx: Context, node: OnnxNode) -> Any:
     """ConvTranspose-1 to 22; output_shape and auto_pad become pads."""
     x, w = require(ctx, node, 0, "X"), require(ctx, node, 1, "W")
     sizes, rank = x.tensor.shape[2:], x.tensor.rank - 2

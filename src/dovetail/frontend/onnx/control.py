@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ import onnx
 from dovetail.core.dims import Dim, Expr, sym, symbols
 from dovetail.core.dtypes import BOOL, I64, DType
 from dovetail.frontend.onnx.contraction import require
-from dovetail.frontend.registry import OnnxNode, onnx_op
+from dovetail.frontend.registry import Context, OnnxNode, onnx_op
 from dovetail.ir.graph import Graph, Time, Value
 from dovetail.ir.types import SequenceType, TensorType, Type
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _MAX_ROUNDS = 8
 FLAG = TensorType(BOOL, ())
 COUNTER = TensorType(I64, ())
+
+
+def _importer(context: Context) -> ImportContext:
+    """The context with what only ops with regions need: captures, subgraphs, explicit types."""
+    return cast("ImportContext", context)
 
 
 class _Results:
@@ -75,8 +80,9 @@ def _known(ctx: ImportContext, value: Value | None, why: str) -> np.ndarray[Any,
 
 
 @onnx_op("If")
-def if_(ctx: ImportContext, node: OnnxNode) -> Any:
+def if_(context: Context, node: OnnxNode) -> Any:
     """If-1 to 25; a condition that is known at import leaves only its branch."""
+    ctx = _importer(context)
     condition = require(ctx, node, 0, "cond")
     branches = (node.attrs["then_branch"], node.attrs["else_branch"])
     known = _known(ctx, condition, f"branch of {node.name}")
@@ -168,8 +174,9 @@ def _elements(values: Sequence[Value], inner: frozenset[str], ctx: ImportContext
 
 
 @onnx_op("Loop")
-def loop(ctx: ImportContext, node: OnnxNode) -> Any:
+def loop(context: Context, node: OnnxNode) -> Any:
     """Loop-1 to 25."""
+    ctx = _importer(context)
     trip_count, condition = node.input(0), node.input(1)
     proto: onnx.GraphProto = node.attrs["body"]
     initial = [require(ctx, node, i, "carried value") for i in range(2, len(node.inputs))]
@@ -224,8 +231,9 @@ def _axes(values: Sequence[int] | None, ranks: Sequence[int]) -> tuple[int, ...]
 
 
 @onnx_op("Scan", since=9)
-def scan(ctx: ImportContext, node: OnnxNode) -> Any:
+def scan(context: Context, node: OnnxNode) -> Any:
     """Scan-9 to 25."""
+    ctx = _importer(context)
     values = [require(ctx, node, i, "state or scanned value") for i in range(len(node.inputs))]
     scans = int(node.attr("num_scan_inputs", 0))
     if not 0 < scans <= len(values):
@@ -284,8 +292,9 @@ def _scan(
 
 
 @onnx_op("Scan", since=8)
-def scan_8(ctx: ImportContext, node: OnnxNode) -> Any:
+def scan_8(context: Context, node: OnnxNode) -> Any:
     """Scan-8: every value has a leading batch axis, so this is a scan over the batch around a scan over axis 1."""
+    ctx = _importer(context)
     if node.input(0) is not None:
         ctx.unsupported("sequence_lens of Scan-8", "re-export with opset 9 or newer")
     values = [require(ctx, node, i, "state or scanned value") for i in range(1, len(node.inputs))]

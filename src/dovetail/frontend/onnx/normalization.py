@@ -15,7 +15,8 @@ from dovetail.ir.graph import Value
 
 def cast(ctx: Context, x: Value, to: DType) -> Value:
     """x in another element type; x itself if it has it."""
-    return x if x.tensor.dtype == to else ctx.emit("Cast", x, to=to)
+    y: Value = x if x.tensor.dtype == to else ctx.emit("Cast", x, to=to)
+    return y
 
 
 def _number(ctx: Context, value: float, like: Value, hint: str) -> Value:
@@ -23,7 +24,8 @@ def _number(ctx: Context, value: float, like: Value, hint: str) -> Value:
 
 
 def _per_channel(ctx: Context, v: Value, rank: int) -> Value:
-    return v if rank <= 2 else ctx.emit("Reshape", v, shape=(v.tensor.shape[0], *[1] * (rank - 2)))
+    column: Value = v if rank <= 2 else ctx.emit("Reshape", v, shape=(v.tensor.shape[0], *[1] * (rank - 2)))
+    return column
 
 
 @onnx_op("BatchNormalization")
@@ -110,7 +112,7 @@ def layer_normalization(ctx: Context, node: OnnxNode) -> Any:
 
 
 @onnx_op("RMSNormalization")
-def rms_normalization(ctx: Context, node: OnnxNode) -> Value:
+def rms_normalization(ctx: Context, node: OnnxNode) -> Any:
     """RMSNormalization-23; the mean square is computed in fp32 or wider."""
     x, scale = require(ctx, node, 0, "X"), require(ctx, node, 1, "scale")
     if scale.tensor.dtype != x.tensor.dtype:
@@ -123,14 +125,14 @@ def rms_normalization(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("InstanceNormalization")
-def instance_normalization(ctx: Context, node: OnnxNode) -> Value:
+def instance_normalization(ctx: Context, node: OnnxNode) -> Any:
     """InstanceNormalization-1 to 22."""
     inputs = [require(ctx, node, i, name) for i, name in enumerate(("input", "scale", "B"))]
     return ctx.emit("InstanceNormalization", *inputs, epsilon=float(node.attr("epsilon", 1e-5)))
 
 
 @onnx_op("GroupNormalization", since=18)
-def group_normalization_18(ctx: Context, node: OnnxNode) -> Value:
+def group_normalization_18(ctx: Context, node: OnnxNode) -> Any:
     """GroupNormalization-18: scale and bias are given per group and repeated for its channels."""
     x, scale, bias = (require(ctx, node, i, name) for i, name in enumerate(("X", "scale", "bias")))
     groups = int(node.attr("num_groups", 1))
@@ -147,7 +149,7 @@ def group_normalization_18(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("GroupNormalization", since=21)
-def group_normalization(ctx: Context, node: OnnxNode) -> Value:
+def group_normalization(ctx: Context, node: OnnxNode) -> Any:
     """GroupNormalization-21: scale and bias per channel."""
     inputs = [require(ctx, node, i, name) for i, name in enumerate(("X", "scale", "bias"))]
     return ctx.emit(

@@ -48,7 +48,7 @@ def max_pool(ctx: Context, node: OnnxNode) -> Any:
 
 
 @onnx_op("AveragePool")
-def average_pool(ctx: Context, node: OnnxNode) -> Value:
+def average_pool(ctx: Context, node: OnnxNode) -> Any:
     """AveragePool-1 to 22."""
     x = require(ctx, node, 0, "X")
     window, extra = _window(ctx, node, x)
@@ -59,7 +59,7 @@ def average_pool(ctx: Context, node: OnnxNode) -> Value:
 
 
 @onnx_op("LpPool")
-def lp_pool(ctx: Context, node: OnnxNode) -> Value:
+def lp_pool(ctx: Context, node: OnnxNode) -> Any:
     """LpPool-2 to 22 (opset 1 had a float p)."""
     x = require(ctx, node, 0, "X")
     window, _ = _window(ctx, node, x)
@@ -72,27 +72,32 @@ def _space(ctx: Context, node: OnnxNode) -> tuple[Value, tuple[int, ...]]:
 
 
 @onnx_op("GlobalAveragePool")
-def global_average_pool(ctx: Context, node: OnnxNode) -> Value:
+def global_average_pool(ctx: Context, node: OnnxNode) -> Any:
     """The mean over space."""
     x, axes = _space(ctx, node)
     return ctx.emit("ReduceMean", x, axes=axes, keepdims=True)
 
 
 @onnx_op("GlobalMaxPool")
-def global_max_pool(ctx: Context, node: OnnxNode) -> Value:
+def global_max_pool(ctx: Context, node: OnnxNode) -> Any:
     """The maximum over space."""
     x, axes = _space(ctx, node)
     return ctx.emit("ReduceMax", x, axes=axes, keepdims=True)
 
 
 @onnx_op("GlobalLpPool")
-def global_lp_pool(ctx: Context, node: OnnxNode) -> Value:
+def global_lp_pool(ctx: Context, node: OnnxNode) -> Any:
     """The p-norm over space."""
     x, axes = _space(ctx, node)
     p = node.attr("p", 2)
-    if p in (1, 2):
-        return ctx.emit(f"ReduceL{int(p)}", x, axes=axes, keepdims=True)
     kind = x.tensor.dtype.numpy
-    powers = ctx.emit("Pow", ctx.emit("Abs", x), ctx.const(np.asarray(p, kind), "p"))
+    if p == 2:
+        powers = ctx.emit("Mul", x, x)
+    else:
+        powers = ctx.emit("Abs", x)
+    if p not in (1, 2):
+        powers = ctx.emit("Pow", powers, ctx.const(np.asarray(p, kind), "p"))
     total = ctx.emit("ReduceSum", powers, axes=axes, keepdims=True)
-    return ctx.emit("Pow", total, ctx.const(np.asarray(1 / p, kind), "p"))
+    if p == 1:
+        return total
+    return ctx.emit("Sqrt", total) if p == 2 else ctx.emit("Pow", total, ctx.const(np.asarray(1 / p, kind), "p"))
