@@ -99,7 +99,9 @@ class _Checker:
                     known |= _names(dim)
         for i, port in enumerate(program.inputs):
             _symbols(port.tensor.shape or (), known, f"{where}.inputs[{i}]")
-        owned = {roots[p.tensor.buffer] for p in program.outputs if p.tensor.buffer < len(roots)}
+        for i, port in enumerate(program.outputs):
+            self._port(port, program, f"{where}.outputs[{i}]")
+        owned = {roots[p.tensor.buffer] for p in program.outputs}
         for buffer in program.buffers:
             at = f"{where}.buffers[{buffer.id}]"
             if buffer.id == roots[buffer.id]:
@@ -118,7 +120,6 @@ class _Checker:
             self._segment(segment, program, roots, known, written, f"{where}.segments[{i}]", depth)
         for i, port in enumerate(program.outputs):
             at = f"{where}.outputs[{i}]"
-            self._port(port, program, at)
             self._ref_symbols(port.tensor, known, at)
             self._available(port.tensor, program, roots, written, at)
         for buffer in program.buffers:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from dovetail.core.dtypes import DTYPES, DType
 from dovetail.core.errors import PlanFormatError, PlanVersionError
 from dovetail.engine import plan as schema
-from dovetail.engine.plan import FORMAT_VERSION, Attr, DimAttr, Json, Plan, Postfix
+from dovetail.engine.plan import FORMAT_VERSION, DimAttr, Json, Plan, Postfix
 
 MAX_BYTES = 256 << 20
 """Longest plan text."""
@@ -103,8 +103,6 @@ def encode(value: Any) -> Json:
 def _encode_as(kind: Any, value: Any) -> Any:
     if kind == Postfix:
         return value[0] if len(value) == 1 else list(value)
-    if kind is Attr:
-        return _encode_attr(value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = _hints(kind)
         result = {
@@ -126,8 +124,13 @@ def _encode_as(kind: Any, value: Any) -> Any:
         return [_encode_as(get_args(kind)[0], v) for v in value]
     if origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
         item = get_args(kind)[1]
-        return {k: _encode_attr(v) if item == Attr else v for k, v in value.items()}
+        return {k: _encode_attr(v) if _is_attr(item) else v for k, v in value.items()}
     return value
+
+
+def _is_attr(kind: Any) -> bool:
+    """Whether a mapping's values are attributes; the other mappings hold plain JSON."""
+    return DType in get_args(kind)
 
 
 def _encode_attr(value: Any) -> Json:
@@ -284,7 +287,7 @@ def _make_decoder(kind: Any) -> Decoder:
             raise TypeError(f"codec: no decoder for {kind}")
         return _optional(members[0])
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return _mapping(_attr if arguments[1] == Attr else _json)
+        return _mapping(_attr if _is_attr(arguments[1]) else _json)
     raise TypeError(f"codec: no decoder for {kind}")
 
 
