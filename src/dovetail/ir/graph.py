@@ -118,8 +118,16 @@ class Node:
         return f"{self.origin[0] if self.origin else self.outputs[0].name if self.outputs else '?'} ({self.op})"
 
     def symbols(self) -> frozenset[str]:
-        """Symbols in the attributes."""
-        return frozenset().union(*(_symbols(v) for k, v in self.attrs.items() if k != "symbols"))
+        """Symbols in the attributes, and those of the graph around it that the regions mention."""
+        found = frozenset().union(*(_symbols(v) for k, v in self.attrs.items() if k != "symbols"))
+        for region in self.regions:
+            mentioned: set[str] = set()
+            defined: set[str] = set()
+            for node in region.nodes:
+                mentioned |= node.symbols()
+                defined.update(node.attrs.get("symbols", ()))
+            found |= mentioned - defined
+        return found
 
     def __repr__(self) -> str:
         return f"{', '.join(map(repr, self.outputs))} = {self.op}({', '.join('_' if v is None else '%' + v.name for v in self._inputs)})"
@@ -242,6 +250,7 @@ class Graph:
         return node
 
     def _link(self, node: Node, before: Node | None) -> None:
+        assert before is None or not before.erased, "cannot insert before a node that is gone"
         after = before.prev if before is not None else self._last
         node.prev, node.next = after, before
         if after is None:

@@ -135,14 +135,16 @@ def _merge(graph: Graph, rewrite: Rewrite, value: Value, branches: Sequence[_Bra
         result = rewrite.emit(activation.op, result, **activation.attrs)
     channel = 1 if conv else result.tensor.rank - 1
     start: Dim = 0
+    parts: list[Value] = []
     for branch in branches:
         end = start + branch.columns
         rewrite.origin = branch.last.origin
-        part = rewrite.emit(
-            "Slice", result, starts=(start,), ends=(end,), axes=(channel,), steps=(1,), name=branch.last.output.name
-        )
-        chain = [n for n in (branch.activation, branch.add, branch.anchor) if n is not None]
-        graph.replace_uses(branch.last.output, part)
-        for node in chain:
-            graph.erase(node)
+        name = branch.last.output.name
+        parts.append(rewrite.emit("Slice", result, starts=(start,), ends=(end,), axes=(channel,), steps=(1,), name=name))
         start = end
+    # Only now: nodes were inserted before one of those that go.
+    for branch, part in zip(branches, parts, strict=True):
+        graph.replace_uses(branch.last.output, part)
+        for node in (branch.activation, branch.add, branch.anchor):
+            if node is not None:
+                graph.erase(node)
