@@ -251,7 +251,9 @@ def places(node, path=()):
             yield from places(value, (*path, key))
 
 
-DOCUMENTS = [json.loads(dumps(p)) for p in (plan(chain("k_double", "k_add")), rich_plan(), scaled())]
+DOCUMENTS = [
+    json.loads(dumps(p)) for p in (plan(chain("k_double", "k_add")), rich_plan(), scaled())
+]
 
 
 @settings(max_examples=400, deadline=None)

@@ -268,6 +268,12 @@ class ExecutionContext:
             ):
                 value = self._converted(i, name, value, want)
             values.append(value)
+        for i in self._updates.values():
+            if not values[i].flags.writeable:
+                raise BindingError(
+                    f"input {self._ports[i][0]!r}: got a read-only array, expected a writable one, "
+                    "because the engine updates it in place"
+                )
         if len(inputs) != len(values):
             unknown = sorted(set(inputs) - {p[0] for p in self._ports})
             raise BindingError(

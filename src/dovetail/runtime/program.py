@@ -444,12 +444,10 @@ def _call_reference(
     function = reference.lookup(segment.op)
     try:
         result = function(*inputs, **attrs)
-    except Error:
-        raise
     except Exception as error:
+        what = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
         raise ExecutionError(
-            f"{', '.join(segment.origin) or 'program'}: host step {segment.op} failed "
-            f"({type(error).__name__}: {error})"
+            f"{', '.join(segment.origin) or 'program'}: host step {segment.op} failed ({what})"
         ) from error
     return result if isinstance(result, tuple) else (result,)
 
