@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -16,10 +14,9 @@ import onnx
 from dovetail import builder, runtime
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions
-from dovetail.builder.verify import Expected, expect, verify_built
+from dovetail.builder.verify import content_hash, verify_built
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
-from dovetail.ir.graph import Module
 
 
 def build(
@@ -58,28 +55,19 @@ def build(
     """
     start = time.perf_counter()
     options = BuildOptions(device, target, precision, shapes, strict_fp32, verify, tune, time_budget)
-    chosen = options.check()
-    found: list[Expected] = []
-
-    def after(name: str, module: Module) -> None:
-        # The oracle runs on the model as imported, before any pass has touched it.
-        if name == "import" and verify != "off" and chosen.supports_host():
-            found.append(expect(module, verify))
-
-    built = builder.build(model, options, progress=progress, after=after)
+    built = builder.build(model, options, progress=progress)
     opened = runtime.RuntimeEngine(
         built.plan, kernels=[built.binary], host=built.host_binary, weights=built.module.weights, threads=threads
     )
     certificate = verify_built(
-        built, opened.run, found[0] if found else Expected({}, reason="not run"),
-        lambda: import_onnx(model, shapes), level=verify, threads=opened.threads, progress=progress,
+        built, opened.run, lambda: import_onnx(model, shapes), level=verify, threads=opened.threads, progress=progress,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
-    info = {"model_sha256": _model_hash(model), "source": _source(model), "report": dict(_requested(options, built))}
+    info = {"model_sha256": content_hash(built), **_requested(options, built)}
     seconds = {name: round(value, 4) for name, value in built.seconds.items()}
     record = {
         "seconds": seconds | {"total": round(time.perf_counter() - start, 4)},
-        "machine": platform.machine(), "system": platform.system(), "versions": _versions(),
+        "machine": platform.machine(), "system": platform.system(), "source": _source(model), "versions": _versions(),
     }  # fmt: skip
     return Engine(opened, Artifacts(built.graph_text, built.source, built.binary, built.host_binary, info, record))
 
@@ -92,16 +80,8 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model_hash(model: ModelSource) -> str:
-    if isinstance(model, onnx.ModelProto):
-        data = model.SerializeToString(deterministic=True) if model.ByteSize() < 2**31 else b""
-    else:
-        data = model if isinstance(model, bytes) else Path(model).read_bytes()
-    return hashlib.sha256(data).hexdigest()
-
-
 def _source(model: ModelSource) -> str:
-    return os.fspath(model) if isinstance(model, str | os.PathLike) else ""
+    return os.path.abspath(model) if isinstance(model, str | os.PathLike) else ""
 
 
 def _versions() -> dict[str, str]:

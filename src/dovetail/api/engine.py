@@ -144,6 +144,11 @@ class Engine:
         return self._artifacts.source
 
     @property
+    def model_path(self) -> str:
+        """Where the model was that this was built from; "" if it came as bytes."""
+        return str(self._artifacts.build.get("source", ""))
+
+    @property
     def certificate(self) -> dict[str, Any]:
         """What verification found (JSON data)."""
         return dict(self._plan.certificate)

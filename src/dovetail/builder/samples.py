@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +21,14 @@ Bounds = Mapping[str, Sequence[int | None]]
 
 # Sizes to try for free symbols: distinct odd ones first, then what strides and windows divide.
 _UNIFORM = (4, 8, 16, 32, 64, 128, 224, 1, 2, 256)
-_DISTINCT = (3, 5, 7, 6, 9, 10, 11, 12, 13)
+_DISTINCT = (2, 3, 5, 7, 6, 9, 10, 11, 12, 13)
 # Operators that take positions: (position of the indices, attribute with the axis of the table).
 _INDEXED = {"Gather": 1, "GatherElements": 1, "ScatterElements": 1}
 # Operators that hand integers on unchanged.
 _CARRIERS = frozenset({"Cast", "Reshape", "Transpose", "Copy", "Slice", "Expand", "Concat"})
 _MAX_INTEGER = 100
+# Prime, so that no axis of an operand has a period in common with it.
+_POOL = 1_048_573
 
 
 def free_symbols(types: Iterable[object]) -> list[str]:
@@ -44,7 +48,7 @@ def sizes_to_try(symbols: Sequence[str], bounds: Bounds) -> Iterator[dict[str, i
         return
     seen: set[tuple[int, ...]] = set()
     optimum = {s: int(b[2]) for s in symbols if len(b := bounds.get(s, ())) > 2 and b[2]}
-    distinct = dict(zip(symbols, itertools.cycle(_DISTINCT)))  # noqa: B905 - the cycle is endless
+    distinct = dict(zip(symbols, itertools.cycle(_DISTINCT)))
     uniform = [dict.fromkeys(symbols, size) for size in _UNIFORM]
     for base in (distinct, *uniform):
         for wanted in ({**base, **optimum}, base):
@@ -76,19 +80,31 @@ def sample(
         kind: "normal", "positive" (uniform in 0.5 to 1.5) or "heavy" (Student's t, four degrees).
     """
     if dtype.is_float:
-        if kind == "positive":
-            values = rng.uniform(0.5, 1.5, shape)
-        elif kind == "heavy":
-            values = rng.standard_t(4, shape)
-        else:
-            values = rng.standard_normal(shape)
-        return np.asarray(values, np.float32).astype(dtype.numpy) if dtype.bits <= 32 else np.asarray(values)
+        values = _floats(tuple(shape), rng, kind)
+        return values.astype(dtype.numpy, copy=False)
     if dtype.kind == "bool":
         return np.asarray(rng.integers(0, 2, shape)).astype(np.bool_)
     if dtype.kind == "string":
         return np.asarray(rng.integers(0, 10, shape)).astype(str).astype(object)
     top = min(limit, 2 ** (dtype.bits - 1) - 1 or 1)
     return np.asarray(rng.integers(0, max(1, top), shape)).astype(dtype.numpy)
+
+
+@functools.lru_cache(maxsize=4)
+def _pool(kind: str) -> Array:
+    rng = np.random.default_rng(0)
+    if kind == "positive":
+        return rng.random(_POOL, np.float32) + np.float32(0.5)
+    if kind == "heavy":
+        return rng.standard_t(4, _POOL).astype(np.float32)
+    return rng.standard_normal(_POOL, np.float32)
+
+
+def _floats(shape: tuple[int, ...], rng: np.random.Generator, kind: str) -> Array:
+    """Numbers out of a fixed pool from a random start; drawing each afresh would take longer than the check."""
+    count = math.prod(shape)
+    start = int(rng.integers(_POOL))
+    return np.resize(_pool(kind), start + count)[start:].reshape(shape)
 
 
 def integer_limit(value: Value, sizes: Mapping[str, int]) -> int:

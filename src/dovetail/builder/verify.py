@@ -6,7 +6,9 @@ far off it was, and what was left out and why. It holds no times, so equal build
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dovetail.builder import Built
@@ -14,12 +16,15 @@ from dovetail.builder.options import Progress
 from dovetail.builder.verify_engine import (
     TOLERANCE,
     TRANSFORMED_TOLERANCE,
-    Expected,
     expect,
     verify_engine,
 )
 from dovetail.builder.verify_groups import summary, verify_groups
+from dovetail.core.env import env
+from dovetail.core.records import RecordFile
 from dovetail.device.cpu import KernelLibrary
+from dovetail.engine.codec import dumps
+from dovetail.engine.plan import digest
 from dovetail.ir.graph import Module
 from dovetail.tuner.launch import host_pool
 
@@ -42,20 +47,20 @@ def tolerance(built: Built) -> float:
 def verify_built(
     built: Built,
     run: Callable[[dict[str, Any]], Mapping[str, Any]],
-    expected: Expected,
     module: Callable[[], Module],
     *,
     level: str,
     threads: int,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Check kernels and engine.
+    """Check kernels and engine; what an earlier build has checked is not checked again.
 
     Args:
         run: runs the engine on inputs by name.
-        expected: the oracle's results (`expect`).
-        module: the model again, for a second opinion on an output that is off.
+        module: the model for the oracle, as it was before any pass where it can be had.
         level: "full", "sample" or "off".
+        fresh: check everything, whatever earlier builds found.
 
     Raises:
         VerificationError: names the group or output, the tactic and the number.
@@ -68,20 +73,42 @@ def verify_built(
             progress("verify", done, total + 1)
 
     kernels: dict[str, Any] = {"groups": len(built.choices)}
+    cache = RecordFile(env().cache / "verified.jsonl")
     if built.target.supports_host():
         results = verify_groups(
             built.choices, built.target, KernelLibrary(built.binary), host_pool(built.target),
             threads=threads, weights=built.module.weights, bounds=built.module.meta.get("symbol_bounds", {}),
-            budget_s=_SAMPLE_KERNELS_S if level == "sample" else None, progress=step,
+            budget_s=_SAMPLE_KERNELS_S if level == "sample" else None, cache=cache, fresh=fresh, progress=step,
         )  # fmt: skip
         kernels |= summary(results)
-        engine = verify_engine(run, expected, tolerance(built), module)
+        key = _engine_key(built, level)
+        known = None if fresh else cache.get(key)
+        if known is None:
+            engine = verify_engine(run, expect(module(), level), tolerance(built), module)
+            cache.put(key, {"engine": engine})
+        else:
+            engine = dict(known["engine"])
+        cache.flush()
     else:
         kernels |= {"distinct": 0, "checked": 0, "reason": f"{built.target} does not run on this machine"}
         engine = {"checked": False, "reason": f"{built.target} does not run on this machine"}
     if progress is not None:
         progress("verify", 1, 1)
-    return {"version": CERTIFICATE_VERSION, "level": level, "kernels": kernels, "engine": engine}
+    return {"version": CERTIFICATE_VERSION, "ok": True, "level": level, "kernels": kernels, "engine": engine}
 
 
-__all__ = ["CERTIFICATE_VERSION", "NOT_VERIFIED", "Certificate", "Expected", "expect", "tolerance", "verify_built"]
+def content_hash(built: Built) -> str:
+    """A hash of the model: its canonical graph and every initializer."""
+    found = hashlib.sha256(built.graph_text.encode())
+    for name in sorted(built.module.weights):
+        found.update(f"{name} {digest(built.module.weights[name])}\n".encode())
+    return found.hexdigest()
+
+
+def _engine_key(built: Built, level: str) -> str:
+    program = dumps(replace(built.plan, meta={}, certificate={}))
+    parts = (str(CERTIFICATE_VERSION), level, content_hash(built), hashlib.sha256(program).hexdigest())
+    return "engine " + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+
+__all__ = ["CERTIFICATE_VERSION", "NOT_VERIFIED", "Certificate", "content_hash", "tolerance", "verify_built"]

@@ -26,8 +26,8 @@ TRANSFORMED_TOLERANCE = 1e-4
 
 _SEEDS = (1, 2)
 # The oracle's speed and what sampled verification gives it, to decide without looking at a clock.
-_ORACLE_FLOPS = 30e9
-_SAMPLE_S = 8.0
+_ORACLE_FLOPS = 15e9
+_SAMPLE_S = 4.0
 # An engine may be this many times as far from the oracle as rounding of its inputs moves the oracle.
 _CONDITION = 8.0
 _HALF_ULP = 2.0**-24

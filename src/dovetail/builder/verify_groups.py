@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.builder import oracle
+from dovetail.builder.crop import Crop, crops
 from dovetail.builder.samples import (
     Bounds,
     free_symbols,
@@ -23,7 +24,6 @@ from dovetail.builder.select import Choice
 from dovetail.codegen.tactic import Emitted
 from dovetail.codegen.target import Target
 from dovetail.core import dims
-from dovetail.core.env import env
 from dovetail.core.errors import Error, UnsupportedOpError, VerificationError
 from dovetail.core.log import logger
 from dovetail.core.records import RecordFile
@@ -39,11 +39,14 @@ CHECK_VERSION = 1
 # The oracle's speed, for deciding what fits a budget without looking at a clock: what is checked
 # must not depend on the load of the machine.
 _ORACLE_FLOPS = 20e9
-_ORACLE_BYTES = 0.5e9
-_SAMPLED_SIZES = 2
+_ORACLE_BYTES = 0.2e9
+_SIZES = 2
 _NORMAL_TOLERANCE = 1e-5
 _SMALL = 64
 _log = logger("verify")
+
+
+_Wanted = tuple[Crop | None, tuple[Array, ...]]
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,6 @@ class GroupResult:
     reason: str = ""
 
 
-def cache_file() -> RecordFile:
-    """Results of earlier checks, by kernels and shapes."""
-    return RecordFile(env().cache / "verified.jsonl")
-
-
 def verify_groups(
     choices: Mapping[Node, Choice],
     target: Target,
@@ -72,6 +70,8 @@ def verify_groups(
     weights: Mapping[str, Array],
     bounds: Bounds,
     budget_s: float | None,
+    cache: RecordFile,
+    fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[GroupResult]:
     """Check every distinct group, cheapest first, until the budget is used up.
@@ -80,11 +80,12 @@ def verify_groups(
         library: the engine's own kernels.
         weights: initializers; small ones (exponents, epsilons) are used as they are.
         budget_s: estimated seconds of the oracle; None = no limit.
+        cache: results of earlier checks, by kernels and shapes.
+        fresh: check what the cache knows too.
 
     Raises:
         VerificationError: a kernel is wrong; names the group, its tactic and the number.
     """
-    cache = cache_file()
     jobs: dict[str, _Job] = {}
     for node, choice in choices.items():
         job = _Job(node, choice, target, bounds)
@@ -94,7 +95,7 @@ def verify_groups(
     order = sorted(jobs.values(), key=lambda j: (j.cost, j.key))
     for done, job in enumerate(order):
         progress(done, len(order))
-        record = cache.get(job.key)
+        record = None if fresh else cache.get(job.key)
         spent += job.cost
         if budget_s is not None and spent > budget_s:
             results.append(job.skipped("beyond the time budget of sampled verification"))
@@ -102,7 +103,7 @@ def verify_groups(
         if record is not None and record["tolerance"] == job.tolerance and record["error"] <= job.tolerance:
             results.append(GroupResult(job.name, job.tactic, record["error"], job.tolerance))
             continue
-        result = job.check(library, workers, threads, weights)
+        result = job.check(library, workers, threads, weights, 1 if budget_s is not None else _SIZES)
         if result.error is not None:
             if not result.error <= result.tolerance:
                 raise VerificationError(
@@ -112,7 +113,6 @@ def verify_groups(
                 )
             cache.put(job.key, {"error": result.error, "tolerance": result.tolerance, "tactic": job.tactic})
         results.append(result)
-    cache.flush()
     progress(len(order), len(order))
     return results
 
@@ -148,8 +148,10 @@ class _Job:
     def skipped(self, reason: str) -> GroupResult:
         return GroupResult(self.name, self.tactic, None, self.tolerance, reason)
 
-    def check(self, library: KernelLibrary, workers: Pool, threads: int, weights: Mapping[str, Array]) -> GroupResult:
-        """Run kernels and oracle on seeded inputs, at up to two assignments of sizes."""
+    def check(
+        self, library: KernelLibrary, workers: Pool, threads: int, weights: Mapping[str, Array], assignments: int
+    ) -> GroupResult:
+        """Run kernels and oracle on seeded inputs, at up to so many assignments of sizes."""
         worst, done, reason = 0.0, 0, "no sizes were found that the operators accept"
         for sizes in self.sizes:
             try:
@@ -161,21 +163,29 @@ class _Job:
                 continue
             worst = max(worst, self._compare(sizes, *prepared, library, workers, threads))
             done += 1
-            if done == (_SAMPLED_SIZES if sizes else 1):
+            if done == (assignments if sizes else 1):
                 break
         return GroupResult(self.name, self.tactic, worst, self.tolerance) if done else self.skipped(reason)
 
     # ------------------------------------------------------------------ inputs and oracle
-    def _prepare(self, sizes: Mapping[str, int], weights: Mapping[str, Array]) -> tuple[list[Array], tuple[Array, ...]]:
-        """(logical inputs, wanted outputs) on values for which the oracle stays finite, if there are such."""
+    def _prepare(self, sizes: Mapping[str, int], weights: Mapping[str, Array]) -> tuple[list[Array], list[_Wanted]]:
+        """(logical inputs, wanted parts of the outputs) on values for which the oracle stays finite, if there are such."""
+        group = self.choice.group
         exact = self.choice.tactic.relative_error() > _NORMAL_TOLERANCE
-        prepared: tuple[list[Array], tuple[Array, ...]] | None = None
+        wide = np.dtype(np.float64 if exact else np.float32)
+        flops, _ = amount([step.kernel for step in self.emitted.steps], sizes)
+        attrs = oracle.attributes(group.anchor, sizes) if group.anchor is not None else {}
+        prepared: tuple[list[Array], list[_Wanted]] | None = None
         for kind in ("heavy" if exact else "normal", "positive"):
             arrays = self._inputs(sizes, weights, kind)
+            wanted: list[_Wanted] = []
             with np.errstate(all="ignore"):
-                wanted = oracle.run_body(self.choice.group.body, arrays, sizes, np.dtype(np.float64 if exact else np.float32))
+                for part in crops(group, arrays, attrs, shape_of(group.outputs[0].tensor.shape, sizes), flops):
+                    wanted.append((part, oracle.run_body(group.body, part.arrays, sizes, wide, part.override)))
+                if not wanted:
+                    wanted.append((None, oracle.run_body(group.body, arrays, sizes, wide)))
             prepared = arrays, wanted
-            if all(w.dtype == object or np.isfinite(np.asarray(w, np.float64)).all() for w in wanted):
+            if all(_finite(w) for _, results in wanted for w in results):
                 break
         assert prepared is not None
         return prepared
@@ -205,7 +215,7 @@ class _Job:
 
     # ------------------------------------------------------------------ kernels
     def _compare(
-        self, sizes: Mapping[str, int], arrays: Sequence[Array], wanted: Sequence[Array],
+        self, sizes: Mapping[str, int], arrays: Sequence[Array], wanted: Sequence[_Wanted],
         library: KernelLibrary, workers: Pool, threads: int,
     ) -> float:  # fmt: skip
         group = self.choice.group
@@ -229,7 +239,9 @@ class _Job:
             got = [np.array(p.array) for p in outputs]
             if not first:
                 first = got
-                worst = max((oracle.relative_l2(g, w) for g, w in zip(got, wanted, strict=True)), default=0.0)
+                for part, results in wanted:
+                    for g, w in zip(got, results, strict=True):
+                        worst = max(worst, oracle.relative_l2(g if part is None else part.of(g), w))
             elif not all(a.tobytes() == b.tobytes() for a, b in zip(first, got, strict=True)):
                 raise VerificationError(
                     f"{self.name}: tactic {self.tactic} depends on the number of threads, got other bits with {team} "
@@ -245,6 +257,12 @@ def _small_constant(value: Value, weights: Mapping[str, Array]) -> Array | None:
         return None
     array = weights[node.attrs["name"]]
     return np.asarray(array) if array.size <= _SMALL or array.dtype.kind in "iu" else None
+
+
+def _finite(array: Array) -> bool:
+    if array.dtype == object or array.dtype.kind in "biu":
+        return True
+    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float32)).all())
 
 
 def _mantissa_bits(name: str) -> int:

@@ -94,7 +94,7 @@ def _source(args: argparse.Namespace) -> str | None:
     """The model that the engine was built from, if it is still there, else the one that lies beside the engine."""
     from dovetail.engine.file import EngineFile
 
-    recorded = EngineFile(args.engine).info.get("source")
+    recorded = EngineFile(args.engine).build.get("source")
     beside = Path(args.engine).with_suffix(".onnx")
     for path in ([Path(recorded)] if isinstance(recorded, str) and recorded else []) + [beside]:
         if path.is_file():
