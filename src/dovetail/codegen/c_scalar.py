@@ -70,10 +70,12 @@ _BINARY = {
 }  # fmt: skip
 # Functions of vmath.prelude by family of suffixes.
 _FLOAT = frozenset(
-    "exp log tanh erf sigmoid sin cos tan asin acos atan sinh cosh asinh acosh atanh log1p expm1 pow fmod "
-    "floor ceil rint trunc copysign".split()
-)
-_F64 = frozenset("floor rint trunc".split())
+    {
+        "exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
+        "cosh", "asinh", "acosh", "atanh", "pow", "fmod", "floor", "ceil", "rint", "trunc", "copysign",
+    }
+)  # fmt: skip
+_F64 = frozenset(["floor", "rint", "trunc"])
 
 
 def unsupported(fn: str, dtype: DType) -> str | None:

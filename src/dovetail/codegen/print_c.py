@@ -10,6 +10,7 @@ results are bitwise equal for every number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dovetail.codegen import c_scalar
@@ -112,7 +113,8 @@ class _Block:
         self.known: frozenset[Dim] = parent.known if parent else frozenset()
         self.fused: dict[Row, tuple[str, tuple[Axis, ...]]] = {}
         # In a loop over the vector axis: the lane variable.
-        self.lane = lane if lane is not None else parent.lane if parent else None
+        inherited: str | None = parent.lane if parent else None
+        self.lane: str | None = lane if lane is not None else inherited
 
     def chain(self) -> list[_Block]:
         """This block and its ancestors, outermost first."""
@@ -131,6 +133,9 @@ class _Block:
                 return block.memo[e]
             block = block.parent
         return None
+
+
+Body = Callable[[_Block], list[str]]
 
 
 @dataclass
@@ -274,18 +279,17 @@ class _Printer:
             f"const int64_t vn = dt_mini({chunk}, {self._dim(extent, None)} - v0);",
         ]
 
-    def _loops(self, axes: tuple[Axis, ...], parent: _Block, body) -> list[str]:  # type: ignore[no-untyped-def]
+    def _loops(self, axes: tuple[Axis, ...], parent: _Block, body: Body) -> list[str]:
         """Serial loops around what `body(innermost block)` returns."""
         if not axes:
-            lines: list[str] = body(parent)
-            return lines
+            return body(parent)
         axis = axes[0]
         name, extent = self._axis(axis), self._dim(axis.extent, None)
         block = _Block(parent, (axis,))
         block.lines += self._loops(axes[1:], block, body)
         return [f"for (int64_t {name} = 0; {name} < {extent}; {name}++) {{", *_indent(block.lines), "}"]
 
-    def _vector_loop(self, parent: _Block, body) -> list[str]:  # type: ignore[no-untyped-def]
+    def _vector_loop(self, parent: _Block, body: Body) -> list[str]:
         """A loop over the lanes of the current block of the vector axis."""
         vector = self._plan.vector
         assert vector is not None

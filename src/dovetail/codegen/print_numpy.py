@@ -83,12 +83,12 @@ class _Nest:
             self.axes[axis.name] = self.let(f"np.arange({self.dim(axis.extent)}).reshape({', '.join(shape)})")
         for store in nest.stores:
             value, offset = self.emit(store.value), self.dim(store.offset)
-            shape = ", ".join(self.dim(a.extent) if a in nest.axes else "1" for a in axes)
+            extents = ", ".join(self.dim(a.extent) if a in nest.axes else "1" for a in axes)
             target = f"p[{self.position[store.buffer]}]"
-            shape = f"({shape},)" if axes else "()"
+            box = f"({extents},)" if axes else "()"
             self.lines.append(
-                f"{target}[np.broadcast_to({offset}, {shape})] = "
-                f"np.broadcast_to({value}, {shape}).astype({target}.dtype)"
+                f"{target}[np.broadcast_to({offset}, {box})] = "
+                f"np.broadcast_to({value}, {box}).astype({target}.dtype)"
             )
 
     def let(self, text: str) -> str:

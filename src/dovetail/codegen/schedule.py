@@ -7,7 +7,8 @@ four dense axes becomes one loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dovetail.codegen.index import Ranges, coefficient
@@ -22,9 +23,11 @@ from dovetail.codegen.loop_ir import (
     Scope,
     Store,
     dims_of,
+    load,
+    reduce,
     walk,
 )
-from dovetail.core.dims import Dim, Opaque, Symbol, substitute
+from dovetail.core.dims import Dim, Symbol, substitute, symbols
 from dovetail.core.dims import Expr as DimExpr
 
 
@@ -55,8 +58,6 @@ def expressions(nest: Nest, scope: Scope) -> Iterator[Expr]:
 
 
 def _data_names(d: Dim) -> set[str]:
-    from dovetail.core.dims import symbols
-
     return {n for n in symbols(d) if n[0] == "#"}
 
 
@@ -112,8 +113,6 @@ class _Simplifier(Rewriter):
         self.ranges = ranges
 
     def _rebuild(self, e: Expr) -> Expr:
-        from dovetail.codegen.loop_ir import load, reduce
-
         if isinstance(e, Load) and e.guards:
             return load(self.scope, e.buffer, self.dim(e.offset), self._guards(e.guards))
         if isinstance(e, Reduce) and e.where:
@@ -206,7 +205,7 @@ def _merge_once(nest: Nest, scope: Scope) -> Nest | None:
     groups += [e.axes for e in expressions(nest, scope) if isinstance(e, Reduce)]
     dims = _all_dims(nest, scope)
     for group in groups:
-        for outer, inner in zip(group, group[1:], strict=False):
+        for outer, inner in itertools.pairwise(group):
             if all(_contiguous(d, outer, inner) for d in dims):
                 merged = scope.axis(outer.extent * inner.extent)
                 index: dict[str, Dim] = {outer.name: 0, inner.name: merged.index}
@@ -284,7 +283,7 @@ def _loads(exprs: Iterable[Expr], scope: Scope) -> list[Load]:
     return [e for e in walk(exprs, scope) if isinstance(e, Load)]
 
 
-def _vector_axis(nest: Nest, heavy: list[Expr], scope: Scope) -> Axis | None:
+def _vector_axis(nest: Nest, heavy: Sequence[Reduce | Row], scope: Scope) -> Axis | None:
     if not nest.axes:
         return None
     axis = nest.axes[-1]
@@ -293,7 +292,6 @@ def _vector_axis(nest: Nest, heavy: list[Expr], scope: Scope) -> Axis | None:
         return axis
     along_axis = along_rows = 0
     for e in dependent:
-        assert isinstance(e, (Reduce, Row))
         if isinstance(e, Row) and e.scan:
             along_rows += 1
         for x in _loads([e.value], scope):

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
-from dovetail.codegen.lower import movement, pointwise, rows, selection, window
+from dovetail.codegen.lower import contraction, movement, pointwise, rows, selection, window
 from dovetail.codegen.lower.context import lowering
 from dovetail.codegen.lower.fusion import lower, reason_not_lowerable
 
 __all__ = [
+    "contraction",
     "lower",
     "lowering",
     "movement",

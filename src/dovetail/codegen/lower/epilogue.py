@@ -32,7 +32,7 @@ from dovetail.ops.registry import OpKind, find
 
 # Functions with a vector form in vmath.prelude, beside operators.
 _MATH = frozenset(
-    "exp expm1 log log1p tanh erf sigmoid floor ceil rint trunc sqrt abs max min copysign".split()
+    ["exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "floor", "ceil", "rint", "trunc", "sqrt", "abs", "max", "min", "copysign"]
 )
 _OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}

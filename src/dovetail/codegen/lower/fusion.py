@@ -10,17 +10,15 @@ from dovetail.codegen.loop_ir import (
     Buffer,
     Call,
     Expr,
+    Load,
     LoopKernel,
     Nest,
-    Reduce,
-    Row,
     Scope,
     Store,
     walk,
 )
 from dovetail.codegen.lower.context import Context, NotLowerable, find_lowering
 from dovetail.core.dims import Dim
-from dovetail.core.dtypes import F64
 from dovetail.ir.graph import Graph, Node, Value
 from dovetail.ir.types import TensorType
 from dovetail.ops.registry import OpKind, find
@@ -69,7 +67,7 @@ def lower(
         for nest in nests
         for store in nest.stores
         for e in walk([store.value], scope)
-        if hasattr(e, "buffer")
+        if isinstance(e, Load)
     }
     buffers = (*(b for b in operands.values() if b in used), *results)
     return LoopKernel(buffers, tuple(nests), scope)
@@ -132,10 +130,10 @@ def reason_not_lowerable(node: Node) -> str | None:
         operands = dict.fromkeys(node.operands)
         ctx = Context(scope, {v: _buffer("in", i, v.tensor) for i, v in enumerate(operands)})
         axes = [scope.axis(d) for d in node.output.tensor.shape]
-        value = ctx.load(node.output, [a.index for a in axes])
+        element = ctx.load(node.output, [a.index for a in axes])
     except NotLowerable as reason:
         return str(reason)
-    return _unsupported(value, scope)
+    return _unsupported(element, scope)
 
 
 def _unsupported(value: Expr, scope: Scope) -> str | None:
@@ -144,6 +142,4 @@ def _unsupported(value: Expr, scope: Scope) -> str | None:
             reason = c_scalar.unsupported(e.fn, e.args[-1].dtype)
             if reason is not None:
                 return reason
-        elif isinstance(e, (Reduce, Row)) and e.dtype == F64 and isinstance(e, Row):
-            return "rows in double precision are not generated"
     return None

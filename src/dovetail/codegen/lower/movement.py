@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import reduce as fold
 
 from dovetail.codegen.loop_ir import Expr, Load, compute_dtype
-from dovetail.codegen.lower.build import both, cast, const_of, le, select
+from dovetail.codegen.lower.build import both, cast, const_of, le, lt, select, sub
 from dovetail.codegen.lower.context import Context, Index, NotLowerable, lowering
 from dovetail.core.dims import Dim, maximum, minimum, product
-from dovetail.core.dtypes import BOOL
+from dovetail.core.dtypes import BOOL, I64
 from dovetail.ir.graph import Node, Value
 
 
@@ -136,6 +136,18 @@ def _trilu(ctx: Context, node: Node, index: Index) -> Expr:
     diagonal = index[-1] - index[-2] - node.attrs.get("k", 0)
     keep = diagonal if node.attrs.get("upper", True) else 0 - diagonal
     return where_inside(ctx, node.input(0), index, [keep], 0)
+
+
+@lowering("ReverseSequence")
+def _reverse_sequence(ctx: Context, node: Node, index: Index) -> Expr:
+    batch, time = int(node.attrs.get("batch_axis", 1)), int(node.attrs.get("time_axis", 0))
+    length = cast(ctx.load(node.input(1), (index[batch],)), I64)
+    step = ctx.index(index[time])
+    # A length outside the axis must not lead outside memory either.
+    extent = ctx.index(node.input(0).tensor.shape[time])
+    length = select(lt(extent, length), extent, length)
+    where = ctx.data(select(lt(step, length), sub(sub(length, step), 1), step))
+    return ctx.load(node.input(0), [*index[:time], where, *index[time + 1 :]])
 
 
 @lowering("Iota")

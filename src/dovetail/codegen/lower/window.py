@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dovetail.codegen.loop_ir import Expr
-from dovetail.codegen.lower.build import div
+from dovetail.codegen.loop_ir import Expr, call
+from dovetail.codegen.lower.build import add, const_of, div, mul, unary
 from dovetail.codegen.lower.context import Context, Index, NotLowerable, lowering
 from dovetail.codegen.lower.rows import number
 from dovetail.core.dims import Dim, ceil_div, maximum, minimum
@@ -78,3 +78,41 @@ def _average_pool(ctx: Context, node: Node, index: Index) -> Expr:
         low = [int(p) for p in window.pads[:rank]]
         high = [p - e for p, e in zip(window.pads[rank:], extra, strict=True)]
     return div(total, number(ctx, window.count(ctx, low, high), total.dtype))
+
+
+@lowering("LpPool")
+def _lp_pool(ctx: Context, node: Node, index: Index) -> Expr:
+    window = _Window(node, index)
+    p = int(node.attrs.get("p", 2))
+    if p not in (1, 2) or not window.x.tensor.dtype.is_float:
+        raise NotLowerable(f"LpPool of order {p} on {window.x.tensor.dtype} is not generated")
+
+    def power(*taps: Dim) -> Expr:
+        x = window.element(ctx, *taps)
+        return unary("abs", x) if p == 1 else mul(x, x)
+
+    total = ctx.reduce("sum", window.kernel, power, window.inside)
+    return total if p == 1 else unary("sqrt", total)
+
+
+@lowering("LRN")
+def _lrn(ctx: Context, node: Node, index: Index) -> Expr:
+    x = node.input(0)
+    size, channels = int(node.attrs["size"]), x.tensor.shape[1]
+    low = (size - 1) // 2
+
+    def channel(k: Dim) -> Dim:
+        return index[1] + k - low
+
+    def square(k: Dim) -> Expr:
+        element = ctx.load(x, [index[0], channel(k), *index[2:]])
+        return mul(element, element)
+
+    total = ctx.reduce("sum", [size], square, lambda k: [channel(k), channels - 1 - channel(k)])
+    alpha, beta, bias = (
+        float(node.attrs.get(name, default))
+        for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
+    )
+    base = add(mul(total, alpha / size), bias)
+    scale = call("pow", (base, const_of(beta, base.dtype)), base.dtype)
+    return div(ctx.load(x, index), scale)
