@@ -20,11 +20,19 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class BindingLike(Protocol):
-    """What inputs are made for: a name, a dtype and a shape."""
+    """What inputs are made for."""
 
-    name: str
-    dtype: Any
-    shape: Any
+    @property
+    def name(self) -> str:
+        """The input's name."""
+
+    @property
+    def dtype(self) -> Any:
+        """A DType or what `core.dtypes.dtype` takes."""
+
+    @property
+    def shape(self) -> Any:
+        """Sizes and symbols; None for a sequence."""
 
 
 def load_arrays(path: str | Path) -> Arrays:
@@ -80,6 +88,8 @@ def generate(
     rng = np.random.default_rng(seed)
     feeds: Arrays = {}
     for binding in bindings:
+        if binding.shape is None:
+            raise UsageError(f"input {binding.name!r}: cannot make up a sequence; pass --inputs")
         extent = tuple(_extent(d, sizes) for d in binding.shape)
         kind = dtype(binding.dtype)
         if kind.is_float:
@@ -97,7 +107,7 @@ def _symbol_sizes(bindings: Sequence[BindingLike], shapes: Mapping[str, Sequence
     sizes: dict[str, int] = {}
     for binding in bindings:
         given = shapes.get(binding.name)
-        if given is None:
+        if given is None or binding.shape is None:
             continue
         if len(given) != len(binding.shape):
             raise UsageError(f"--shapes: got {len(given)} dimensions for {binding.name!r}, expected {len(binding.shape)}")
