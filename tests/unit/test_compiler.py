@@ -1,0 +1,109 @@
+"""The compiler driver and targets: objects without outside symbols, cache, parallel builds, errors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dovetail.codegen.compiler import cache_key, compile_c, compile_many
+from dovetail.codegen.kernel import ENTRY, make_kernel, translation_unit
+from dovetail.codegen.target import ISAS, Target
+from dovetail.codegen.vmath import prelude
+from dovetail.core.env import override
+from dovetail.core.errors import CompileError, UsageError
+
+SOURCE = "int answer(void) { return 42; }\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path):
+    with override(cache=tmp_path):
+        yield
+
+
+def test_compiles_loads_and_caches(tmp_path):
+    first = compile_c(SOURCE, Target.host())
+    assert ctypes.CDLL(str(first)).answer() == 42
+    stamp = first.stat().st_mtime_ns
+    assert compile_c(SOURCE, Target.host()) == first and first.stat().st_mtime_ns == stamp
+    assert [p.name for p in first.parent.iterdir()] == [first.name], "scratch files stay behind"
+    assert first.is_relative_to(tmp_path)
+
+
+def test_key_depends_on_source_and_target():
+    a, b = Target.parse("cpu:avx2"), Target.parse("cpu:avx512")
+    assert len({cache_key(SOURCE, a), cache_key(SOURCE, b), cache_key(SOURCE + " ", a)}) == 3
+
+
+def test_parallel_writers_of_one_object():
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: compile_c(SOURCE, Target.host()), range(8)))
+    assert len(set(paths)) == 1 and ctypes.CDLL(str(paths[0])).answer() == 42
+
+
+def test_compile_many_keeps_order_and_merges_equal_sources():
+    sources = [f"int answer(void) {{ return {n}; }}" for n in (1, 2, 1)]
+    paths = compile_many(sources, Target.host(), jobs=2)
+    assert paths[0] == paths[2] != paths[1]
+    assert ctypes.CDLL(str(paths[1])).answer() == 2
+
+
+def test_errors_show_the_compilers_words():
+    with pytest.raises(CompileError, match="undeclared identifier 'y'"):
+        compile_c("int x(void) { return y; }", Target.host())
+    with override(cc="no-such-compiler"), pytest.raises(CompileError, match="DOVETAIL_CC"):
+        compile_c(SOURCE, Target.host())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_target_compiles_and_needs_no_library(isa):
+    # Zeroed and copied arrays make the compiler call memset and memcpy; rounding and fp16 make it call libm
+    # and compiler-rt where the instruction set has no instruction. The linker rejects undefined symbols.
+    text = """
+    struct big { float x[600]; };
+    void use(struct big *out, const struct big *in, const float *a, uint16_t *h) {
+      struct big zero = {0};
+      *out = zero;
+      for (int i = 0; i < 600; i++) out->x[i] += dt_floorf(a[i]) + dt_tanhf(a[i]) + dt_powf(a[i], 2.5f);
+      out[1] = *in;
+      for (int i = 0; i < 600; i++) h[i] = dt_f32_f16(dt_erff(a[i])) + dt_f32_bf16(dt_rintf(a[i]));
+      h[0] += dt_f32_f16((float)dt_floord(a[3]) + dt_acosf(a[2]) + dt_fmodf(a[0], a[1]));
+    }
+    """
+    target = Target.parse(f"cpu:{isa}")
+    assert compile_c(prelude(target) + text, target).stat().st_size > 0
+
+
+def test_kernels_are_named_by_their_text():
+    def kernel(value):
+        text = f"void {ENTRY}(int64_t tid, int64_t nt, void *const *p, const int64_t *d) {{ *(int *)p[0] = {value}; }}\n"
+        return make_kernel(text, params=(), dims=(), tactic="test")
+
+    a, b, again = kernel(3), kernel(4), kernel(3)
+    assert a.entry == again.entry != b.entry and a.entry.startswith("k_")
+    unit = translation_unit([a, b, again], Target.host())
+    assert unit.count(f"void {a.entry}(") == 1
+    library = ctypes.CDLL(str(compile_c(unit, Target.host())))
+    out = ctypes.c_int(0)
+    getattr(library, b.entry)(ctypes.c_int64(0), ctypes.c_int64(1), (ctypes.c_void_p * 1)(ctypes.addressof(out)), None)
+    assert out.value == 4
+
+
+def test_targets():
+    assert Target.parse("cpu:avx2").vector_type == "v8f" and Target.parse("avx512").vector_floats == 16
+    assert Target.parse("cpu") == Target.host() and Target.host().supports_host()
+    assert Target.parse(Target.host().name) == Target.host()
+    assert str(Target.parse("cpu:generic")) == "cpu:generic"
+    for text in ("gpu", "cpu:sse9", "cuda:sm_90"):
+        with pytest.raises(UsageError, match="expected cpu"):
+            Target.parse(text)
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/gcc"), reason="no gcc here")
+def test_another_compiler():
+    with override(cc="gcc"):
+        path = compile_c(prelude(Target.host()) + SOURCE, Target.host())
+        assert ctypes.CDLL(str(path)).answer() == 42
