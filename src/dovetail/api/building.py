@@ -14,9 +14,12 @@ import onnx
 from dovetail import builder, runtime
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions
+from dovetail.builder.select import by_rule
 from dovetail.builder.verify import content_hash, verify_built
+from dovetail.device.cpu import default_threads
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
+from dovetail.tuner.choose import Tuner
 
 
 def build(
@@ -55,7 +58,9 @@ def build(
     """
     start = time.perf_counter()
     options = BuildOptions(device, target, precision, shapes, strict_fp32, verify, tune, time_budget)
-    built = builder.build(model, options, progress=progress)
+    team = default_threads() if threads is None else threads
+    tuner = Tuner(team, time_budget) if tune else None
+    built = builder.build(model, options, progress=progress, choose=by_rule if tuner is None else tuner)
     opened = runtime.RuntimeEngine(
         built.plan, kernels=[built.binary], host=built.host_binary, weights=built.module.weights, threads=threads
     )

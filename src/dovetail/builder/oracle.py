@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +12,6 @@ from dovetail.core import dims
 from dovetail.core.dims import Expr
 from dovetail.core.dtypes import dtype
 from dovetail.ir.graph import Graph, Node, Value
-from dovetail.ir.printer import print_attribute
 from dovetail.ops.registry import find
 from dovetail.reference.registry import call
 
@@ -70,26 +68,6 @@ def _evaluated(value: Any, sizes: Mapping[str, int]) -> Any:
 def _widened(array: Array, wide: np.dtype[Any]) -> Array:
     kind = dtype(array.dtype)
     return array.astype(wide) if kind.is_float and kind.bits < 8 * wide.itemsize else array
-
-
-def digest(body: Graph, sizes: Mapping[str, int]) -> str:
-    """A hash of what a body computes at these sizes; names and origins do not matter."""
-    numbers: dict[Value, int] = {}
-    lines: list[str] = []
-
-    def define(values: Sequence[Value]) -> str:
-        for value in values:
-            numbers[value] = len(numbers)
-        return ",".join(str(v.type) for v in values)
-
-    lines.append(define(body.inputs))
-    for node in body.nodes:
-        inputs = ",".join("_" if v is None else str(numbers[v]) for v in node.inputs)
-        attrs = ",".join(f"{k}={print_attribute(v)}" for k, v in sorted(node.attrs.items()))
-        lines.append(f"{node.op}({inputs}){{{attrs}}}:{define(node.outputs)}")
-    lines.append(",".join(str(numbers[v]) for v in body.outputs))
-    lines.append(",".join(f"{k}={v}" for k, v in sorted(sizes.items())))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def relative_l2(got: Array, want: Array, scale: float | None = None) -> float:

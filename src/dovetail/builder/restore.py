@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dovetail.builder.options import BuildOptions
-from dovetail.builder.select import Chooser, by_rule
+from dovetail.builder.select import Chooser, Decision, by_rule
 from dovetail.codegen.tactic import Config, Group, Tactic
 from dovetail.codegen.target import Target
 from dovetail.core.errors import PlanFormatError
@@ -60,14 +60,17 @@ def as_recorded(plan: Plan) -> Chooser:
             config = tuple((str(k), v) for k, v in entry["config"])
             recorded[entry["name"]] = (str(entry.get("tactic")), config)
 
-    def choose(group: Group, able: list[Tactic], target: Target) -> tuple[Tactic, Config, tuple[tuple[str, float], ...]]:
-        name = group.outputs[0].name
-        wanted, config = recorded.get(name, ("", ()))
-        for tactic in able:
-            if tactic.name == wanted and config in [tuple(c) for c in tactic.configs(group, target)]:
-                return tactic, config, ()
-        if wanted:
-            _log.warning("%s: tactic %s with %s is not known to this release; taking the default", name, wanted, config)
-        return by_rule(group, able, target)
+    def choose(groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
+        decisions = by_rule(groups, target)
+        for position, (group, able) in enumerate(groups):
+            wanted, config = recorded.get(group.outputs[0].name, ("", ()))
+            tactic = next((t for t in able if t.name == wanted), None)
+            if tactic is not None and config in [tuple(c) for c in tactic.configs(group, target)]:
+                decisions[position] = (tactic, config, ())
+            elif wanted:
+                _log.warning(
+                    "%s: tactic %s with %s is not known to this release; taking the default", group.outputs[0].name, wanted, config
+                )
+        return decisions
 
     return choose

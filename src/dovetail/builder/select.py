@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dovetail.codegen.tactic import Config, Group, Tactic, candidates, require
@@ -31,12 +31,16 @@ class Choice:
     measured_us: tuple[tuple[str, float], ...] = ()
 
 
-Chooser = Callable[[Group, list[Tactic], Target], tuple[Tactic, Config, tuple[tuple[str, float], ...]]]
+Decision = tuple[Tactic, Config, tuple[tuple[str, float], ...]]
+"""Tactic, configuration, and the measured times that led to them."""
+
+Chooser = Callable[[Sequence[tuple[Group, list[Tactic]]], Target], Sequence[Decision]]
+"""Decides for all groups of a model at once, each with the tactics that compute it by preference."""
 
 
-def by_rule(group: Group, able: list[Tactic], target: Target) -> tuple[Tactic, Config, tuple[tuple[str, float], ...]]:
+def by_rule(groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
     """The first tactic's first configuration."""
-    return able[0], next(iter(able[0].configs(group, target))), ()
+    return [(able[0], next(iter(able[0].configs(group, target))), ()) for group, able in groups]
 
 
 def fusions(graph: Graph) -> Iterator[Node]:
@@ -57,11 +61,12 @@ def select(module: Module, target: Target, choose: Chooser = by_rule) -> dict[No
     """
     choices: dict[Node, Choice] = {}
     packed: dict[tuple[Value, str, tuple[tuple[str, object], ...]], Value] = {}
-    for node in list(fusions(module.main)):
-        group = group_of(node)
-        able = require(group, target)
+    nodes = list(fusions(module.main))
+    groups = [group_of(node) for node in nodes]
+    able = [require(group, target) for group in groups]
+    decisions = choose(list(zip(groups, able, strict=True)), target)
+    for node, group, (tactic, config, measured) in zip(nodes, groups, decisions, strict=True):
         _, rejected = candidates(group, target)
-        tactic, config, measured = choose(group, able, target)
         choices[node] = Choice(group, tactic, config, tuple(rejected), measured)
         graph = node.graph
         for pack in tactic.packs(group, config, target):

@@ -28,6 +28,7 @@ from dovetail.core.errors import Error, UnsupportedOpError, VerificationError
 from dovetail.core.log import logger
 from dovetail.core.records import RecordFile
 from dovetail.device.cpu import KernelLibrary, Pool
+from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.tuner.launch import Launch, amount, place
 
@@ -141,7 +142,7 @@ class _Job:
         parts = (
             str(CHECK_VERSION), str(target), self.tactic, *(k.entry for k in kernels),
             *(str(v.type) for v in (*choice.group.inputs, *choice.group.outputs)),
-            oracle.digest(choice.group.body, self.sizes[0]),
+            fingerprint(choice.group.body, self.sizes[0]),
         )  # fmt: skip
         self.key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 

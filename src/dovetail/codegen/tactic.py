@@ -124,6 +124,8 @@ class Tactic(ABC):
     name: ClassVar[str]
     device: ClassVar[str] = "cpu"
     kinds: ClassVar[tuple[str, ...]]
+    fallback: ClassVar[bool] = False
+    """Computes almost anything and is rarely fast: competes only where no other tactic is able."""
 
     @abstractmethod
     def supports(self, group: Group, target: Target) -> str | None:

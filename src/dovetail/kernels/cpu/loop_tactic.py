@@ -15,6 +15,7 @@ class Loop(Tactic):
 
     name = "loop"
     kinds = ("loop", "pool", "matmul", "conv")
+    fallback = True
 
     def supports(self, group: Group, target: Target) -> str | None:
         """Every node of the body has a lowering."""

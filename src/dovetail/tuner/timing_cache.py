@@ -1,0 +1,83 @@
+"""Measured times of candidates, kept between builds: `timings.jsonl` in the cache folder.
+
+A key names the group (operators, types, layouts), its sizes, the target, the processor, the number of
+threads, and the text of all templates: whatever could change a time or make a name mean other code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import dovetail
+from dovetail.codegen.tactic import Group
+from dovetail.codegen.target import Target
+from dovetail.core.env import env
+from dovetail.core.records import RecordFile
+from dovetail.ir.fingerprint import fingerprint
+
+_TEMPLATE_FOLDERS = ("kernels", "codegen")
+
+
+class TimingCache:
+    """Microseconds per candidate, by group. Several processes may share the file."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.records = RecordFile(env().cache / "timings.jsonl" if path is None else path)
+
+    def get(self, key: str) -> dict[str, float]:
+        """Known times of a group, by candidate; empty if there are none."""
+        record = self.records.get(key)
+        times = record.get("us") if record is not None else None
+        if not isinstance(times, dict):
+            return {}
+        return {str(k): float(v) for k, v in times.items() if isinstance(v, int | float) and v > 0}
+
+    def put(self, key: str, us: Mapping[str, float]) -> None:
+        """Store the times of a group; `flush` writes them."""
+        self.records.put(key, {"us": {k: round(v, 2) for k, v in us.items()}})
+
+    def merge(self, path: str | os.PathLike[str]) -> int:
+        """Take over another file's times; returns how many groups are new or differ.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        return self.records.merge(path)
+
+    def flush(self) -> None:
+        """Append what is new to the file."""
+        self.records.flush()
+
+
+def timing_key(group: Group, sizes: Mapping[str, int], target: Target, threads: int) -> str:
+    """The key of a group's times on this machine."""
+    outer = ";".join(str(v.type) for v in (*group.inputs, *group.outputs))
+    parts = (fingerprint(group.body, sizes), outer, str(target), cpu_model(), str(threads), template_version())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The processor as the system names it; "" where it does not."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "CPU part"):
+                return value.strip()
+    return ""
+
+
+@functools.cache
+def template_version() -> str:
+    """A hash of the code that writes kernels."""
+    found = hashlib.sha256()
+    root = Path(dovetail.__file__).parent
+    for folder in _TEMPLATE_FOLDERS:
+        for path in sorted((root / folder).rglob("*.py")):
+            found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
