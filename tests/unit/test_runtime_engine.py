@@ -191,7 +191,7 @@ def test_symbols_must_agree_and_stay_in_bounds():
     )
     tested = engine(Plan("cpu", main, (Symbol("N", 2, 9),), kernels=plan(main).kernels))
     np.testing.assert_array_equal(tested.run({"a": ramp(), "b": ramp()})["y"], 2 * ramp())
-    with pytest.raises(ShapeError, match="'b'.* 8 on axis 0 because N = 8 from 'a' axis 0"):
+    with pytest.raises(ShapeError, match=r"'b'.* 8 on axis 0 because N = 8 from 'a' axis 0"):
         tested.run({"a": ramp(8), "b": ramp(7)})
     for n in (1, 10):
         with pytest.raises(ShapeError, match=rf"got {n} on axis 0 \(N\), expected 2 to 9"):

@@ -24,6 +24,7 @@ MAX_BYTES = 256 << 20
 MAX_ITEMS = 1 << 20
 """Longest list."""
 MAX_STRING = 1 << 16
+MAX_SYMBOL = 1 << 10
 MAX_PROGRAM = 512
 """Most instructions of a dimension."""
 MAX_DEPTH = 24
@@ -32,7 +33,7 @@ MAX_DEPTH = 24
 _INT64 = 1 << 63
 _OPERATORS = frozenset(("+", "-", "*", "//", "%", "min", "max"))
 
-Decoder = Callable[[Any, str, int], Any]
+Decoder = Callable[[Any, int], Any]
 
 
 def dumps(plan: Plan) -> bytes:
@@ -60,7 +61,11 @@ def loads(data: bytes | memoryview) -> Plan:
         raise PlanFormatError(f"plan: got format {version!r}, expected {FORMAT_VERSION}")
     if set(document) != {"format", "plan"}:
         raise PlanFormatError(f"plan: got the keys {sorted(document)}, expected format and plan")
-    result: Plan = _decoder(Plan)(document["plan"], "plan", 0)
+    try:
+        result: Plan = _decoder(Plan)(document["plan"], 0)
+    except _Mismatch as error:
+        path = "".join(f"[{k}]" if isinstance(k, int) else f".{k[:60]}" for k in error.path[::-1])
+        raise PlanFormatError(f"plan{path}: {error}; rebuild the engine") from None
     return result
 
 
@@ -123,8 +128,8 @@ def _encode_as(kind: Any, value: Any) -> Any:
     if origin is tuple:
         return [_encode_as(get_args(kind)[0], v) for v in value]
     if origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        item = get_args(kind)[1]
-        return {k: _encode_attr(v) if _is_attr(item) else v for k, v in value.items()}
+        attrs = _is_attr(get_args(kind)[1])
+        return {k: _encode_attr(v) if attrs else v for k, v in value.items()}
     return value
 
 
@@ -156,84 +161,92 @@ def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
 
 
 # --- decoding -------------------------------------------------------------------------------------
+#
+# A decoder takes a JSON value and its depth. Paths are put together only on the way out of a
+# failure: plans have thousands of values, and opening an engine should take milliseconds.
 
 
-def _fail(where: str, got: Any, expected: str) -> PlanFormatError:
-    text = repr(got)
-    return PlanFormatError(
-        f"{where}: got {text[:60]}{'…' if len(text) > 60 else ''}, expected {expected}; "
-        "rebuild the engine"
-    )
+class _Mismatch(Exception):
+    """A value that does not fit; `path` grows from the inside out."""
+
+    def __init__(self, got: Any, expected: str) -> None:
+        text = repr(got)
+        super().__init__(f"got {text[:60]}{'…' if len(text) > 60 else ''}, expected {expected}")
+        self.path: list[int | str] = []
 
 
-def _int(value: Any, where: str, depth: int) -> int:
+def _int(value: Any, depth: int) -> int:
     if type(value) is not int or not -_INT64 <= value < _INT64:
-        raise _fail(where, value, "an int64")
+        raise _Mismatch(value, "an int64")
     return value
 
 
-def _str(value: Any, where: str, depth: int) -> str:
+def _str(value: Any, depth: int) -> str:
     if type(value) is not str or len(value) > MAX_STRING:
-        raise _fail(where, value, "a string")
+        raise _Mismatch(value, "a string")
     return value
 
 
-def _bool(value: Any, where: str, depth: int) -> bool:
+def _bool(value: Any, depth: int) -> bool:
     if type(value) is not bool:
-        raise _fail(where, value, "a bool")
+        raise _Mismatch(value, "a bool")
     return value
 
 
-def _postfix(value: Any, where: str, depth: int) -> Postfix:
-    items = value if isinstance(value, list) else [value]
+def _postfix(value: Any, depth: int) -> Postfix:
+    items = value if type(value) is list else [value]
     if not 1 <= len(items) <= MAX_PROGRAM:
-        raise _fail(where, value, f"1 to {MAX_PROGRAM} instructions")
+        raise _Mismatch(value, f"1 to {MAX_PROGRAM} instructions")
     level = 0
     for item in items:
-        symbol = type(item) is str and len(item) > 1 and item.startswith("$")
-        if symbol or (type(item) is int and -_INT64 <= item < _INT64):
+        kind = type(item)
+        if kind is str and item[:1] == "$":
+            operand = 1 < len(item) <= MAX_SYMBOL
+        else:
+            operand = kind is int and -_INT64 <= item < _INT64
+        if operand:
             level += 1
-        elif type(item) is str and item in _OPERATORS and level >= 2:
+        elif kind is str and level >= 2 and item in _OPERATORS:
             level -= 1
         else:
-            raise _fail(where, value, "a postfix program")
+            raise _Mismatch(value, "a postfix program")
     if level != 1:
-        raise _fail(where, value, "a postfix program that leaves one value")
+        raise _Mismatch(value, "a postfix program that leaves one value")
     return tuple(items)
 
 
-def _attr(value: Any, where: str, depth: int) -> Any:
+def _attr(value: Any, depth: int) -> Any:
     if depth > MAX_DEPTH:
-        raise _fail(where, value, f"at most {MAX_DEPTH} levels")
+        raise _Mismatch(value, f"at most {MAX_DEPTH} levels")
     if isinstance(value, list):
         if len(value) > MAX_ITEMS:
-            raise _fail(where, len(value), f"at most {MAX_ITEMS} items")
-        return tuple(_attr(v, f"{where}[{i}]", depth + 1) for i, v in enumerate(value))
+            raise _Mismatch(len(value), f"at most {MAX_ITEMS} items")
+        return tuple([_attr(v, depth + 1) for v in value])
     if isinstance(value, dict):
         if len(value) == 1:
             ((key, item),) = value.items()
             if key == "dtype" and isinstance(item, str) and item in DTYPES:
                 return DTYPES[item]
             if key == "dim" and isinstance(item, list):
-                return DimAttr(_postfix(item, where, depth))
+                return DimAttr(_postfix(item, depth))
             if key == "float" and item in ("nan", "inf", "-inf"):
                 return float(item)
-        raise _fail(where, value, "an attribute")
+        raise _Mismatch(value, "an attribute")
     if type(value) is int:
-        return _int(value, where, depth)
+        return _int(value, depth)
     if type(value) is str:
-        return _str(value, where, depth)
+        return _str(value, depth)
     return value  # bool, float or None: JSON has nothing else
 
 
-def _json(value: Any, where: str, depth: int) -> Any:
+def _json(value: Any, depth: int) -> Any:
     if depth > MAX_DEPTH:
-        raise _fail(where, value, f"at most {MAX_DEPTH} levels")
+        raise _Mismatch(value, f"at most {MAX_DEPTH} levels")
     if isinstance(value, list | dict):
         if len(value) > MAX_ITEMS:
-            raise _fail(where, len(value), f"at most {MAX_ITEMS} items")
+            raise _Mismatch(len(value), f"at most {MAX_ITEMS} items")
         for item in value.values() if isinstance(value, dict) else value:
-            _json(item, where, depth + 1)
+            _json(item, depth + 1)
     return value
 
 
@@ -245,12 +258,11 @@ _TAGS: dict[type, str] = {
 _SEGMENTS = {tag: cls for cls, tag in _TAGS.items()}
 
 
-def _segment(value: Any, where: str, depth: int) -> Any:
-    tag = value.get("segment") if isinstance(value, dict) else None
+def _segment(value: Any, depth: int) -> Any:
+    tag = value.pop("segment", None) if isinstance(value, dict) else None
     if not isinstance(tag, str) or tag not in _SEGMENTS:
-        raise _fail(where, value, "a native, host or control segment")
-    rest = {k: v for k, v in value.items() if k != "segment"}
-    return _decoder(_SEGMENTS[tag])(rest, where, depth)
+        raise _Mismatch(value, "a native, host or control segment")
+    return _decoder(_SEGMENTS[tag])(value, depth)
 
 
 _decoders: dict[Any, Decoder] = {int: _int, str: _str, bool: _bool}
@@ -280,12 +292,12 @@ def _make_decoder(kind: Any) -> Decoder:
     if origin is Literal:
         return _choice(arguments)
     if origin is tuple:
-        return _sequence(arguments[0])
+        return _sequence(_decoder(arguments[0]))
     if origin in (Union, types.UnionType):
         members = [m for m in arguments if m is not type(None)]
         if len(members) != 1:
             raise TypeError(f"codec: no decoder for {kind}")
-        return _optional(members[0])
+        return _optional(_decoder(members[0]))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping(_attr if _is_attr(arguments[1]) else _json)
     raise TypeError(f"codec: no decoder for {kind}")
@@ -293,59 +305,79 @@ def _make_decoder(kind: Any) -> Decoder:
 
 def _record(cls: type) -> Decoder:
     fields: dict[str, Decoder] = {}
-    required = set()
+    required: set[str] = set()
 
-    def decode(value: Any, where: str, depth: int) -> Any:
-        if not fields:  # filled at the first use: records may contain themselves
-            for field in dataclasses.fields(cls):
-                fields[field.name] = _decoder(_hints(cls)[field.name])
-                if (
-                    field.default is dataclasses.MISSING
-                    and field.default_factory is dataclasses.MISSING
-                ):
-                    required.add(field.name)
+    def prepare() -> None:  # at the first use: records may contain themselves
+        for field in dataclasses.fields(cls):
+            defaults = (field.default, field.default_factory)
+            if defaults == (dataclasses.MISSING, dataclasses.MISSING):
+                required.add(field.name)
+        for field in dataclasses.fields(cls):
+            fields[field.name] = _decoder(_hints(cls)[field.name])
+
+    def decode(value: Any, depth: int) -> Any:
+        if not fields:
+            prepare()
         if depth > MAX_DEPTH:
-            raise _fail(where, cls.__name__, f"at most {MAX_DEPTH} levels of nesting")
-        if not isinstance(value, dict):
-            raise _fail(where, value, f"a {cls.__name__}")
+            raise _Mismatch(cls.__name__, f"at most {MAX_DEPTH} levels of nesting")
+        if type(value) is not dict:
+            raise _Mismatch(value, f"a {cls.__name__}")
         if not required <= value.keys() <= fields.keys():
-            raise _fail(where, sorted(value), f"the fields of a {cls.__name__} ({list(fields)})")
-        return cls(**{k: fields[k](v, f"{where}.{k}", depth + 1) for k, v in value.items()})
+            raise _Mismatch(sorted(value), f"the fields of a {cls.__name__} ({list(fields)})")
+        key = ""
+        try:
+            arguments = {}
+            for key, item in value.items():
+                arguments[key] = fields[key](item, depth + 1)
+            return cls(**arguments)
+        except _Mismatch as error:
+            error.path.append(key)
+            raise
 
     return decode
 
 
-def _sequence(kind: Any) -> Decoder:
-    item = _decoder(kind)
-
-    def decode(value: Any, where: str, depth: int) -> Any:
-        if not isinstance(value, list) or len(value) > MAX_ITEMS:
-            raise _fail(where, value, f"a list of at most {MAX_ITEMS} items")
-        return tuple([item(v, f"{where}[{i}]", depth) for i, v in enumerate(value)])
+def _sequence(item: Decoder) -> Decoder:
+    def decode(value: Any, depth: int) -> Any:
+        if type(value) is not list or len(value) > MAX_ITEMS:
+            raise _Mismatch(value, f"a list of at most {MAX_ITEMS} items")
+        result: list[Any] = []
+        try:
+            for element in value:
+                result.append(item(element, depth))
+        except _Mismatch as error:
+            error.path.append(len(result))
+            raise
+        return tuple(result)
 
     return decode
 
 
-def _optional(kind: Any) -> Decoder:
-    item = _decoder(kind)
-    return lambda value, where, depth: None if value is None else item(value, where, depth)
+def _optional(item: Decoder) -> Decoder:
+    return lambda value, depth: None if value is None else item(value, depth)
 
 
 def _choice(allowed: tuple[Any, ...]) -> Decoder:
-    def decode(value: Any, where: str, depth: int) -> Any:
-        if not isinstance(value, str) or value not in allowed:
-            raise _fail(where, value, f"one of {', '.join(allowed)}")
+    def decode(value: Any, depth: int) -> Any:
+        if type(value) is not str or value not in allowed:
+            raise _Mismatch(value, f"one of {', '.join(allowed)}")
         return value
 
     return decode
 
 
 def _mapping(item: Decoder) -> Decoder:
-    def decode(value: Any, where: str, depth: int) -> Any:
-        if not isinstance(value, dict) or len(value) > MAX_ITEMS:
-            raise _fail(where, value, "a mapping")
-        return {
-            _str(k, where, depth): item(v, f"{where}.{k[:60]}", depth + 1) for k, v in value.items()
-        }
+    def decode(value: Any, depth: int) -> Any:
+        if type(value) is not dict or len(value) > MAX_ITEMS:
+            raise _Mismatch(value, "a mapping")
+        key = ""
+        try:
+            result = {}
+            for key, element in value.items():
+                result[_str(key, depth)] = item(element, depth + 1)
+            return result
+        except _Mismatch as error:
+            error.path.append(key)
+            raise
 
     return decode

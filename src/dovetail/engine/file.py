@@ -27,13 +27,15 @@ _MAX_BUILD = 64 << 20
 class TargetFiles:
     """What an engine file holds for one target.
 
-    `kernels` and `host` are the compiled kernels and host library; `source` is the kernels' C text.
+    `kernels` and `host` are the compiled kernels and host library; `source` is the kernels' C text,
+    `digest` the SHA-256 of the plan as stored (known of files that were read).
     """
 
     plan: Plan
     kernels: bytes | Path | None = None
     host: bytes | Path | None = None
     source: str = ""
+    digest: str = ""
 
 
 def write_engine(
@@ -184,7 +186,10 @@ class EngineFile:
             trust.verify(trust.statement(target, digests), signature)
         except TrustError as error:
             raise TrustError(f"{self.path}: {error}") from None
-        return TargetFiles(loads(parts["plan.json"]), parts.get("kernels.so"), parts.get("host.so"))
+        plan = loads(parts["plan.json"])
+        return TargetFiles(
+            plan, parts.get("kernels.so"), parts.get("host.so"), digest=digests["plan.json"]
+        )
 
     def _target_folder(self, target: str) -> str:
         if target not in self.targets:

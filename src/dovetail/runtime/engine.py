@@ -47,7 +47,7 @@ class RuntimeEngine:
         host: Binary | None = None,
         weights: Mapping[str, Array] | None = None,
         threads: int | None = None,
-        hashes: Mapping[str, str] | None = None,
+        stored: weight_sets.Stored | None = None,
     ) -> None:
         check(plan)
         self.plan = plan
@@ -57,8 +57,7 @@ class RuntimeEngine:
         self._host = HostLibrary.current() if host is None else HostLibrary.load(host)
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._lock = threading.Lock()
-        self._packer = self._runner(plan.weights_program)
-        self._weights = weight_sets.build(plan, weights or {}, self._packer, self.threads, hashes)
+        self._weights = weight_sets.build(plan, weights or {}, self._packer, self.threads, stored)
         _engines.add(self)
 
     @property
@@ -141,7 +140,7 @@ class RuntimeEngine:
         """
         with self._lock:
             self._weights = weight_sets.refit(
-                self.plan, self._weights, changes, self._packer, self.threads
+                self.plan, self._weights, changes, self._packer(), self.threads
             )
 
     def weight(self, name: str) -> Array:
@@ -167,6 +166,10 @@ class RuntimeEngine:
             f"plan: got no binary for the kernel {entry}, expected it in one of "
             f"{len(self._libraries)} libraries; rebuild the engine"
         )
+
+    def _packer(self) -> ProgramRunner:
+        """A runner for the weights program: needed at a cold start and for a refit only."""
+        return self._runner(self.plan.weights_program)
 
     def _runner(self, program: Program) -> ProgramRunner:
         return ProgramRunner(program, self._kernels, None if self._host is None else self._pool)

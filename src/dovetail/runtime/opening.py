@@ -15,6 +15,7 @@ from dovetail.device.cpu.features import require
 from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan
 from dovetail.runtime.engine import Binary, RuntimeEngine
+from dovetail.runtime.weights import Stored
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,15 @@ def open(
     if kernels is not None and not callable(kernels):
         raise UsageError("open: got binaries for an engine file, expected a provider or nothing")
     chosen = _choose(file, target)
-    hashes: Mapping[str, str] | None = file.hashes if weights is None else None
+    known: Stored | None = None
     try:
         files = file.trusted(chosen)
         plan = files.plan
         require(str(file.path), plan.arch, plan.cpu_flags)
         binaries = _binaries(files.kernels)
         library: Binary | None = files.host
+        if weights is None:
+            known = Stored(files.digest, file.hashes)
     except TrustError as error:
         if kernels is None:
             raise
@@ -86,10 +89,10 @@ def open(
         plan = file.plan(chosen) if provided.plan is None else provided.plan
         require(str(file.path), plan.arch, plan.cpu_flags)
         binaries, library = list(provided.kernels), provided.host
-        hashes = None  # a stranger's word is no key to a cache that other engines share
+        # No `known`: a stranger's word is no key to a cache that other engines share.
     stored = file.weights() if weights is None else weights
     return RuntimeEngine(
-        plan, kernels=binaries, host=library, weights=stored, threads=threads, hashes=hashes
+        plan, kernels=binaries, host=library, weights=stored, threads=threads, stored=known
     )
 
 
@@ -105,6 +108,8 @@ def _choose(file: EngineFile, target: str | None) -> str:
     """The target asked for, or the only one that runs here (the most demanding of several)."""
     if target is not None:
         return target
+    if len(file.targets) == 1:
+        return file.targets[0]
     fitting: list[tuple[int, str]] = []
     problems = []
     for name in file.targets:

@@ -8,7 +8,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from dovetail.core.env import env
 from dovetail.core.errors import PlanFormatError, RefitError
 from dovetail.core.log import logger
 from dovetail.device.cpu.memory import ALIGNMENT, aligned_empty
-from dovetail.engine.codec import encode
 from dovetail.engine.plan import ControlSegment, Plan, Program, WeightSpec, digest
 from dovetail.runtime.program import ProgramRunner, storage_of
 from dovetail.runtime.stage import Resources
@@ -48,6 +48,14 @@ class WeightSet:
         self.hashes = dict(hashes)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What an engine file says of its contents: SHA-256 of the plan, and of each initializer."""
+
+    plan: str
+    hashes: Mapping[str, str]
+
+
 def new_token() -> int:
     """A number that no weight set and no result of a shapes program has had before."""
     return next(_versions)
@@ -56,28 +64,27 @@ def new_token() -> int:
 def build(
     plan: Plan,
     arrays: Mapping[str, Array],
-    runner: ProgramRunner,
+    runner: Callable[[], ProgramRunner],
     threads: int,
-    hashes: Mapping[str, str] | None = None,
+    stored: Stored | None = None,
 ) -> WeightSet:
-    """Run the weights program over `arrays`.
+    """Run the weights program over `arrays`; `runner` makes its runner if there is need of one.
 
-    `hashes` (from an engine file) are SHA-256 digests of the initializers; with them the result is
-    kept in the cache on disk, and found there the next time.
+    With `stored` the result is kept in the cache on disk, and found there the next time.
 
     Raises:
         RefitError: weights are missing or do not fit the plan.
     """
     kept = {spec.name: _fit(spec, arrays) for spec in plan.weights}
-    known = dict(hashes or {})
+    known = {} if stored is None else dict(stored.hashes)
     if not plan.weights_program.outputs:
         return WeightSet(kept, {}, known)
-    key = _cache_key(plan, known)
+    key = None if stored is None else _cache_key(plan, stored)
     if key is not None:
         cached = _read_cache(key, plan)
         if cached is not None:
             return WeightSet(kept, cached, known)
-    packed = _pack(plan, kept, runner, threads)
+    packed = _pack(plan, kept, runner(), threads)
     if key is not None:
         _check_hashes(plan, kept, known)
         _write_cache(key, packed)
@@ -157,13 +164,13 @@ def by_name(program: Program, results: Sequence[Array]) -> dict[str, Array]:
 # costs no copy and processes share the pages.
 
 
-def _cache_key(plan: Plan, hashes: Mapping[str, str]) -> str | None:
+def _cache_key(plan: Plan, stored: Stored) -> str | None:
     """Hash of all that the packed weights depend on; None where a weight's hash is unknown."""
     used = sorted(_weights_of(plan.weights_program))
-    if not set(used) <= hashes.keys():
+    if not set(used) <= stored.hashes.keys():
         return None
-    parts = [_CACHE_FORMAT, plan.target, encode(plan.weights_program), [hashes[n] for n in used]]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    parts = [_CACHE_FORMAT, stored.plan, [stored.hashes[n] for n in used]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _check_hashes(plan: Plan, arrays: Mapping[str, Array], hashes: Mapping[str, str]) -> None:
@@ -192,7 +199,7 @@ def _cache_path(key: str) -> Path:
 def _read_cache(key: str, plan: Plan) -> dict[str, Array] | None:
     """The packed weights of a key, mapped read-only; None where there is no intact file."""
     try:
-        data: Array = np.memmap(_cache_path(key), np.uint8, "r")
+        data: Array = np.memmap(_cache_path(key), np.uint8, "r").view(np.ndarray)
     except (OSError, ValueError):
         return None
     try:
@@ -205,7 +212,7 @@ def _read_cache(key: str, plan: Plan) -> dict[str, Array] | None:
             start, size = header["arrays"][port.name]
             if not 0 <= start <= start + size <= data.nbytes or start % ALIGNMENT:
                 raise ValueError(f"{port.name} leaves the file")
-            result[port.name] = data[start : start + size].view(np.ndarray)
+            result[port.name] = data[start : start + size]
     except (KeyError, TypeError, ValueError) as error:
         logger("runtime").warning("packed weights %s are damaged (%s): packing again", key, error)
         return None

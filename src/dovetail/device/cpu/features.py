@@ -24,7 +24,7 @@ def cpu_flags() -> frozenset[str] | None:
 
 
 def architecture() -> str:
-    """ "x86_64", "aarch64" or what the system calls it."""
+    """The instruction set family: "x86_64", "aarch64" or what the system calls it."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
