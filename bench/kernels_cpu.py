@@ -127,22 +127,22 @@ def conv_call(
 ) -> tuple[Callable[[int, int], None], Callable[[int, int], None] | None, tuple[int, int]]:
     """(bound convolution, bound padding copy or None, tile) of a square image at batch 1."""
     isa, p = Isa.of(target), k // 2
-    padded = (h + 2 * p, h + 2 * p)
     out = ((h + 2 * p - k) // s + 1,) * 2
-    x, y = pad.dense(padded, c), pad.dense(out, f)
-    merged = k == 1 and s == 1
-    rows, vectors = tile or conv.default_tile(isa, out, f, (s, s), x, k * k * c, merged)
+    y, where = pad.dense(out, f), pad.dense((h, h), c)
+    copying = pad.plan(1, (h, h), c, ((p, p), (p, p)), where, (k, k), (s, s), f)
+    x = where if copying is None else copying.y
+    step = 1 if copying is not None and copying.steps else s
+    merged = k == 1 and step == 1
+    rows, vectors = tile or conv.default_tile(isa, out, f, (step, step), x, k * k * c, merged)
     config = ConvConfig(
-        isa, 1, c, f, 1, (k, k), (s, s), (1, 1), out, x, (y,), rows, vectors,
+        isa, 1, c, f, 1, (k, k), (step, step), (1, 1), out, x, (y,), rows, vectors,
         (conv.Image(0, (0, 0)),), (1,), bias_relu(isa),
     )  # fmt: skip
     block = k * k * c * int(Panels(f, vectors, isa.lanes).packed_columns)
-    buffer = aligned(padded[0] * padded[1] * c)
+    source = aligned(h * h * c)
+    buffer = source if copying is None else aligned(int(copying.y.batch))
     call = bind(conv.emit(config, DimTable()), target, [buffer, aligned(block), aligned(out[0] * out[1] * f), aligned(f)])
-    copy = None
-    if p:
-        padding = pad.PadConfig(1, (h, h), c, ((p, p), (p, p)), pad.dense((h, h), c), x)
-        copy = bind(pad.emit(padding, DimTable()), target, [aligned(h * h * c), buffer])
+    copy = None if copying is None else bind(pad.emit(copying, DimTable()), target, [source, buffer])
     return call, copy, (rows, vectors * isa.lanes)
 
 
@@ -223,7 +223,7 @@ def main() -> None:
             for tile in races:
                 call, copy, shape = conv_call(target, h, c, f, k, s, tile)
                 t = fastest(call, nt, options.seconds)
-                extra = f" + pad {fastest(copy, nt, 0.05) / t * 100:.1f}%" if copy and tile is None else ""
+                extra = f" + copy {fastest(copy, nt, 0.05) / t * 100:.1f}%" if copy and tile is None else ""
                 texts.append(f"{shape[0]}x{shape[1]} {t * 1e6:7.0f} us {flops / t / top * 100:5.1f}%{extra}")
             print(f"conv {k}x{k}/{s} {h}x{h} {c}->{f}: " + " | ".join(texts), flush=True)
     if "winograd" in options.what:

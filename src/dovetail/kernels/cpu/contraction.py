@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dovetail.core.dims import Dim
+from dovetail.core.dims import Dim, product
 from dovetail.kernels.cpu import microkernel
 from dovetail.kernels.cpu.epilogue import Access, Epilogue
 from dovetail.kernels.cpu.microkernel import COUNTED, Run, Tile
 from dovetail.kernels.cpu.text import DimTable, Isa, counted_functions, partial_functions
 
-CHUNK_BYTES = 384 << 10
+CHUNK_BYTES = 512 << 10
 """Left-operand bytes that are reused over all panels before the next rows: a share of the L2 cache."""
 
 
@@ -261,8 +261,7 @@ class _Writer:
         rows = " * ".join([*(dims.text(a.extent) for a in self.outer), tiles])
         groups = " * ".join([*(dims.text(a.extent) for a in spec.groups), "1"])
         count = dims.text(panels.count)
-        tile_rows = self.height * self.inner_rows
-        chunk = max(1, CHUNK_BYTES // max(1, tile_rows * spec.chunk_row_bytes))
+        chunk = self.chunk()
         depth = " * ".join([*(dims.text(n) for n, _ in spec.runs), dims.text(spec.depth)])
         out = [
             "void @ENTRY@(int64_t tid, int64_t nt, void *const *p, const int64_t *d) {",
@@ -304,6 +303,26 @@ class _Writer:
                 out += [f"      if (j < {panels.full}) {{", *self.units(panels.vectors, 0)]
                 out += ["      } else {", *last, "      }"]
         return [*out, "    }", "  }", "}"]
+
+    def chunk(self) -> int:
+        """Row tiles per pass over the panels.
+
+        Small enough that their share of `a` stays in L2 over all panels, and of even size; all of them at once where
+        reading `b` again per chunk would cost more than reading `a` again per panel.
+        """
+        spec = self.spec
+        unit = max(1, self.height * self.inner_rows * spec.chunk_row_bytes)
+        most = max(1, CHUNK_BYTES // unit)
+        tiles = (self.tiled.extent + (self.height - 1)) // self.height
+        total = product([*(a.extent for a in self.outer), tiles])
+        if not isinstance(total, int) or total <= most:
+            return most
+        chunks = math.ceil(total / most)
+        weights = product([spec.depth, *(n for n, _ in spec.runs), spec.panels.packed_columns]) * 4
+        count = spec.panels.count
+        if isinstance(weights, int) and isinstance(count, int) and (chunks - 1) * weights > (count - 1) * total * unit:
+            return total
+        return math.ceil(total / chunks)
 
     def units(self, vectors: int, tail: int) -> list[str]:
         """The loop over the row tiles of one chunk for one panel."""

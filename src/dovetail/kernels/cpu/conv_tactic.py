@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from dovetail.codegen.kernel import Param, make_kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Pack, Step, Tactic, tactic
 from dovetail.codegen.target import Target
 from dovetail.core.dims import product
-from dovetail.kernels.cpu import conv, pad
-from dovetail.kernels.cpu.conv import ConvConfig, Image
+from dovetail.kernels.cpu import conv
+from dovetail.kernels.cpu.conv import ConvConfig
 from dovetail.kernels.cpu.fused import in_place, make_epilogue, sides
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
     conv_reason,
+    copy_step,
     image_layouts,
     image_of,
-    padded_input,
+    input_copy,
     side_images,
 )
 from dovetail.kernels.cpu.microkernel import max_rows
@@ -44,7 +44,7 @@ class DirectConv(Tactic):
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
         """The measured rule first, then the other tiles of the instruction set."""
         isa = Isa.of(target)
-        first = self._conv(group, target, None, None)
+        first = self._conv(group, target, None)
         found = [(first.max_rows, first.vectors)]
         filters = first.filters // first.group
         for vectors in (2, 3, 4):
@@ -55,12 +55,12 @@ class DirectConv(Tactic):
 
     def packs(self, group: Group, config: Config, target: Target) -> tuple[Pack, ...]:
         """The filters."""
-        spec = self._conv(group, target, config, None)
+        spec = self._conv(group, target, config)
         assert group.anchor is not None
         attrs = (("group", spec.group), ("width", spec.panels.width), ("lanes", spec.isa.lanes))
         return (Pack(group.anchor.input(1).index, "PackConv", attrs),)
 
-    def _conv(self, group: Group, target: Target, config: Config | None, place: Image | None) -> ConvConfig:
+    def _conv(self, group: Group, target: Target, config: Config | None) -> ConvConfig:
         isa, anchor = Isa.of(target), group.anchor
         assert anchor is not None
         x_type = group.inputs[anchor.input(0).index].tensor
@@ -68,31 +68,33 @@ class DirectConv(Tactic):
         channels, filters = x_type.shape[1], w[0]
         kernel = tuple(int(k) for k in w[2:])  # type: ignore[arg-type]  # known: supports checked
         assert isinstance(channels, int) and isinstance(filters, int)
-        strides, groups = anchor.attrs["strides"], anchor.attrs["group"]
-        if place is None:
-            padded = any(anchor.attrs["pads"])
-            place = pad.dense(x_type.shape[2:], channels) if padded else image_of(x_type)
+        strides, groups = tuple(anchor.attrs["strides"]), anchor.attrs["group"]
+        copy = input_copy(group, kernel)
+        place = image_of(x_type) if copy is None else copy.y
+        if copy is not None and copy.steps:
+            strides = (1,) * len(strides)  # the copy holds only the pixels that are read
         images, columns = side_images(sides(group), bias_of(anchor), len(kernel))
         if config is None:
             taps = math.prod(kernel)
-            merged = taps == 1 and set(strides) == {1} and not any(anchor.attrs["pads"])
+            merged = taps == 1 and set(strides) == {1}
             depth = taps * channels // groups
             tile = conv.default_tile(isa, y[2:], filters // groups, strides, place, depth, merged)
         else:
             given = dict(config)
             tile = int(given["rows"]), int(given["vectors"])
         return ConvConfig(
-            isa, y[0], channels, filters, groups, kernel, tuple(strides), tuple(anchor.attrs["dilations"]), y[2:], place,
+            isa, y[0], channels, filters, groups, kernel, strides, tuple(anchor.attrs["dilations"]), y[2:], place,
             tuple(image_of(v.tensor) for v in group.outputs), tile[0], tile[1], images, columns,
             make_epilogue(group, isa, bias_of(anchor) is not None),
         )  # fmt: skip
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
-        """The convolution, behind a padded copy of its input where it has padding."""
+        """The convolution, behind a copy of its input where that pays."""
         anchor = group.anchor
         assert anchor is not None
-        copy, source, place, temps = padded_input(group, anchor.attrs["pads"], self.name)
-        spec = replace(self._conv(group, target, config, place), x=place)
+        spec = self._conv(group, target, config)
+        copy = input_copy(group, spec.kernel)
+        source = Operand("in", anchor.input(0).index) if copy is None else Operand("temp", 0)
         found = sides(group)
         table = DimTable()
         text = conv.emit(spec, table)
@@ -108,5 +110,7 @@ class DirectConv(Tactic):
             tactic=self.name,
             config=config,
         )
-        steps = (Step(kernel, args),) if copy is None else (copy, Step(kernel, args))
-        return Emitted(steps, temps, in_place(group, found))
+        if copy is None:
+            return Emitted((Step(kernel, args),), (), in_place(group, found))
+        first, size = copy_step(group, copy, self.name)
+        return Emitted((first, Step(kernel, args)), (size,), in_place(group, found))

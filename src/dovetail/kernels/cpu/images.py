@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from dovetail.codegen.kernel import Param, make_kernel
 from dovetail.codegen.tactic import ANY, CHANNELS_LAST, ROW_MAJOR, Group, Operand, Step
-from dovetail.core.dims import Dim, product
+from dovetail.core.dims import Dim
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import pad
 from dovetail.kernels.cpu.conv import Image
 from dovetail.kernels.cpu.fused import Side, epilogue_problem, is_run_time, sides, type_reason
+from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable
 
 
@@ -86,33 +87,31 @@ def bias_operands(anchor: Node, found: Sequence[Side]) -> list[Operand]:
     return [*first, *(Operand("in", s.position) for s in found)]
 
 
-def padded_input(
-    group: Group, pads: Sequence[int], tactic_name: str
-) -> tuple[Step | None, Operand, Image, tuple[Dim, ...]]:
-    """(copy into a padded buffer, operand the template reads, its placement, bytes of temporaries).
-
-    Without padding the template reads the input itself.
-    """
-    assert group.anchor is not None
-    position = group.anchor.input(0).index
-    x = group.inputs[position].tensor
-    if not any(pads):
-        return None, Operand("in", position), image_of(x), ()
-    spatial = x.rank - 2
+def input_copy(group: Group, kernel: tuple[int, ...]) -> PadConfig | None:
+    """The copy of its input that a group's convolution should make, or None."""
+    anchor = group.anchor
+    assert anchor is not None
+    x = group.inputs[anchor.input(0).index].tensor
+    channels, filters = x.shape[1], anchor.output.tensor.shape[1]
+    assert isinstance(channels, int) and isinstance(filters, int)
+    pads, spatial = anchor.attrs["pads"], x.rank - 2
     pairs = tuple((int(pads[n]), int(pads[spatial + n])) for n in range(spatial))
-    channels = x.shape[1]
-    assert isinstance(channels, int)
-    extents = tuple(n + lo + hi for n, (lo, hi) in zip(x.shape[2:], pairs, strict=True))
-    place = pad.dense(extents, channels)
-    config = pad.PadConfig(x.shape[0], x.shape[2:], channels, pairs, image_of(x), place)
+    strides = tuple(anchor.attrs["strides"])
+    each = filters // int(anchor.attrs["group"])
+    return pad.plan(x.shape[0], x.shape[2:], channels, pairs, image_of(x), kernel, strides, each)
+
+
+def copy_step(group: Group, config: PadConfig, tactic_name: str) -> tuple[Step, Dim]:
+    """(step that copies the input of a group's convolution into temporary 0, its bytes)."""
+    assert group.anchor is not None
     table = DimTable()
-    args = (Operand("in", position), Operand("temp", 0))
-    size = x.shape[0] * product(extents) * channels * 4
+    args = (Operand("in", group.anchor.input(0).index), Operand("temp", 0))
+    size = config.y.batch * config.batch * 4
     kernel = make_kernel(
         pad.emit(config, table),
         params=[Param(o.role, o.index) for o in args],
         dims=table.entries,
-        bytes=x.size * 8,
+        bytes=size * 2,
         tactic=tactic_name,
     )
-    return Step(kernel, args), Operand("temp", 0), place, (size,)
+    return Step(kernel, args), size

@@ -18,7 +18,7 @@ from dovetail.kernels.cpu.epilogue import Access, Epilogue
 from dovetail.kernels.cpu.text import Isa
 
 PREFETCH_STEPS = 8
-_UNROLL = 4
+_UNROLLS = (4, 3, 5, 7, 2)
 COUNTED = -1
 """Value of `Tile.tail` for a last column block whose width is known at run time only."""
 
@@ -127,7 +127,7 @@ def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]]) -> list[str]:
         out.append(f"  const float *{name} = {a};")
         out.append(f"  for (int64_t r{level} = 0; r{level} < {run.count}; r{level}++, {name} += {run.stride}) {{")
         a = name
-    out.append(f'  _Pragma("clang loop unroll_count({_UNROLL})")')
+    out.append(f'  _Pragma("clang loop unroll_count({_unroll(tile.depth)})")')
     out.append(f"  for (int64_t k = 0; k < {tile.depth}; k++, b += {tile.panel}) {{")
     if tile.prefetch:
         for start in range(0, tile.vectors * isa.lanes, 16):
@@ -147,6 +147,14 @@ def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]]) -> list[str]:
         )
     out.append("  }")
     return out + ["  }"] * len(tile.runs)
+
+
+def _unroll(depth: str) -> int:
+    """How far to unroll the innermost loop: a divisor of its length where that is known and short."""
+    length = depth.removesuffix("L")
+    if length.isdigit() and int(length) <= 64:
+        return next((n for n in _UNROLLS if int(length) % n == 0), _UNROLLS[0])
+    return _UNROLLS[0]
 
 
 def load_part(isa: Isa, access: Access, offset: str, j: int, tail: int, last: bool) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dovetail.core.dims import Dim, product
+from dovetail.kernels.cpu import tiles
 from dovetail.kernels.cpu.conv import Image
 from dovetail.kernels.cpu.text import DimTable
 
@@ -21,6 +22,7 @@ class PadConfig:
         x: source placement.
         y: destination placement, whose pointer is at the first padded pixel.
         fill: value of the halo (C literal).
+        steps: take every n-th pixel per spatial axis (only without pads); () takes all.
     """
 
     batch: Dim
@@ -30,6 +32,7 @@ class PadConfig:
     x: Image
     y: Image
     fill: str = "0.0f"
+    steps: tuple[int, ...] = ()
 
     @property
     def padded(self) -> tuple[Dim, ...]:
@@ -37,8 +40,44 @@ class PadConfig:
         return tuple(n + lo + hi for n, (lo, hi) in zip(self.spatial, self.pads, strict=True))
 
 
+def plan(
+    batch: Dim, spatial: tuple[Dim, ...], channels: int, pads: tuple[tuple[int, int], ...], x: Image,
+    kernel: tuple[int, ...], strides: tuple[int, ...], filters: int,
+) -> PadConfig | None:  # fmt: skip
+    """The copy of its input that a convolution should make, or None if it should read the input where it lies.
+
+    A copy adds the padding; it gathers the pixels that a strided 1x1 kernel reads; and it breaks pixel distances at which
+    the rows of a tile share cache sets (measured: 14x32 tiles fall from 95 to 76 % of peak). Without padding it
+    pays only if the filters are many: copying costs about 0.3 cycles per element, computing `filters` / 32.
+    """
+    point = all(k == 1 for k in kernel)
+    padded = any(lo or hi for lo, hi in pads)
+    gather = point and not padded and any(s != 1 for s in strides)
+    step = strides[-1] if not gather else 1
+    crowded = tiles.rows_without_conflict(4 * channels * step) < _TALL_TILE and channels > 256
+    if not padded and not ((gather or crowded) and filters >= _MANY_FILTERS):
+        return None
+    pitch = channels + 16 if crowded else channels
+    steps = strides if gather else ()
+    config = PadConfig(batch, spatial, channels, pads, x, x, steps=steps)
+    return replace(config, y=dense(subsampled(config).padded, pitch))
+
+
+_TALL_TILE = 14
+_MANY_FILTERS = 320
+
+
+def subsampled(config: PadConfig) -> PadConfig:
+    """The same copy with `steps` folded into the strides and extents of the source."""
+    if not config.steps:
+        return config
+    spatial = tuple((n + (s - 1)) // s for n, s in zip(config.spatial, config.steps, strict=True))
+    strides = tuple(x * s for x, s in zip(config.x.spatial, config.steps, strict=True))
+    return replace(config, spatial=spatial, x=Image(config.x.batch, strides), steps=())
+
+
 def dense(spatial: tuple[Dim, ...], channels: int) -> Image:
-    """Placement of a dense channels-last image of these extents."""
+    """Placement of an image of these extents with this many floats per pixel, channels last."""
     strides: list[Dim] = []
     step: Dim = channels
     for extent in reversed(spatial):
@@ -49,6 +88,7 @@ def dense(spatial: tuple[Dim, ...], channels: int) -> Image:
 
 def emit(config: PadConfig, dims: DimTable) -> str:
     """C source of the copy; parameters are x, y. Threads split the rows of the destination."""
+    config = subsampled(config)
     outer = config.padded[:-1]
     rows = dims.text(config.batch * product(outer))
     low, high = config.pads[-1]
