@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dovetail.codegen.compiler import cache_key, compile_c, compile_many
+from dovetail.codegen.compiler import cache_key, compile_c, compile_many, compile_parts
 from dovetail.codegen.kernel import ENTRY, make_kernel, translation_unit
 from dovetail.codegen.target import ISAS, Target
 from dovetail.codegen.vmath import prelude
@@ -29,8 +29,19 @@ def test_compiles_loads_and_caches(tmp_path):
     assert ctypes.CDLL(str(first)).answer() == 42
     stamp = first.stat().st_mtime_ns
     assert compile_c(SOURCE, Target.host()) == first and first.stat().st_mtime_ns == stamp
-    assert [p.name for p in first.parent.iterdir()] == [first.name], "scratch files stay behind"
+    kept = sorted(p.suffix for p in first.parent.iterdir())
+    assert kept == [".o", ".so"], "scratch files stay behind"
     assert first.is_relative_to(tmp_path)
+
+
+def test_parts_are_linked_and_cached_one_by_one(tmp_path):
+    other = "int other(void) { return 7; }\n"
+    both = compile_parts([SOURCE, other], Target.host())
+    library = ctypes.CDLL(str(both))
+    assert (library.answer(), library.other()) == (42, 7)
+    objects = {p: p.stat().st_mtime_ns for p in both.parent.glob("*.o")}
+    compile_parts([other, "int third(void) { return 1; }\n"], Target.host())
+    assert len(objects) == 2 and all(p.stat().st_mtime_ns == stamp for p, stamp in objects.items())
 
 
 def test_key_depends_on_source_and_target():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dovetail.builder.emit import emit_plan
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.report import report_data
 from dovetail.builder.select import Choice, Chooser, by_rule, select
-from dovetail.codegen.compiler import compile_many
+from dovetail.codegen.compiler import compile_c, compile_parts
 from dovetail.codegen.kernel import Kernel, translation_unit
 from dovetail.codegen.lower import reason_not_lowerable
 from dovetail.codegen.target import Target
@@ -24,7 +24,9 @@ from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module, Node
 from dovetail.ir.printer import print_module
-from dovetail.ir.verifier import verify as verify_module  # the submodule builder.verify has that name
+from dovetail.ir.verifier import (
+    verify as verify_module,  # the submodule builder.verify has that name
+)
 from dovetail.passes.fuse import FusionLog, fuse
 from dovetail.passes.horizontal import merge_siblings
 from dovetail.passes.layout import Placement, assign_layouts
@@ -33,6 +35,8 @@ from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 
 PASSES = ("import", "simplify", "recognise", "legalise", "horizontal", "fuse", "layout", "select")
+_LONG_KERNEL = 4000  # characters of source
+_SHORT_KERNELS = 12  # compiled together
 _log = logger("builder")
 
 
@@ -126,7 +130,7 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     emission = emit_plan(module, choices, placement, target)
     stages.mark("emit")
     text = translation_unit(emission.kernels.values(), target)
-    binary, host_binary = compile_kernels(text, target)
+    binary, host_binary = compile_kernels(emission.kernels.values(), target)
     stages.mark("compile")
     built = Built(
         emission.plan, module, graph_text, text, emission.kernels, binary, host_binary, target, choices, placement,
@@ -136,14 +140,20 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     return built
 
 
-def compile_kernels(source: str, target: Target) -> tuple[Path, Path]:
+def compile_kernels(kernels: Iterable[Kernel], target: Target) -> tuple[Path, Path]:
     """Shared objects of the kernels and of the host library (cached by content).
+
+    Long kernels are compiled one by one, so that they run in parallel and are found again in the cache whatever model they
+    come from; short ones share the cost of reading the prelude.
 
     Raises:
         CompileError: no compiler, or it rejects the source.
     """
-    binary, host = compile_many([source, HOST_SOURCE], target)
-    return binary, host
+    ordered = sorted(kernels, key=lambda k: k.entry)
+    short = [k for k in ordered if len(k.source) < _LONG_KERNEL]
+    parts = [[k] for k in ordered if len(k.source) >= _LONG_KERNEL]
+    parts += [short[i : i + _SHORT_KERNELS] for i in range(0, len(short), _SHORT_KERNELS)] or [[]]
+    return compile_parts([translation_unit(part, target) for part in parts], target), compile_c(HOST_SOURCE, target)
 
 
 def _dump(name: str, module: Module) -> None:

@@ -25,7 +25,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,18 +113,19 @@ def flags(target: Target) -> tuple[str, ...]:
     return tuple(result)
 
 
-def _commands(source: Path, output: Path, target: Target) -> list[list[str]]:
+def _compile_command(source: Path, output: Path, target: Target) -> list[str]:
     if env().cc:
-        link = ["-shared", "-nostdlib", "-o", str(output), str(source)]
-        return [[*shlex.split(env().cc), *flags(target), *link]]
-    zig = str(_zig())
+        return [*shlex.split(env().cc), *flags(target), "-c", str(source), "-o", str(output)]
     headers = ["-isystem", str(_zig().parent / "lib" / "include")]
-    compiled = output.with_suffix(".o")
+    return [str(_zig()), "clang", *flags(target), *headers, "-c", str(source), "-o", str(output)]
+
+
+def _link_command(objects: Sequence[Path], output: Path, target: Target) -> list[str]:
+    inputs = [str(path) for path in objects]
+    if env().cc:
+        return [*shlex.split(env().cc), "-shared", "-nostdlib", "-o", str(output), *inputs]
     machine = "elf_x86_64" if target.arch == "x86_64" else "aarch64linux"
-    return [
-        [zig, "clang", *flags(target), *headers, "-c", str(source), "-o", str(compiled)],
-        [zig, "ld.lld", "-m", machine, "-shared", "-s", "--no-undefined", str(compiled), "-o", str(output)],
-    ]
+    return [str(_zig()), "ld.lld", "-m", machine, "-shared", "-s", "--no-undefined", *inputs, "-o", str(output)]
 
 
 def cache_key(source: str, target: Target) -> str:
@@ -141,26 +142,57 @@ def compile_c(source: str, target: Target) -> Path:
     Raises:
         CompileError: the compiler is missing or rejects the source; shows its first lines.
     """
-    folder = env().cache / "objects" / target.name.replace(":", "-")
-    final = folder / f"{cache_key(source, target)}.so"
+    return compile_parts([source], target)
+
+
+def compile_parts(parts: Sequence[str], target: Target, jobs: int | None = None) -> Path:
+    """Compile several C texts in parallel and link them to one shared object; each part is cached on its own.
+
+    Raises:
+        CompileError: the compiler is missing or rejects a part.
+    """
+    keys = [cache_key(part, target) for part in parts]
+    folder = _folder(target)
+    final = folder / f"{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:40]}.so"
     if final.is_file():
         return final
+    with ThreadPoolExecutor(max_workers=max(1, jobs or env().jobs)) as pool:
+        objects = list(pool.map(lambda pair: _object(pair[0], folder / f"{pair[1]}.o", target), zip(parts, keys, strict=True)))
+    _produce(final, lambda scratch: [_link_command(objects, scratch / final.name, target)])
+    return final
+
+
+def _folder(target: Target) -> Path:
+    return env().cache / "objects" / target.name.replace(":", "-")
+
+
+def _object(source: str, final: Path, target: Target) -> Path:
+    """The object file of one C text."""
+
+    def commands(scratch: Path) -> list[list[str]]:
+        text = scratch / "kernels.c"
+        text.write_text(source)
+        return [_compile_command(text, scratch / final.name, target)]
+
+    if not final.is_file():
+        _produce(final, commands)
+        _log.debug("compiled %d bytes of C for %s", len(source), target)
+    return final
+
+
+def _produce(final: Path, commands: Callable[[Path], list[list[str]]]) -> None:
+    """Run commands that write a file of final's name into a scratch folder, then rename it to final."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix="compile-", dir=folder)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix="compile-", dir=final.parent)
     except OSError as error:
         raise CompileError(
-            f"compiler: cannot write the cache folder {folder}: {error}; set DOVETAIL_CACHE"
+            f"compiler: cannot write the cache folder {final.parent}: {error}; set DOVETAIL_CACHE"
         ) from error
     with scratch as name:
-        text = Path(name) / "kernels.c"
-        text.write_text(source)
-        output = Path(name) / "kernels.so"
-        for command in _commands(text, output, target):
+        for command in commands(Path(name)):
             _run(command)
-        os.replace(output, final)
-    _log.debug("compiled %d bytes of C for %s", len(source), target)
-    return final
+        os.replace(Path(name) / final.name, final)
 
 
 def compile_many(sources: Sequence[str], target: Target, jobs: int | None = None) -> list[Path]:

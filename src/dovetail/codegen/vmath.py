@@ -447,7 +447,7 @@ typedef __INT64_TYPE__ int64_t; typedef __UINT64_TYPE__ uint64_t;
 #define DT_REASSOC
 #endif
 /* The compiler calls these for large copies and zeroed arrays; hidden, so each object has its own. */
-#define DT_LIBC __attribute__((used, visibility("hidden"))) DT_PLAIN
+#define DT_LIBC __attribute__((weak, used, visibility("hidden"))) DT_PLAIN
 DT_LIBC void *memset(void *d, int c, __SIZE_TYPE__ n) {
   for (__SIZE_TYPE__ i = 0; i < n; i++) ((volatile char *)d)[i] = (char)c;
   return d;
