@@ -583,6 +583,56 @@ def test_symbols_are_read_from_data():
         tested.run({"x": ramp(), "n": np.array([-1])})
 
 
+def test_host_values_are_freed_after_their_last_use(monkeypatch):
+    """A chain of host values: when the last one is made, only its input is still alive."""
+    import weakref
+
+    from dovetail import reference
+
+    alive, counts = [], []
+
+    def make(x):
+        counts.append(sum(ref() is not None for ref in alive))
+        result = x + 1
+        alive.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(reference, "lookup", lambda name: make)
+    buffers = [buffer(0, "input", N), *(buffer(i, "host", N) for i in range(1, 7))]
+    main = Program(
+        tuple(buffers),
+        (Port("x", tensor(0, N)),),
+        (Port("y", tensor(6, N)),),
+        tuple(HostSegment("Step", (tensor(i, N),), (tensor(i + 1, N),)) for i in range(6)),
+    )
+    np.testing.assert_array_equal(engine(plan(main)).run({"x": ramp()})["y"], ramp() + 6)
+    assert counts == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_symbol_may_come_from_a_dying_host_value():
+    u = sym("u0")
+    main = Program(
+        (
+            buffer(0, "input", 1, dtype="i64"),
+            buffer(1, "host", 1, dtype="i64"),
+            buffer(2, "host", u),
+        ),
+        (Port("n", tensor(0, 1, dtype="i64")),),
+        (Port("y", tensor(2, u)),),
+        (
+            HostSegment("Neg", (tensor(0, 1, dtype="i64"),), (tensor(1, 1, dtype="i64"),)),
+            HostSegment(
+                "BindSymbols", (tensor(1, 1, dtype="i64"),), (), defines=(SymbolDef("u0", 0),)
+            ),
+            HostSegment(
+                "Full", (), (tensor(2, u),), {"shape": attribute((u,)), "value": 1.0, "dtype": F32}
+            ),
+        ),
+    )
+    y = engine(plan(main)).run({"n": np.array([-3])})["y"]
+    np.testing.assert_array_equal(y, np.ones(3, F))
+
+
 def test_strings_pass_through_host_steps():
     main = Program(
         (buffer(0, "input", N, dtype="str", name="x"), buffer(1, "host", N, dtype="str")),

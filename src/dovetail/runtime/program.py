@@ -113,6 +113,7 @@ class ProgramRunner:
                     frame.arrays[root] = storage_of(value)
             else:
                 frame.arrays[root] = value
+        dying = self.layout.dying
         results: list[Any] = [None] * len(self.program.outputs)
         results_of_definer: tuple[Any, ...] = ()
         while True:
@@ -121,12 +122,12 @@ class ProgramRunner:
                     native.point_to(resources)
                 stage.version = version
             self._allocate_outputs(stage, frame, outputs, results, inputs, with_arrays)
+            first = self.layout.stages[stage.number][0]
             if stage.pending:
                 self._store(stage.pending, results_of_definer, frame, resources, "")
                 if observer is not None:
-                    definer = self.layout.stages[stage.number][0] - 1
-                    self._tap(definer, None, stage, frame, resources, observer)
-            for code in stage.code:
+                    self._tap(first - 1, None, stage, frame, resources, observer)
+            for index, code in enumerate(stage.code, first):
                 if isinstance(code, NativeCode):
                     pointers, addresses = code.pointers, frame.addresses
                     for at, root, offset in code.dynamic:
@@ -144,9 +145,15 @@ class ProgramRunner:
                         self._store(code.outputs, results_of_definer, frame, resources, origin)
                         if observer is not None:
                             self._tap(code.index, None, stage, frame, resources, observer)
+                if isinstance(code, NativeCode) or not code.segment.defines:
+                    for root in dying[index]:
+                        frame.arrays[root] = None
             if stage.number + 1 == len(self.layout.stages):
                 break
+            # `code` is the definer that ends the stage: its inputs are read once more.
             stage = self._next(stage, results_of_definer, code, frame, resources)
+            for root in dying[index]:
+                frame.arrays[root] = None
             frame = Frame(
                 _merge(frame.addresses, stage.frame.addresses),
                 [

@@ -75,8 +75,27 @@ class Layout:
             root_stage[root] = max(root_stage[root], self.size_stage[buffer.id])
         self.root_stage = root_stage
         self.port_stage = [stage(*(p.tensor.shape or ())) for p in program.outputs]
+        self.dying = self._last_uses()
         # Native-only programs with direct outputs never look at arrays, only at addresses.
         self.needs_arrays = any(not isinstance(s, NativeSegment) for s in program.segments)
+
+    def _last_uses(self) -> list[tuple[int, ...]]:
+        """Per segment the host buffers that nothing reads after it, so that they can be freed."""
+        buffers = self.program.buffers
+        last: dict[int, int] = {}
+        for index, segment in enumerate(self.program.segments):
+            if isinstance(segment, NativeSegment):
+                used = [arg.buffer for step in segment.steps for arg in step.args]
+            else:
+                used = [r.buffer for r in segment.inputs + segment.outputs if r is not None]
+            last.update((self.root[b], index) for b in used)
+        for port in self.program.outputs:
+            last.pop(self.root[port.tensor.buffer], None)
+        dying: list[list[int]] = [[] for _ in self.program.segments]
+        for root, index in last.items():
+            if buffers[root].kind == "host":
+                dying[index].append(root)
+        return [tuple(d) for d in dying]
 
 
 @dataclass(slots=True)
