@@ -13,7 +13,7 @@ from dovetail.ir.graph import Node
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import attention, pack
 from dovetail.kernels.cpu.attention import ADDED, BOOLEAN, NO_MASK, AttentionConfig
-from dovetail.kernels.cpu.fused import broadcast_strides
+from dovetail.kernels.cpu.fused import attributes, broadcast_strides
 from dovetail.kernels.cpu.text import DimTable, Isa
 
 
@@ -42,12 +42,13 @@ class BlockedAttention(Tactic):
             return "attention takes no epilogue"
         if len(anchor.outputs) != 1:
             return "scores are wanted as a result"
-        if anchor.attrs["softmax_dtype"] not in (None, F32):
-            return f"softmax in {anchor.attrs['softmax_dtype']}"
+        attrs = attributes(anchor)
+        if attrs["softmax_dtype"] not in (None, F32):
+            return f"softmax in {attrs['softmax_dtype']}"
         q, k, v = (anchor.input(n).tensor for n in range(3))
         if any(t.dtype != F32 for t in (q, k, v)):
             return f"operands are {q.dtype}, {k.dtype}, {v.dtype}, expected f32"
-        heads = (anchor.attrs["q_heads"], anchor.attrs["kv_heads"])
+        heads = (attrs["q_heads"], attrs["kv_heads"])
         depths = [_head_strides(t, h)[3] for t, h in ((q, heads[0]), (k, heads[1]), (v, heads[1]))]
         if not all(isinstance(d, int) for d in depths):
             return "head sizes are symbolic"
@@ -78,14 +79,14 @@ class BlockedAttention(Tactic):
         """Rows per block: a full register tile, or half of one."""
         assert group.anchor is not None
         isa = Isa.of(target)
-        steps = _head_strides(group.anchor.input(0).tensor, group.anchor.attrs["q_heads"])[2]
+        steps = _head_strides(group.anchor.input(0).tensor, attributes(group.anchor)["q_heads"])[2]
         rows = attention.default_rows(isa, steps)
         return tuple((("rows", r),) for r in dict.fromkeys((rows, max(1, rows // 2))))
 
     def _spec(self, group: Group, config: Config, target: Target) -> AttentionConfig:
         anchor = group.anchor
         assert anchor is not None
-        attrs = anchor.attrs
+        attrs = attributes(anchor)
         outer = [None if v is None else group.inputs[v.index].tensor for v in anchor.inputs]
         q, k, v = outer[0], outer[1], outer[2]
         assert q is not None and k is not None and v is not None
@@ -113,7 +114,7 @@ class BlockedAttention(Tactic):
         spec = self._spec(group, config, target)
         positions = [None if v is None else v.index for v in anchor.inputs]
         k = group.inputs[anchor.input(1).index].tensor
-        (batch, head, step), key_heads, _, _ = _head_strides(k, anchor.attrs["kv_heads"])
+        (batch, head, step), key_heads, _, _ = _head_strides(k, attributes(anchor)["kv_heads"])
         inner = k.placement.strides(k.shape)[-1]
         packing = pack.PackConfig(((k.shape[0], batch), (key_heads, head)), spec.depth, spec.key_panels, inner, step)
         pack_table, table = DimTable(), DimTable()

@@ -11,7 +11,7 @@ from dovetail.codegen.target import Target
 from dovetail.core.dims import product
 from dovetail.kernels.cpu import conv
 from dovetail.kernels.cpu.conv import ConvConfig
-from dovetail.kernels.cpu.fused import in_place, make_epilogue, sides
+from dovetail.kernels.cpu.fused import attributes, in_place, make_epilogue, sides
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
@@ -68,7 +68,8 @@ class DirectConv(Tactic):
         channels, filters = x_type.shape[1], w[0]
         kernel = tuple(int(k) for k in w[2:])  # type: ignore[arg-type]  # known: supports checked
         assert isinstance(channels, int) and isinstance(filters, int)
-        strides, groups = tuple(anchor.attrs["strides"]), anchor.attrs["group"]
+        attrs = attributes(anchor)
+        strides, groups = tuple(attrs["strides"]), attrs["group"]
         copy = input_copy(group, kernel)
         place = image_of(x_type) if copy is None else copy.y
         if copy is not None and copy.steps:
@@ -83,7 +84,7 @@ class DirectConv(Tactic):
             given = dict(config)
             tile = int(given["rows"]), int(given["vectors"])
         return ConvConfig(
-            isa, y[0], channels, filters, groups, kernel, strides, tuple(anchor.attrs["dilations"]), y[2:], place,
+            isa, y[0], channels, filters, groups, kernel, strides, tuple(attrs["dilations"]), y[2:], place,
             tuple(image_of(v.tensor) for v in group.outputs), tile[0], tile[1], images, columns,
             make_epilogue(group, isa, bias_of(anchor) is not None),
         )  # fmt: skip

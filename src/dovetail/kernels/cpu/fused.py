@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dovetail.codegen.lower.epilogue import epilogue_code, epilogue_reason, side_inputs
 from dovetail.codegen.tactic import Group
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import F32
-from dovetail.ir.graph import Time, Value
+from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu.epilogue import Epilogue
 from dovetail.kernels.cpu.text import Isa
+from dovetail.ops.registry import spec
 
 # Ops that compile to a few instructions; any other makes an epilogue costly.
 _CHEAP = frozenset({"Add", "Sub", "Mul", "Max", "Min", "Relu", "Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "Neg", "Abs"})
@@ -25,6 +27,12 @@ class Side:
     value: Value
     position: int
     strides: tuple[Dim, ...]
+
+
+def attributes(node: Node) -> dict[str, Any]:
+    """A node's attributes with the defaults of its op filled in."""
+    declared = spec(node.op)
+    return declared.complete({k: v for k, v in node.attrs.items() if k in declared.attributes})
 
 
 def type_reason(group: Group) -> str | None:

@@ -11,7 +11,14 @@ from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import pad
 from dovetail.kernels.cpu.conv import Image
-from dovetail.kernels.cpu.fused import Side, epilogue_problem, is_run_time, sides, type_reason
+from dovetail.kernels.cpu.fused import (
+    Side,
+    attributes,
+    epilogue_problem,
+    is_run_time,
+    sides,
+    type_reason,
+)
 from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable
 
@@ -29,8 +36,9 @@ def conv_reason(group: Group) -> str | None:
         return "the group is not built around a Conv"
     if any(v.producer is not None for v in anchor.operands):
         return "an operand of Conv is computed inside the group"
-    if not all(isinstance(p, int) and p >= 0 for p in anchor.attrs["pads"]):
-        return f"pads {anchor.attrs['pads']} are not all known and non-negative"
+    pads = attributes(anchor)["pads"]
+    if not all(isinstance(p, int) and p >= 0 for p in pads):
+        return f"pads {pads} are not all known and non-negative"
     x, w = anchor.input(0).tensor, anchor.input(1).tensor
     if not 3 <= x.rank <= 5:
         return f"rank {x.rank} has not 1 to 3 spatial axes"
@@ -94,10 +102,11 @@ def input_copy(group: Group, kernel: tuple[int, ...]) -> PadConfig | None:
     x = group.inputs[anchor.input(0).index].tensor
     channels, filters = x.shape[1], anchor.output.tensor.shape[1]
     assert isinstance(channels, int) and isinstance(filters, int)
-    pads, spatial = anchor.attrs["pads"], x.rank - 2
+    attrs = attributes(anchor)
+    pads, spatial = attrs["pads"], x.rank - 2
     pairs = tuple((int(pads[n]), int(pads[spatial + n])) for n in range(spatial))
-    strides = tuple(anchor.attrs["strides"])
-    each = filters // int(anchor.attrs["group"])
+    strides = tuple(attrs["strides"])
+    each = filters // int(attrs["group"])
     return pad.plan(x.shape[0], x.shape[2:], channels, pairs, image_of(x), kernel, strides, each)
 
 

@@ -21,8 +21,9 @@ from dovetail.codegen.tactic import (
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, product
 from dovetail.ir.graph import Node, Time
-from dovetail.kernels.cpu import contraction, gemm, pack
+from dovetail.kernels.cpu import contraction, gemm, pack, pad, tiles
 from dovetail.kernels.cpu.contraction import Axis
+from dovetail.kernels.cpu.conv import Image
 from dovetail.kernels.cpu.fused import (
     broadcast_strides,
     epilogue_problem,
@@ -33,6 +34,7 @@ from dovetail.kernels.cpu.fused import (
 )
 from dovetail.kernels.cpu.gemm import GemmConfig
 from dovetail.kernels.cpu.microkernel import max_rows
+from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable, Isa
 
 
@@ -118,7 +120,11 @@ class PackedGemm(Tactic):
         tall = max_rows(isa, 2)
         merged = contraction.merge_axes([*(x for x in shared if x.b == 0), row], tall)
         if config is None:
-            tile = gemm.default_tile(isa, merged[-1].extent, columns, depth, merged[-1].a)
+            step = merged[-1].a
+            probe = GemmConfig(isa, tuple(shared), row, columns, depth, tall, 2)
+            if self._crowded(probe) is not None:
+                step = depth + 16
+            tile = gemm.default_tile(isa, merged[-1].extent, columns, depth, step)
         else:
             given = dict(config)
             tile = int(given["rows"]), int(given["vectors"])
@@ -148,19 +154,50 @@ class PackedGemm(Tactic):
         shape = b.shape[:-2]  # type: ignore[attr-defined]
         return (1,) * (n_batch - len(shape)) + tuple(shape)
 
+    @staticmethod
+    def _crowded(spec: GemmConfig) -> PadConfig | None:
+        """The copy of A that spreads its rows over the cache sets, or None where they are spread already or few."""
+        if spec.isa.registers < 32 or not isinstance(spec.columns, int) or not isinstance(spec.depth, int):
+            return None
+        rows = contraction.merge_axes([*(x for x in spec.batch if x.b == 0), spec.rows], spec.max_rows)
+        step = rows[-1].a
+        if len(rows) != 1 or not isinstance(step, int) or any(x.b != 0 and x.a != 0 for x in spec.batch):
+            return None
+        few = isinstance(rows[-1].extent, int) and rows[-1].extent <= tiles.rows_without_conflict(4 * step)
+        if few or spec.depth <= 512 or spec.columns < 384 or tiles.rows_without_conflict(4 * step) >= max_rows(spec.isa, 2):
+            return None
+        extent = rows[-1].extent
+        return PadConfig(1, (extent,), spec.depth, ((0, 0),), Image(0, (step,)), pad.dense((extent,), spec.depth + 16))
+
+    @staticmethod
+    def _over_copy(spec: GemmConfig, copy: PadConfig) -> GemmConfig:
+        """The product reading the copy of A."""
+        pitch = copy.y.spatial[0]
+        old = contraction.merge_axes([*(x for x in spec.batch if x.b == 0), spec.rows], spec.max_rows)[-1].a
+
+        def moved(axis: Axis) -> Axis:
+            return replace(axis, a=axis.a // old * pitch)
+
+        return replace(spec, batch=tuple(map(moved, spec.batch)), rows=moved(spec.rows))
+
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
-        """One kernel for a packed B; a packing kernel before it otherwise."""
+        """One kernel for a packed B; kernels that pack B at run time and spread A before it where needed."""
         anchor, a_at, b_at = _operands(group)
         spec = self._gemm(group, target, config)
         found = sides(group)
         b = anchor.input(1).tensor
         y = anchor.output.tensor
+        copy = self._crowded(spec)
+        if copy is not None:
+            spec = self._over_copy(spec, copy)
         table = DimTable()
         source = gemm.emit(spec, table)
-        packed = bool(self.packs(group, config, target))
+        # Selection, or the tuner, has put the packed value in B's place.
+        packed = group.inputs[b_at].tensor.rank < b.rank
         b_operand = Operand("in", b_at) if packed else Operand("temp", 0)
+        a_operand = Operand("in", a_at) if copy is None else Operand("temp", int(not packed))
         outs = [Operand("out", n) for n in range(len(group.outputs))]
-        args = (Operand("in", a_at), b_operand, *outs, *(Operand("in", s.position) for s in found))
+        args = (a_operand, b_operand, *outs, *(Operand("in", s.position) for s in found))
         kernel = make_kernel(
             source,
             params=[Param(o.role, o.index) for o in args],
@@ -191,4 +228,18 @@ class PackedGemm(Tactic):
             )
             steps.insert(0, Step(first, pack_args))
             temps = (packing.floats * 4,)
+        if copy is not None:
+            copy_table = DimTable()
+            copy_args = (Operand("in", a_at), a_operand)
+            size = copy.y.batch * 4
+            first = make_kernel(
+                pad.emit(copy, copy_table),
+                params=[Param(o.role, o.index) for o in copy_args],
+                dims=copy_table.entries,
+                bytes=size * 2,
+                tactic=self.name,
+                config=config,
+            )
+            steps.insert(0, Step(first, copy_args))
+            temps = (*temps, size)
         return Emitted(tuple(steps), temps, in_place(group, found))

@@ -11,7 +11,14 @@ from dovetail.core.dims import product
 from dovetail.ir.graph import Node
 from dovetail.kernels.cpu import window
 from dovetail.kernels.cpu.conv import Image
-from dovetail.kernels.cpu.fused import epilogue_problem, in_place, make_epilogue, sides, type_reason
+from dovetail.kernels.cpu.fused import (
+    attributes,
+    epilogue_problem,
+    in_place,
+    make_epilogue,
+    sides,
+    type_reason,
+)
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
@@ -45,6 +52,7 @@ def _two_pads(pads: Sequence[int]) -> _Pairs:
 def _config(group: Group, target: Target, mode: str, kernel: Sequence[int], counted: _Pairs) -> WindowConfig:
     isa, anchor = Isa.of(target), group.anchor
     assert anchor is not None
+    attrs = attributes(anchor)
     x = group.inputs[anchor.input(0).index].tensor
     y = anchor.output.tensor.shape
     channels = x.shape[1]
@@ -54,8 +62,8 @@ def _config(group: Group, target: Target, mode: str, kernel: Sequence[int], coun
     images, columns = side_images(sides(group), bias, x.rank - 2)
     taps = _two(kernel, 1)
     return WindowConfig(
-        isa, mode, y[0], channels, taps, _two(anchor.attrs["strides"], 1), _two(anchor.attrs["dilations"], 1),
-        _two_pads(anchor.attrs["pads"]), (1, x.shape[2]) if one_axis else (x.shape[2], x.shape[3]),
+        isa, mode, y[0], channels, taps, _two(attrs["strides"], 1), _two(attrs["dilations"], 1),
+        _two_pads(attrs["pads"]), (1, x.shape[2]) if one_axis else (x.shape[2], x.shape[3]),
         (1, y[2]) if one_axis else (y[2], y[3]), _two_images(image_of(x)),
         tuple(_two_images(image_of(v.tensor)) for v in group.outputs), window.default_pixels(isa, mode, taps),
         tuple(map(_two_images, images)), columns, counted, make_epilogue(group, isa, bias is not None),
@@ -99,8 +107,9 @@ class Depthwise(Tactic):
             return reason
         assert group.anchor is not None
         x, w = group.anchor.input(0).tensor, group.anchor.input(1).tensor
-        if group.anchor.attrs["group"] != x.shape[1] or w.shape[0] != x.shape[1]:
-            return f"group {group.anchor.attrs['group']} is not one channel in and out"
+        groups = attributes(group.anchor)["group"]
+        if groups != x.shape[1] or w.shape[0] != x.shape[1]:
+            return f"group {groups} is not one channel in and out"
         if x.rank > 4:
             return "more than two spatial axes"
         return None
@@ -144,8 +153,10 @@ class Pool(Tactic):
             return f"rank {x.rank} has not one or two spatial axes"
         if not isinstance(x.shape[1], int):
             return "the number of channels is symbolic"
-        if not all(isinstance(p, int) and p >= 0 for p in (*anchor.attrs["pads"], *anchor.attrs.get("ceil_extra", ()))):
-            return f"pads {anchor.attrs['pads']} are not all known and non-negative"
+        attrs = attributes(anchor)
+        margins = (*attrs["pads"], *attrs.get("ceil_extra", ()))
+        if not all(isinstance(p, int) and p >= 0 for p in margins):
+            return f"pads {attrs['pads']} are not all known and non-negative"
         return type_reason(group) or epilogue_problem(group) or side_reason(group)
 
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -157,17 +168,18 @@ class Pool(Tactic):
         anchor = group.anchor
         assert anchor is not None
         mode = MAXIMUM if anchor.op == "MaxPool" else AVERAGE
-        kernel = anchor.attrs["kernel"]
+        kernel = attributes(anchor)["kernel"]
         spec = _config(group, target, mode, kernel, self._counted(anchor))
         return _emit(group, spec, None, self.name, int(product(kernel)), config)  # type: ignore[arg-type]
 
     @staticmethod
     def _counted(anchor: Node) -> _Pairs:
         """Margins that count in an average: the padding, less what only ceil mode added, if it is to count at all."""
-        if not anchor.attrs.get("count_include_pad", False):
+        attrs = attributes(anchor)
+        if not attrs.get("count_include_pad", False):
             return ((0, 0), (0, 0))
-        pads = list(anchor.attrs["pads"])
+        pads = list(attrs["pads"])
         rank = len(pads) // 2
-        for n, extra in enumerate(anchor.attrs.get("ceil_extra", ())):
+        for n, extra in enumerate(attrs.get("ceil_extra", ())):
             pads[rank + n] -= extra
         return _two_pads(pads)

@@ -9,7 +9,7 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Pack, Step,
 from dovetail.codegen.target import Target
 from dovetail.core.dims import product
 from dovetail.kernels.cpu import winograd
-from dovetail.kernels.cpu.fused import in_place, make_epilogue, sides
+from dovetail.kernels.cpu.fused import attributes, in_place, make_epilogue, sides
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
@@ -42,7 +42,8 @@ class Winograd(Tactic):
         x, w, y = (v.tensor.shape for v in (anchor.input(0), anchor.input(1), anchor.output))
         if w[2:] != (3, 3):
             return f"kernel {w[2:]} is not 3x3"
-        if set(anchor.attrs["strides"]) != {1} or set(anchor.attrs["dilations"]) != {1} or anchor.attrs["group"] != 1:
+        attrs = attributes(anchor)
+        if set(attrs["strides"]) != {1} or set(attrs["dilations"]) != {1} or attrs["group"] != 1:
             return "strides, dilations and group are not all 1"
         channels, filters = x[1], w[0]
         assert isinstance(channels, int) and isinstance(filters, int)
@@ -75,7 +76,7 @@ class Winograd(Tactic):
         y, w = anchor.output.tensor.shape, anchor.input(1).tensor.shape
         channels, filters = x.shape[1], w[0]
         assert isinstance(channels, int) and isinstance(filters, int)
-        pads = anchor.attrs["pads"]
+        pads = attributes(anchor)["pads"]
         images, columns = side_images(sides(group), bias_of(anchor), 2)
         tiles = y[0] * (-(-y[2] // 4)) * (-(-y[3] // 4)) if all(isinstance(n, int) for n in y) else None
         block = winograd.default_block(channels, tiles if tiles is not None else y[0])
