@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dovetail.engine.plan import HostSegment, NativeSegment, Program
+from dovetail.benchmark.flops import node_flops
+from dovetail.engine.plan import HostSegment, NativeSegment, Program, postfix
 
 if TYPE_CHECKING:
     from dovetail.builder import Built
@@ -41,9 +42,21 @@ def report_data(built: Built, options: BuildOptions) -> dict[str, Any]:
             "kernels": len(built.kernels),
             "native_steps": count_steps(built.plan.main)[0],
             "host_calls": count_steps(built.plan.main)[1],
+            "flops": flops_by_dtype(built),
             "guards": [[g.weight, g.rewrite, g.shown] for g in built.module.guards],
         }
     }
+
+
+def flops_by_dtype(built: Built) -> dict[str, list[list[int | str]]]:
+    """Operations of the contractions per element type, as postfix programs over the shape symbols."""
+    found: dict[str, list[list[int | str]]] = {}
+    for choice in built.choices.values():
+        for node in choice.group.body.nodes:
+            flops = node_flops(node)
+            if flops != 0:
+                found.setdefault(node.outputs[0].tensor.dtype.name, []).append(list(postfix(flops)))
+    return found
 
 
 def count_steps(program: Program) -> tuple[int, int]:

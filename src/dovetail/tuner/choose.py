@@ -129,7 +129,7 @@ class Tuner:
             for contest, path in zip(part, compile_many(units, target), strict=True):
                 library = KernelLibrary(path)
                 us = measure(contest.emitted, contest.sizes, library.address, workers, self.threads)
-                contest.times = {c.name: t for c, t in zip(contest.candidates, us, strict=True)}
+                contest.times = {c.name: round(t, 2) for c, t in zip(contest.candidates, us, strict=True)}
                 self.cache.put(contest.key, contest.times)
                 contest.emitted = []
                 _log.debug("%s: %s", contest.group.node.where, contest.times)

@@ -38,7 +38,7 @@ class TimingCache:
 
     def put(self, key: str, us: Mapping[str, float]) -> None:
         """Store the times of a group; `flush` writes them."""
-        self.records.put(key, {"us": {k: round(v, 2) for k, v in us.items()}})
+        self.records.put(key, {"us": dict(us)})
 
     def merge(self, path: str | os.PathLike[str]) -> int:
         """Take over another file's times; returns how many groups are new or differ.
