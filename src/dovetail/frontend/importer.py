@@ -31,6 +31,10 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:@(\d+))?")
 
 
+# What reading a node whose attributes have other types, lengths or ranges than ONNX's may raise.
+_MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
+
 class _Unsupported(Exception):
     """An importer gave up on a node: (reason, hint)."""
 
@@ -178,6 +182,8 @@ class ImportContext:
             if spec < 0:
                 raise ModelError(f"input {name!r}: got size {spec} on axis {axis}, expected a non-negative size")
             return spec
+        if not isinstance(spec, str):  # protobuf hands out bytes where the text is not UTF-8
+            raise ModelError(f"input {name!r}: got a dimension name that is not text on axis {axis}; export the model again")
         symbol, _, bound = spec.rpartition("=") if "=" in spec else ("", "", spec)
         found = _RANGE.fullmatch(bound)
         if found:
@@ -267,6 +273,11 @@ class ImportContext:
             values = (_FAILED,) * len(proto.output)
         except (TypeInferenceError, ShapeError) as error:
             raise ModelError(f"{where}: {error}") from error
+        except _MALFORMED as error:
+            raise ModelError(
+                f"{where}: got inputs or attributes that do not fit it ({type(error).__name__}: {error}), expected "
+                f"{proto.op_type} as ONNX defines it; check the model with onnx.checker"
+            ) from error
         self._bind(proto.output, values, where)
 
     def _known(self, proto: onnx.NodeProto, domain: str, opset: int) -> bool:

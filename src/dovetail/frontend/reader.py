@@ -44,7 +44,21 @@ def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
             raise ModelError(f"{name}: got data that is not an ONNX model ({error}); export the model again") from error
     if not model.HasField("graph") or not model.opset_import:
         raise ModelError("model: got no graph or no opset in it, expected an ONNX ModelProto; the file may be truncated")
+    _check_names(model.graph)
     return model, folder
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse names that are not UTF-8, which protobuf hands out as bytes."""
+    names = [v.name for field in (graph.input, graph.output, graph.initializer, graph.value_info) for v in field]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+        for attribute in node.attribute:
+            for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                _check_names(inner)
+    damaged = next((name for name in names if not isinstance(name, str)), None)
+    if damaged is not None:
+        raise ModelError(f"model: got the name {damaged!r}, expected UTF-8 text; the file is damaged, export the model again")
 
 
 def element_type(code: int, where: str) -> DType:
