@@ -84,7 +84,8 @@ def dominant_order(node: Node, output: TensorType) -> Layout:
         if not isinstance(value.type, TensorType) or value.time != Time.RUN or value.type.rank != output.rank:
             continue
         same = sum(a == b for a, b in zip(value.type.shape, output.shape, strict=True))
-        score = 2 * same + (value.type.rank > 1 and not is_row_major(value.type))
+        # Of operands that fit alike, images win that are channels-last already, matrices that are row-major.
+        score = 2 * same + (is_row_major(value.type) != (value.type.rank >= 4))
         if best is None or score > best[0]:
             best = (score, value.type)
     return Layout(best[1].placement.order) if best is not None else row_major(output.rank)
