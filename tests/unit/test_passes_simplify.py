@@ -61,6 +61,25 @@ def flattened(b: Builder) -> Value:
     return b("Reshape", y, shape=(2, 3, 5))
 
 
+def branched(b: Builder, dilations: tuple[int, int] = (1, 1), group: int = 1) -> Value:
+    """3x3 and 1x1 convolutions of one input, summed."""
+    x = b.input(1, 4, 6, 6)
+    large = b.conv(x, b.random(4, 4 // group, 3, 3), b.random(4), pads=(1, 1, 1, 1), group=group)
+    pads = (1, 1, 1, 1) if dilations == (1, 1) else (2, 2, 2, 2)
+    small = b.conv(x, b.random(4, 4 // group, 1, 1), group=group)
+    if dilations != (1, 1):
+        small = b.conv(x, b.random(4, 4 // group, 3, 3), pads=pads, dilations=dilations, group=group)
+    return b("Add", large, small)
+
+
+def shortcut(b: Builder, group: int = 1, pads: tuple[int, ...] = (1, 1, 1, 1), dilation: int = 1) -> Value:
+    """A convolution plus its input, scaled and shifted per channel."""
+    x = b.input(1, 4, 6, 6)
+    w = b.random(4, 4 // group, 3, 3)
+    y = b.conv(x, w, pads=tuple(p * dilation for p in pads), group=group, dilations=(dilation, dilation))
+    return b("Add", b("Add", b("Mul", x, b.random(4, 1, 1)), b.random(4, 1, 1)), y)
+
+
 # rule -> (a module where it applies, what is left of which op, a module where it must not apply)
 CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
     "drop_neutral_operand": (
@@ -165,6 +184,31 @@ CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
         biased_matmul,
         {"Mul": 0, "Add": 1},
         lambda b: b("Mul", b("Add", b("MatMul", b.input(3, 4), b.random(4, 5)), b.input(5)), b.weight(0.5)),
+    ),
+    "gather_one_position": (
+        lambda b: b("Gather", b.input(3, 4, 5), b.weight(np.array(-1, np.int64)), axis=1),
+        {"Gather": 0, "Slice": 1},
+        lambda b: b("Gather", b.input(3, 4, 5), b.weight(np.array([0, 2], np.int64)), axis=1),
+    ),
+    "hoist_scale_over_transpose": (
+        lambda b: b(
+            "Mul",
+            b("Transpose", b("Add", b("MatMul", b.input(2, 3, 4), b.random(4, 5)), b.random(5)), perm=(0, 2, 1)),
+            b.random(5, 1),
+        ),
+        {"Mul": 0, "MatMul": 1, "Add": 1},
+        lambda b: b("Mul", b("Transpose", b("MatMul", b.input(2, 3, 4), b.random(4, 5)), perm=(0, 2, 1)), b.random(3)),
+    ),
+    "merge_parallel_convs": (
+        lambda b: (branched(b), branched(b, group=2)),
+        {"Add": 0, "Conv": 2},
+        lambda b: branched(b, dilations=(2, 2)),
+    ),
+    "merge_scaled_input": (
+        lambda b: (shortcut(b), shortcut(b, group=2), shortcut(b, group=4, dilation=2)),
+        {"Add": 0, "Mul": 0, "Conv": 3},
+        lambda b: b("Add", b("Add", b("Mul", b.input(1, 4, 6, 6), b.random(4, 1, 1)), b.random(4, 1, 1)),
+                    b.conv(b.input(1, 4, 6, 6), b.random(4, 4, 3, 3), pads=(1, 1, 1, 1))),
     ),
     "combine_weight_operands": (
         lambda b: b("Add", b.random(5), b("Add", b.input(3, 5), b.random(5))),

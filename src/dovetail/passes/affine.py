@@ -175,4 +175,40 @@ def combine_weight_operands(node: Node, rewrite: Rewrite) -> str | None:
     return None
 
 
-AFFINE_RULES = (fold_scale, fold_shift, distribute_scale_over_bias, combine_weight_operands)
+@rule("Mul")
+def hoist_scale_over_transpose(node: Node, rewrite: Rewrite) -> str | None:
+    """transpose(y) * s = transpose(y * s'), so that s' can move into the contraction that makes y."""
+    found = weight_operand(node)
+    if found is None:
+        return "no operand is known at weight time"
+    moved, scale = found
+    transpose = moved.producer
+    if transpose is None or transpose.op != "Transpose" or not used_once(moved):
+        return "the other operand is no Transpose with this one reader"
+    y, perm = transpose.input(0), transpose.attrs["perm"]
+    inner = y.producer
+    if inner is not None and inner.op == "Add" and used_once(y):
+        parts = weight_operand(inner)
+        source = _foldable(parts[0]) if parts is not None else None
+    else:
+        source = _foldable(y)
+    rank = y.tensor.rank
+    if source is None or source.op != "MatMul":
+        return "what is transposed is no product with weights"
+    axis = perm.index(rank - 1)
+    extent = channel_extent(scale, moved, axis)
+    if extent is None or moved.type != node.output.type:
+        return "the scale is not one number per output channel"
+    rewrite.at(node, (*transpose.origin, *node.origin))
+    scaled = rewrite.emit("Mul", y, rewrite.emit("Reshape", scale, shape=(extent,)))
+    replace(rewrite, node, rewrite.emit("Transpose", scaled, name=node.output.name, perm=perm))
+    return None
+
+
+AFFINE_RULES = (
+    fold_scale,
+    fold_shift,
+    distribute_scale_over_bias,
+    combine_weight_operands,
+    hoist_scale_over_transpose,
+)

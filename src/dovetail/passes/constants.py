@@ -20,9 +20,11 @@ _MAX_NODES = 32
 
 
 def peek(module: Module, value: Value | None) -> np.ndarray[Any, Any] | None:
-    """The array of a small WEIGHT-time value, else None; who relies on it must call `guard`."""
-    if value is None or value.time != Time.WEIGHT or not _is_small(value):
+    """The array of a small value that weights and fixed extents determine, else None; who relies on it must call `guard`."""
+    if value is None or value.time == Time.RUN or not _is_small(value):
         return None
+    if (fixed := _fixed_contents(value)) is not None:
+        return fixed
     needed = _closure(value)
     if needed is None or any(not _is_small(v) for node in needed for v in node.outputs):
         return None
@@ -31,8 +33,11 @@ def peek(module: Module, value: Value | None) -> np.ndarray[Any, Any] | None:
         if node.op == "Constant":
             known[node.output] = module.weights[node.attrs["name"]]
             continue
+        if len(node.outputs) == 1 and (fixed := _fixed_contents(node.output)) is not None:
+            known[node.output] = fixed
+            continue
         spec = find(node.op)
-        if spec is None or node.regions:
+        if spec is None or node.regions or node.symbols() or node.attrs.get("symbols"):
             return None
         attrs = spec.complete({k: v for k, v in node.attrs.items() if k != "impure"})
         inputs = [None if v is None else known[v] for v in node.inputs]
@@ -47,8 +52,16 @@ def _is_small(value: Value) -> bool:
     return not isinstance(size, Expr) and size <= MAX_ELEMENTS
 
 
+def _fixed_contents(value: Value) -> np.ndarray[Any, Any] | None:
+    """The contents of a shape tensor whose extents are all numbers."""
+    contents = value.contents
+    if contents is None or any(isinstance(d, Expr) for d in contents.reshape(-1)):
+        return None
+    return np.asarray(contents.astype(value.tensor.dtype.numpy))
+
+
 def _closure(value: Value) -> list[Node] | None:
-    """The nodes that compute a WEIGHT-time value, operands first; None if there are many."""
+    """The nodes that compute a value, operands first, down to constants and fixed extents; None if there are many or inputs."""
     order: dict[Node, None] = {}
     pending: list[tuple[Node, bool]] = []
     if value.producer is not None:
@@ -61,6 +74,10 @@ def _closure(value: Value) -> list[Node] | None:
             if len(order) + len(pending) > _MAX_NODES:
                 return None
             pending.append((node, True))
+            if node.op != "Constant" and len(node.outputs) == 1 and _fixed_contents(node.output) is not None:
+                continue
+            if any(v.producer is None for v in node.operands):
+                return None
             pending += [(v.producer, False) for v in node.operands if v.producer is not None]
     return list(order)
 

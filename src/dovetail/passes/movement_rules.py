@@ -9,6 +9,7 @@ from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.rewriter import Rewrite, rule
 from dovetail.ops.registry import POINTWISE, find
 from dovetail.passes.clean import replace, used_once
+from dovetail.passes.constants import guard, scalar
 
 
 @rule("Transpose")
@@ -246,6 +247,30 @@ def _join_slices(parts: list[Value], axis: int, rewrite: Rewrite) -> list[Value]
     return result
 
 
+@rule("Gather")
+def gather_one_position(node: Node, rewrite: Rewrite) -> str | None:
+    """Gather of one fixed position is a Slice and a Reshape, which need no copy."""
+    x, indices = node.input(0), node.input(1)
+    axis = node.attrs.get("axis", 0) % max(x.tensor.rank, 1)
+    extent = x.tensor.shape[axis]
+    if x.time != Time.RUN:
+        return "it is not computed at run time"
+    position = scalar(rewrite.module, indices)
+    if position is None:
+        return "the position is not one fixed number"
+    if position < 0:
+        if not isinstance(extent, int):
+            return "the position counts from a symbolic end"
+        position += extent
+    if not isinstance(extent, int) or not 0 <= position < extent:
+        return "the position may lie outside of a symbolic extent"
+    guard(rewrite.module, indices, "position of Gather")
+    at: dict[str, Any] = {"starts": (int(position),), "ends": (int(position) + 1,), "axes": (axis,), "steps": (1,)}
+    y = rewrite.emit("Slice", x, **at)
+    replace(rewrite, node, rewrite.emit("Reshape", y, name=node.output.name, shape=node.output.tensor.shape))
+    return None
+
+
 @rule("Pad", "Tile")
 def drop_empty_movement(node: Node, rewrite: Rewrite) -> str | None:
     """A Pad by nothing and a Tile of one copy are their input."""
@@ -287,6 +312,7 @@ MOVEMENT_RULES = (
     simplify_concat,
     drop_empty_movement,
     absorb_zero_pad,
+    gather_one_position,
     matmul_without_flattening,
     sink_merging_reshape,
 )

@@ -67,6 +67,8 @@ def convolve(
     """Grouped convolution [N, C, in...] by [M, C/group, k...] in the arrays' own dtype, without bias."""
     rank, kernel = x.ndim - 2, w.shape[2:]
     batch, channels = x.shape[:2]
+    if group == channels == w.shape[0]:
+        return _depthwise(windows(pad_spatial(x, pads), kernel, strides, dilations), w)
     per_group, taps = channels // group, math.prod(kernel)
     weights = w.reshape(group, -1, per_group * taps)
     view = windows(pad_spatial(x, pads), kernel, strides, dilations)
@@ -80,6 +82,16 @@ def convolve(
         product = np.matmul(weights, columns)
         result[start : start + step] = product.reshape(-1, w.shape[0], math.prod(out))
     return result.reshape(batch, w.shape[0], *out)
+
+
+def _depthwise(view: Array, w: Array) -> Array:
+    """One kernel per channel over windows [N, C, out..., k...]: a sum over taps, each over the whole image."""
+    rank = w.ndim - 2
+    result = np.zeros(view.shape[: 2 + rank], np.result_type(view, w))
+    for tap in np.ndindex(*w.shape[2:]):
+        factors = w[(slice(None), 0, *tap)].reshape(-1, *[1] * rank)
+        result += view[(..., *tap)] * factors
+    return result
 
 
 @reference("Conv")
