@@ -85,13 +85,14 @@ def relative_l2(got: Array, want: Array, scale: float | None = None) -> float:
         return 0.0
     # fp32 in, fp32 differences: they are exact enough for a magnitude, and twice as fast.
     kind = np.float32 if got.dtype == np.float32 == want.dtype else np.float64
-    a, b = np.asarray(got, kind), np.asarray(want, kind)
+    a: Array = np.asarray(got, kind)
+    b: Array = np.asarray(want, kind)
     finite = np.isfinite(a) & np.isfinite(b)
     if not finite.all():
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
             return float("inf")
         a, b = a[finite], b[finite]
-    difference = float(np.linalg.norm(a - b))
+    difference = float(np.linalg.norm(np.subtract(a, b)))
     if difference == 0.0:
         return 0.0
     norm = float(np.linalg.norm(b)) if scale is None else scale

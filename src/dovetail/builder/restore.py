@@ -56,9 +56,9 @@ def as_recorded(plan: Plan) -> Chooser:
     groups = report.get("groups", []) if isinstance(report, dict) else []
     recorded: dict[str, tuple[str, Config]] = {}
     for entry in groups if isinstance(groups, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("config"), list):
-            config = tuple((str(k), v) for k, v in entry["config"])
-            recorded[entry["name"]] = (str(entry.get("tactic")), config)
+        name, tactic, config = _entry(entry)
+        if name:
+            recorded[name] = (tactic, config)
 
     def choose(groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
         decisions = by_rule(groups, target)
@@ -74,3 +74,13 @@ def as_recorded(plan: Plan) -> Chooser:
         return decisions
 
     return choose
+
+
+def _entry(entry: Any) -> tuple[str, str, Config]:
+    """(group, tactic, configuration) of a report's entry; empty names where it is damaged."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("config"), list):
+        return "", "", ()
+    pairs = [p for p in entry["config"] if isinstance(p, list) and len(p) == 2 and isinstance(p[1], int | str)]
+    if len(pairs) != len(entry["config"]):
+        return "", "", ()
+    return str(entry.get("name", "")), str(entry.get("tactic", "")), tuple((str(k), v) for k, v in pairs)

@@ -13,6 +13,7 @@ import numpy as np
 from dovetail.core import dims
 from dovetail.core.dims import Dim, Expr
 from dovetail.core.dtypes import DType
+from dovetail.core.errors import ShapeError
 from dovetail.ir.graph import Graph, Value
 from dovetail.ir.types import TensorType
 
@@ -127,7 +128,7 @@ def _limits(value: Value, sizes: Mapping[str, int], seen: set[Value]) -> list[in
             size = table[int(node.attrs.get("axis", 0))]
             try:
                 found.append(max(1, dims.evaluate(size, sizes)))
-            except dims.ShapeError:
+            except ShapeError:
                 found.append(1)
         elif node.op == "Fusion":
             found += _limits(node.regions[0].inputs[position], sizes, seen)

@@ -30,7 +30,7 @@ _ORACLE_FLOPS = 15e9
 _SAMPLE_S = 4.0
 # An engine may be this many times as far from the oracle as rounding of its inputs moves the oracle.
 _CONDITION = 8.0
-_HALF_ULP = 2.0**-24
+_ULP = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,14 @@ def _epsilon(want: Any) -> float:
 
 
 def _rounded(module: Module, feed: Arrays) -> tuple[Module, Arrays]:
-    """Module and inputs with every fp32 number moved by up to half a unit in the last place."""
+    """Module and inputs with every fp32 number moved by about a unit in the last place, up or down."""
     rng = np.random.default_rng(0)
 
     def moved(array: Any) -> Any:
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             return array
-        noise = rng.uniform(-_HALF_ULP, _HALF_ULP, array.shape).astype(np.float64)
-        return (array * (1.0 + noise)).astype(np.float32)
+        up = rng.integers(0, 2, array.shape, np.uint8).astype(np.bool_)
+        return np.where(up, array * np.float32(1 + _ULP), array * np.float32(1 - _ULP))
 
     module.weights = {name: moved(array) for name, array in module.weights.items()}
     return module, {name: moved(array) for name, array in feed.items()}

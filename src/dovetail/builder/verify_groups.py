@@ -30,6 +30,7 @@ from dovetail.core.records import RecordFile
 from dovetail.device.cpu import KernelLibrary, Pool
 from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Node, Time, Value
+from dovetail.reference.registry import call
 from dovetail.tuner.launch import Launch, amount, place
 
 Array = np.ndarray[Any, Any]
@@ -225,7 +226,7 @@ class _Job:
         for position, (value, array) in enumerate(zip(group.inputs, arrays, strict=True)):
             if position in packed:
                 op, attrs = packed[position]
-                (array,) = oracle.call(op, [array], attrs)
+                (array,) = call(op, [array], attrs)
             inputs.append(place(value.tensor, sizes, array))
         first: list[Array] = []
         worst = 0.0
