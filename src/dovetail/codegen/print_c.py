@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dovetail.codegen import c_scalar
 from dovetail.codegen.c_scalar import dim_symbols, dim_text, literal, local_type, memory_type
-from dovetail.codegen.index import Ranges
+from dovetail.codegen.index import Ranges, coefficient
 from dovetail.codegen.kernel import ENTRY, MAX_THREADS, Kernel, Param, make_kernel
 from dovetail.codegen.loop_ir import (
     Axis,
@@ -43,7 +43,11 @@ from dovetail.core.dtypes import DType
 # Points of the vector axis that one block computes: with array accumulators, and without.
 _LANES = 256
 _CHUNK = 2048
+# Bytes that rows over a block of the vector axis should stay below.
+_ROW_CACHE = 262144
+# Tiles of transposes: points of the vector axis, and of the axis that is contiguous in the source.
 _TILE = 32
+_TILE_ROWS = 128
 # Largest local array on the stack, in bytes; larger ones live in the workspace.
 _STACK = 16384
 
@@ -158,6 +162,7 @@ class _Printer:
         self._ranges = Ranges({})
         self._plan: Schedule
         self._strip: _Block | None = None
+        self._staged: dict[Load, str] = {}
         self._width: int = 1
 
     # ------------------------------------------------------------------ names
@@ -193,12 +198,12 @@ class _Printer:
         shared = plan.outer[: plan.parallel]
         extents = [self._dim(a.extent, None) for a in shared]
         blocks: list[tuple[str, str]] = []  # (variable, count) of shared blocks
-        chunk = _LANES if plan.lanes else _TILE if plan.tile else _CHUNK
+        chunk = self._lanes(nest) if plan.lanes else _TILE if plan.tile else _CHUNK
         self._width = chunk
         if plan.split_vector:
             assert plan.vector is not None
             if plan.tile:
-                blocks.append(("bt", self._dim(ceil_div(plan.tile.extent, _TILE), None)))
+                blocks.append(("bt", self._dim(ceil_div(plan.tile.extent, _TILE_ROWS), None)))
                 where = shared.index(plan.tile)
                 shared = shared[:where] + shared[where + 1 :]
                 extents.pop(where)
@@ -231,6 +236,18 @@ class _Printer:
             lines.append("      " + step)
         return [*lines, "    }", "  }", "}"]
 
+    def _lanes(self, nest: Nest) -> int:
+        """Points of the vector axis per block: fewer where each needs a long row, to stay in cache."""
+        longest = 1
+        for e in expressions(nest, self.scope):
+            if isinstance(e, Row) and self._is_laned(e):
+                size = product(a.extent for a in e.axes)
+                longest = max(longest, size if isinstance(size, int) else 1024)
+        lanes = _LANES
+        while lanes > 16 and lanes * longest * 4 > _ROW_CACHE:
+            lanes //= 2
+        return lanes
+
     def _inner(self, nest: Nest, plan: Schedule, block: _Block, chunk: int) -> list[str]:
         """Lines of the body of the shared loop, appended after what gets hoisted into `block`."""
         serial = plan.outer[plan.parallel : plan.depth]
@@ -241,14 +258,16 @@ class _Printer:
             return self._loops(serial, block, lambda b: self._stores(nest, b))
         if plan.tile is not None:
             lines = [
-                f"const int64_t t0 = bt * {_TILE}, t1 = dt_mini(t0 + {_TILE}, {self._dim(plan.tile.extent, None)});",
+                f"const int64_t t0 = bt * {_TILE_ROWS}, "
+                f"t1 = dt_mini(t0 + {_TILE_ROWS}, {self._dim(plan.tile.extent, None)});",
                 *self._block_bounds(vector, chunk, "bv"),
             ]
+            staging = self._stage(nest, plan.tile, vector, block)
             loop = _Block(block, (plan.tile,))
             body = self._vector_loop(loop, lambda b: self._stores(nest, b))
-            name = self._axis(plan.tile)
             loop.lines += body
-            return [*lines, f"for (int64_t {name} = t0; {name} < t1; {name}++) {{", *_indent(loop.lines), "}"]
+            self._staged = {}
+            return [*lines, *staging, self._tile_loop(plan.tile), *_indent(loop.lines), "}"]
 
         def stripped(parent: _Block) -> list[str]:
             strip = _Block(parent, ())
@@ -270,6 +289,35 @@ class _Printer:
 
         return self._loops(serial, block, serial_blocks)
 
+    def _tile_loop(self, tile: Axis) -> str:
+        name = self._axis(tile)
+        return f"for (int64_t {name} = t0; {name} < t1; {name}++) {{"
+
+    def _stage(self, nest: Nest, tile: Axis, vector: Axis, block: _Block) -> list[str]:
+        """Copies of what is contiguous along the tile axis, read in that order into local tiles.
+
+        Read in the order of the stores, lines of power-of-two strides would evict each other.
+        """
+        lines: list[str] = []
+        staged: dict[Load, str] = {}
+        for e in expressions(nest, self.scope):
+            along = coefficient(e.offset, tile.name) if isinstance(e, Load) else None
+            if isinstance(e, Load) and along == 1 and coefficient(e.offset, vector.name) not in (0, 1):
+                staged[e] = self._fresh("s")
+        for e, name in staged.items():
+
+            def copy(lane: _Block, e: Load = e, name: str = name) -> list[str]:
+                inner = _Block(lane, (tile,))
+                value = self._emit(e, inner)
+                place = f"{name}[{lane.lane} * {_TILE_ROWS + 1} + ({self._axis(tile)} - t0)]"
+                inner.lines.append(f"{place} = {value};")
+                return [self._tile_loop(tile), *_indent(inner.lines), "}"]
+
+            lines.append(f"{local_type(e.dtype)} {name}[{_TILE * (_TILE_ROWS + 1)}];")
+            lines += self._vector_loop(block, copy)
+        self._staged = staged
+        return lines
+
     def _block_bounds(self, vector: Axis, chunk: int, block: str) -> list[str]:
         extent = vector.extent
         if isinstance(extent, int) and extent <= chunk:
@@ -289,15 +337,24 @@ class _Printer:
         block.lines += self._loops(axes[1:], block, body)
         return [f"for (int64_t {name} = 0; {name} < {extent}; {name}++) {{", *_indent(block.lines), "}"]
 
-    def _vector_loop(self, parent: _Block, body: Body) -> list[str]:
-        """A loop over the lanes of the current block of the vector axis."""
+    def _vector_loop(
+        self, parent: _Block, body: Body, bounds: tuple[str, str] = ("0", "vn")
+    ) -> list[str]:
+        """A loop over (some) lanes of the current block of the vector axis."""
         vector = self._plan.vector
         assert vector is not None
         lane = self._fresh("v")
         block = _Block(parent, (vector,), lane=lane)
         block.lines.append(f"const int64_t {self._axis(vector)} = v0 + {lane};")
         block.lines += body(block)
-        return [f"for (int64_t {lane} = 0; {lane} < vn; {lane}++) {{", *_indent(block.lines), "}"]
+        first, last = bounds
+        head = f"for (int64_t {lane} = {first}; {lane} < {last}; {lane}++) {{"
+        if bounds == ("0", "vn"):
+            return [head, *_indent(block.lines), "}"]
+        # Bounds are computed once, ahead of the loop.
+        head = f"for (int64_t {lane} = lo{lane}; {lane} < hi{lane}; {lane}++) {{"
+        ahead = f"const int64_t lo{lane} = {first}, hi{lane} = {last};"
+        return ["{", "  " + ahead, "  " + head, *_indent(_indent(block.lines)), "  }", "}"]
 
     def _stores(self, nest: Nest, block: _Block) -> list[str]:
         lines = []
@@ -356,6 +413,10 @@ class _Printer:
     def _text(self, e: Expr, block: _Block) -> str:
         if isinstance(e, IndexValue):
             return self._dim(e.index, block)
+        if isinstance(e, Load) and e in self._staged:
+            assert self._plan.tile is not None
+            column = f"({self._axis(self._plan.tile)} - t0)"
+            return f"{self._staged[e]}[{block.lane} * {_TILE_ROWS + 1} + {column}]"
         if isinstance(e, Load):
             text = f"{self.buffers[e.buffer]}[{self._dim(e.offset, block)}]"
             text = c_scalar.widen(text, e.buffer.dtype)
@@ -432,19 +493,21 @@ class _Printer:
         acc = self._fresh("a")
 
         def body(block: _Block) -> list[str]:
-            free = frozenset().union(*(self.scope.free(g) for g in e.where)) if e.where else frozenset()
-            uniform = vector.name not in free
-            inner, condition = self._guarded(e, block) if uniform else (block, "")
+            uniform, bounded, other = self._split_guards(e.where)
+            inner = _Block(block, ())
+            inner.known = block.known | frozenset(uniform) | frozenset(bounded)
+            condition = self._conditions(uniform, block) if uniform else ""
 
             def update(lane: _Block) -> list[str]:
-                where = self._conditions(list(e.where), lane) if e.where and not uniform else ""
+                where = self._conditions(other, lane) if other else ""
                 value = self._emit(e.value, lane)
                 here = f"{acc}[{lane.lane}]"
-                step = _step(e.kind, e.dtype, here, value)
+                step = _step(e.kind, e.dtype, here, value, lanes=True)
                 return [f"{here} = {where} ? {step} : {here};" if where else f"{here} = {step};"]
 
-            lines = self._vector_loop(inner, update)
-            return _wrap(condition, [*inner.lines, *lines]) if inner is not block else lines
+            lines = self._vector_loop(inner, update, self._lane_bounds(bounded, block))
+            lines = [*inner.lines, *lines]
+            return _wrap(condition, lines) if condition else ["{", *_indent(lines), "}"]
 
         lines = self._loops(e.axes, target, body)
         kind = local_type(e.dtype)
@@ -452,6 +515,39 @@ class _Printer:
         target.lines.append(f"for (int64_t v = 0; v < vn; v++) {acc}[v] = {_neutral(e.kind, e.dtype)};")
         target.lines += lines
         return acc
+
+    def _split_guards(self, guards: tuple[Dim, ...]) -> tuple[list[Dim], list[Dim], list[Dim]]:
+        """Guards that all lanes share, those that bound the lanes, and the rest."""
+        vector = self._plan.vector
+        assert vector is not None
+        uniform: list[Dim] = []
+        bounded: list[Dim] = []
+        other: list[Dim] = []
+        for g in guards:
+            factor = coefficient(g, vector.name)
+            through_data = any(n[0] == "#" for n in symbols(g))
+            if vector.name not in self.scope.free(g):
+                uniform.append(g)
+            elif isinstance(factor, int) and factor and not through_data:
+                bounded.append(g)
+            else:
+                other.append(g)
+        return uniform, bounded, other
+
+    def _lane_bounds(self, guards: list[Dim], block: _Block) -> tuple[str, str]:
+        """The lanes [first, last) on which guards linear in the vector axis hold."""
+        vector = self._plan.vector
+        assert vector is not None
+        first, last = "0", "vn"
+        for g in guards:
+            factor = coefficient(g, vector.name)
+            assert isinstance(factor, int)
+            rest = self._dim(substitute(g, {vector.name: 0}), block)
+            if factor > 0:  # lane >= ceil(-rest / factor) - v0
+                first = f"dt_maxi({first}, -dt_floordiv({rest}, {factor}) - v0)"
+            else:  # lane <= floor(rest / -factor) - v0
+                last = f"dt_mini({last}, dt_floordiv({rest}, {-factor}) + 1 - v0)"
+        return first, last
 
     # ------------------------------------------------------------------ rows
     def _allocate(self, row: Row, target: _Block, *, lanes: bool) -> str:
@@ -552,11 +648,14 @@ def _neutral(kind: str, dtype: DType) -> str:
     return literal(least if low else most, dtype)
 
 
-def _step(kind: str, dtype: DType, acc: str, value: str) -> str:
+def _step(kind: str, dtype: DType, acc: str, value: str, *, lanes: bool = False) -> str:
+    """One accumulation; over lanes no reordering is wanted, hence plain operations."""
+    operator = {"sum": "+", "prod": "*"}.get(kind)
     if dtype.is_float:
         suffix = "d" if dtype.name == "f64" else "f"
-        name = f"dt_{kind}_step{suffix}"
-        return f"{name}({acc}, {value})"
-    if kind in ("sum", "prod"):
-        return f"({local_type(dtype)})({acc} {'+' if kind == 'sum' else '*'} {value})"
+        if lanes and operator:
+            return f"{acc} {operator} {value}"
+        return f"dt_{kind}{'' if lanes else '_step'}{suffix}({acc}, {value})"
+    if operator:
+        return f"({local_type(dtype)})({acc} {operator} {value})"
     return f"{acc} {'>' if kind == 'max' else '<'} {value} ? {acc} : {value}"

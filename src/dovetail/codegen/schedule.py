@@ -27,7 +27,7 @@ from dovetail.codegen.loop_ir import (
     reduce,
     walk,
 )
-from dovetail.core.dims import Dim, Symbol, substitute, symbols
+from dovetail.core.dims import Dim, Symbol, product, substitute, symbols
 from dovetail.core.dims import Expr as DimExpr
 
 
@@ -271,12 +271,19 @@ def schedule(nest: Nest, scope: Scope) -> Schedule:
         return max((position.get(n, 0) for n in e.free), default=0)
 
     laned = [e for e in heavy if vector is not None and vector.name in e.free]
-    hoisted = [e for e in heavy if e not in laned]
+    hoisted = [e for e in heavy if e not in laned and not is_table(e, scope)]
     depth = min((level(e) for e in laned), default=len(outer))
     parallel = min([depth, *(level(e) for e in hoisted)])
     split_vector = vector is not None and parallel == depth and not hoisted
     tile = _tile_axis(nest, vector, scope) if split_vector and not laned and vector else None
     return Schedule(tuple(outer), vector, tile, bool(laned), depth, parallel, split_vector)
+
+
+def is_table(e: Expr, scope: Scope) -> bool:
+    """Whether e is a row of numbers that depend on nothing but the shapes: every thread makes its own."""
+    if not isinstance(e, Row) or e.free:
+        return False
+    return not any(isinstance(x, (Load, Reduce)) for x in walk([e], scope))
 
 
 def _loads(exprs: Iterable[Expr], scope: Scope) -> list[Load]:
@@ -297,11 +304,17 @@ def _vector_axis(nest: Nest, heavy: Sequence[Reduce | Row], scope: Scope) -> Axi
         for x in _loads([e.value], scope):
             step = coefficient(x.offset, axis.name)
             inner = [coefficient(x.offset, a.name) for a in e.axes]
-            if step == 1:
+            if step == 1 or (isinstance(step, int) and 1 < step <= 8 and _is_window(e)):
                 along_axis += 2
             elif 1 in inner and step != 0:
                 along_rows += 2
     return axis if along_axis >= along_rows and along_axis else None
+
+
+def _is_window(e: Reduce | Row) -> bool:
+    """Whether a reduction is so short that its neighbours are better computed side by side."""
+    size = product(a.extent for a in e.axes)
+    return isinstance(e, Reduce) and isinstance(size, int) and size <= 128
 
 
 def _tile_axis(nest: Nest, vector: Axis, scope: Scope) -> Axis | None:

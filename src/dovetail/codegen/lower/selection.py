@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from dovetail.codegen.loop_ir import Expr, call
 from dovetail.codegen.lower.build import (
@@ -20,7 +21,7 @@ from dovetail.codegen.lower.build import (
     sub,
     unary,
 )
-from dovetail.codegen.lower.context import Context, Index, NotLowerable, lowering
+from dovetail.codegen.lower.context import Context, Index, NotLowerable, RowHandle, lowering
 from dovetail.codegen.lower.rows import number
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import F32, F64, I64, DType
@@ -104,14 +105,20 @@ def _resize(ctx: Context, node: Node, index: Index) -> Expr:
     # Coordinates in the precision of the reference, so that ties fall alike.
     precision = F32 if mode == "nearest" else F64
     taps: list[list[tuple[Dim, Expr | None]]] = []
+    scales = attrs.get("scales", ())
     for axis, extent in enumerate(x.tensor.shape):
         size = attrs["sizes"][axis]
-        scales = attrs.get("scales", ())
         if size == extent and (not scales or float(scales[axis]) == 1.0):
             taps.append([(index[axis], None)])
             continue
-        where = _coordinate(ctx, index[axis], extent, size, scales[axis] if scales else None, transform, precision)
-        taps.append(_nearest(ctx, where, extent, attrs) if mode == "nearest" else _linear(ctx, where, extent))
+        def taps_at(
+            out: Dim, axis: int = axis, extent: Dim = extent, size: Dim = size
+        ) -> list[tuple[Expr, Expr | None]]:
+            scale = scales[axis] if scales else None
+            where = _coordinate(ctx, out, extent, size, scale, transform, precision)
+            return _nearest(ctx, where, extent, attrs) if mode == "nearest" else _linear(ctx, where, extent)
+
+        taps.append(_tabulated(ctx, node, axis, size, index[axis], taps_at))
     total: Expr | None = None
     for corner in itertools.product(*taps):
         term = ctx.load(x, [where for where, _ in corner])
@@ -152,12 +159,35 @@ def _coordinate(
     return centre
 
 
-def _clamped(ctx: Context, where: Expr, extent: Dim) -> Dim:
+Taps = list[tuple[Expr, Expr | None]]
+
+
+def _tabulated(
+    ctx: Context, node: Node, axis: int, size: Dim, at: Dim, taps_at: Callable[[Dim], Taps]
+) -> list[tuple[Dim, Expr | None]]:
+    """Positions and weights of one axis, computed once per call into tables."""
+
+    def column(tap: int, part: int) -> RowHandle:
+        def entry(k: Dim) -> Expr:
+            value = taps_at(k)[tap][part]
+            assert value is not None
+            return cast(value, I64 if part == 0 else F32)
+
+        return ctx.once((node, axis, tap, part), lambda: ctx.row([size], entry))
+
+    result: list[tuple[Dim, Expr | None]] = []
+    for tap, (_, weight) in enumerate(taps_at(at)):
+        where = ctx.data(column(tap, 0)[at])
+        result.append((where, None if weight is None else column(tap, 1)[at]))
+    return result
+
+
+def _clamped(ctx: Context, where: Expr, extent: Dim) -> Expr:
     value = cast(where, I64)
-    return ctx.data(maximum(minimum(value, sub(number(ctx, extent, I64), 1)), 0))
+    return maximum(minimum(value, sub(number(ctx, extent, I64), 1)), 0)
 
 
-def _nearest(ctx: Context, where: Expr, extent: Dim, attrs: dict[str, object]) -> list[tuple[Dim, Expr | None]]:
+def _nearest(ctx: Context, where: Expr, extent: Dim, attrs: dict[str, object]) -> Taps:
     floor = unary("floor", where)
     mode = attrs.get("nearest_mode", "round_prefer_floor")
     if mode == "floor":
@@ -171,7 +201,7 @@ def _nearest(ctx: Context, where: Expr, extent: Dim, attrs: dict[str, object]) -
     return [(_clamped(ctx, chosen, extent), None)]
 
 
-def _linear(ctx: Context, where: Expr, extent: Dim) -> list[tuple[Dim, Expr | None]]:
+def _linear(ctx: Context, where: Expr, extent: Dim) -> Taps:
     floor = unary("floor", where)
     rest = sub(where, floor)
     return [
