@@ -61,7 +61,7 @@ def fuse(module: Module, target: Target, not_lowerable: Lowerable, graph: Graph 
         not_lowerable: None if the loop IR has a lowering for a node, else the reason why not.
     """
     log = FusionLog()
-    graph = graph or module.main
+    graph = module.main if graph is None else graph  # a region without nodes is falsy
     grouped: set[Node] = set()
     nodes = list(graph.nodes)
     positions = {node: i for i, node in enumerate(nodes)}

@@ -50,7 +50,7 @@ def fulfils(want: str, type: TensorType) -> bool:
 
 def assign_layouts(module: Module, target: Target, graph: Graph | None = None) -> Placement:
     """Give every run-time value of a graph and its regions a layout, inserting copies where needed."""
-    graph = graph or module.main
+    graph = module.main if graph is None else graph  # a region without nodes is falsy
     sweep = _Sweep(graph, target)
     sweep.forward(insert=False)
     sweep.place_concats()
