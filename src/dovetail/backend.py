@@ -35,7 +35,7 @@ def prepare(model: onnx.ModelProto, device: str = "CPU", **options: Any) -> Prep
         dovetail.Error: the model is invalid, or an operator is not supported.
     """
     kind = device.partition(":")[0].lower()
-    return PreparedModel(api.build(model, device=kind, verify="off", **options))
+    return PreparedModel(api.build(model, device=kind, **{"verify": "off", "tune": False, **options}))
 
 
 def run_model(model: onnx.ModelProto, inputs: Any, device: str = "CPU", **options: Any) -> Values:

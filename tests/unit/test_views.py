@@ -18,7 +18,7 @@ def test_reshape_of_a_transposed_array(shape: list[int], random: object) -> None
     perm = list(range(len(shape)))
     random.shuffle(perm)  # type: ignore[attr-defined]
     array = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape).transpose(perm)
-    flat = [d for d in array.shape]
+    flat = list(array.shape)
     random.shuffle(flat)  # type: ignore[attr-defined]
     for target in ([int(np.prod(shape))], flat, [*array.shape, 1], [d for d in array.shape if d != 1]):
         strides = reshape_strides(array.shape, [s // 8 for s in array.strides], target)

@@ -35,6 +35,7 @@ class Symbol(_Base):
 
     @property
     def key(self) -> tuple[str, ...]:
+        """What the order of factors goes by."""
         return ("", self.name)
 
     def __eq__(self, other: object) -> bool:
@@ -58,6 +59,7 @@ class Opaque(_Base):
 
     @property
     def key(self) -> tuple[str, ...]:
+        """What the order of factors goes by."""
         return (self.op, *(str(a) for a in self.args))
 
     def __eq__(self, other: object) -> bool:
@@ -135,7 +137,7 @@ class Expr(_Base):
         return f"Dim({self})"
 
 
-Dim = Union[int, Expr]
+Dim = int | Expr
 
 
 def _factor(atom: Atom) -> str:
@@ -459,7 +461,7 @@ def evaluate(d: Dim, env: Mapping[str, int]) -> int:
     return _checked(value)
 
 
-Program = list[Union[int, str]]
+Program = list[int | str]
 
 
 def to_program(d: Dim) -> Program:

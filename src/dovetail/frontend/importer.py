@@ -506,8 +506,8 @@ class ImportContext:
         names: dict[str, None] = {}
         _free_names(proto, names)
         for name in names:
-            value = self.look_up(name)
-            inner.scope[name] = inner_of[value] if isinstance(value, Value) else value
+            outer = self.look_up(name)
+            inner.scope[name] = inner_of[outer] if isinstance(outer, Value) else outer
         inner._register_initializers(proto)
         outputs = inner.import_nodes(proto.node, [o.name for o in proto.output])
         if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in outputs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import ModelError
 
-ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
 def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:

@@ -148,7 +148,8 @@ def _type(cursor: _Cursor) -> Type:
 
 
 _LAYOUT = re.compile(
-    r"(?P<order>[\d,]*)(?: strides (?P<strides>\S*) offset (?P<view>\S+))?(?: halo (?P<halo>[\d:,]+))?(?: pitch (?P<pitch>\d+) offset (?P<offset>\d+))?(?: fill (?P<fill>\S+))?"
+    r"(?P<order>[\d,]*)(?: strides (?P<strides>\S*) offset (?P<view>\S+))?"
+    r"(?: halo (?P<halo>[\d:,]+))?(?: pitch (?P<pitch>\d+) offset (?P<offset>\d+))?(?: fill (?P<fill>\S+))?"
 )
 
 

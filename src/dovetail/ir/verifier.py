@@ -57,9 +57,10 @@ def _name(value: Value, names: set[str]) -> None:
     if value.name in names:
         raise VerifyError(f"%{value.name} is defined twice")
     names.add(value.name)
-    if isinstance(value.type, TensorType) and value.type.layout is not None:
-        if sorted(value.type.layout.order) != list(range(value.type.rank)):
-            raise VerifyError(f"%{value.name}: layout {value.type.layout} does not fit {value.type}")
+    if not isinstance(value.type, TensorType) or value.type.layout is None:
+        return
+    if sorted(value.type.layout.order) != list(range(value.type.rank)):
+        raise VerifyError(f"%{value.name}: layout {value.type.layout} does not fit {value.type}")
 
 
 def _node(graph: Graph, node: Node, defined: set[Value], top: bool) -> None:

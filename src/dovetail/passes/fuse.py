@@ -237,7 +237,7 @@ def _follows(member: Node, anchor: Node, draft: _Draft) -> bool:
 
 def _materialise(graph: Graph, draft: _Draft, target: Target) -> tuple[Node | None, str | None]:
     """Replace a draft's nodes by a Fusion node if a tactic computes it, else (None, reasons)."""
-    members = [n for n in _in_order(graph, draft)]
+    members = _in_order(graph, draft)
     sink = draft.sink
     external: dict[Value, None] = {}
     for node in members:

@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import ANY, CHANNELS_LAST, ROW_MAJOR, ROWS, candidates, wanted_layout
 from dovetail.codegen.target import Target
-
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.layout import Layout, row_major, strided
 from dovetail.ir.types import TensorType
 from dovetail.passes.fuse import group_of
-from dovetail.passes.views import has_dense_rows, is_channels_last, is_row_major, is_view, view_layout
+from dovetail.passes.views import (
+    has_dense_rows,
+    is_channels_last,
+    is_row_major,
+    is_view,
+    view_layout,
+)
 
 
 @dataclass
@@ -93,13 +98,13 @@ def dominant_order(node: Node, output: TensorType) -> Layout:
 
 def _for_readers(value: Value, want: str) -> Layout | None:
     """The layout in which the only way this value is read, one Transpose, gives dense rows; None if there is no such way."""
-    perms = {n.attrs["perm"] if n.op == "Transpose" else None for n in value.consumers}
-    if want not in (ANY, ROWS) or len(perms) != 1 or None in perms:
+    perms: set[tuple[int, ...]] = {n.attrs["perm"] if n.op == "Transpose" else () for n in value.consumers}
+    if want not in (ANY, ROWS) or len(perms) != 1 or () in perms:
         return None
     (perm,) = perms
     if want == ROWS and perm[-1] != len(perm) - 1:
         return None
-    return Layout(tuple(perm))
+    return Layout(perm)
 
 
 class _Sweep:
