@@ -96,6 +96,7 @@ class BlockedAttention(Tactic):
         out_strides = _head_strides(group.outputs[0].tensor, attrs["q_heads"])[0]
         assert isinstance(depth, int) and isinstance(value_depth, int)
         mask = outer[3] if len(outer) > 3 else None
+        mask_strides: tuple[Dim, Dim, Dim]
         kind, mask_strides, mask_keys = NO_MASK, (0, 0, 0), keys
         if mask is not None:
             kind = BOOLEAN if mask.dtype == BOOL else ADDED

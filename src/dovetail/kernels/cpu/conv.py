@@ -82,10 +82,11 @@ def default_tile(
         depth: length of the reduction.
         merged: whether image rows join into one long axis (1x1, stride 1).
     """
-    rows: Dim = math.prod(out) if merged and all(isinstance(n, int) for n in out) else out[-1]  # type: ignore[arg-type]
-    if isinstance(rows, int) and not merged and all(isinstance(n, int) for n in out):
+    fixed = [n for n in out if isinstance(n, int)]
+    rows: Dim = out[-1]
+    if len(fixed) == len(out):
         # Narrow images share tiles across rows, so they do not count as few rows.
-        rows = max(rows, min(64, math.prod(out)))  # type: ignore[arg-type]
+        rows = math.prod(fixed) if merged else max(fixed[-1], min(64, math.prod(fixed)))
     step = x.spatial[-1] * strides[-1]
     return tiles.choose(isa, rows, filters, step, depth)
 
@@ -114,7 +115,7 @@ def emit(config: ConvConfig, dims: DimTable) -> str:
     columns = (*([1] * n_outputs), *config.operand_columns)
     taps = math.prod(config.kernel)
     block = taps * inner * int(config.panels.packed_columns)  # type: ignore[arg-type]
-    groups = ()
+    groups: tuple[Axis, ...] = ()
     if config.group > 1:
         groups = (axis(config.group, inner, tuple(filters * c for c in columns), block),)
     reused = math.prod(config.strides) if config.kernel != (1,) * len(config.kernel) else 1

@@ -39,7 +39,8 @@ class DirectConv(Tactic):
 
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Channels last."""
-        return image_layouts(group)
+        assert group.anchor is not None
+        return image_layouts(group, any(attributes(group.anchor)["pads"]))
 
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
         """The measured rule first, then the other tiles of the instruction set."""

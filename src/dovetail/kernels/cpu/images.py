@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dovetail.codegen.kernel import Param, make_kernel
 from dovetail.codegen.tactic import ANY, CHANNELS_LAST, ROW_MAJOR, Group, Operand, Step
@@ -61,15 +62,22 @@ def side_reason(group: Group) -> str | None:
     return None
 
 
-def image_layouts(group: Group) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Channels last for images, including those of the epilogue; the rest as it comes."""
+def image_layouts(group: Group, copies: bool = False) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Channels last for images, including those of the epilogue; the rest as it comes.
+
+    Args:
+        group: the fused group.
+        copies: whether its template reads a padded copy of the input.
+    """
     anchor = group.anchor
     assert anchor is not None
     rank = anchor.output.tensor.rank
     wants = [ANY] * len(group.inputs)
     for side in sides(group):
         wants[side.position] = CHANNELS_LAST if side.value.tensor.rank == rank else ROW_MAJOR
-    wants[anchor.input(0).index] = CHANNELS_LAST
+    x = anchor.input(0)
+    # An input of the model that is copied for its padding may as well be reordered by that copy.
+    wants[x.index] = ANY if copies and group.inputs[x.index].producer is None else CHANNELS_LAST
     return tuple(wants), (CHANNELS_LAST,) * len(group.outputs)
 
 
@@ -107,7 +115,9 @@ def input_copy(group: Group, kernel: tuple[int, ...]) -> PadConfig | None:
     pairs = tuple((int(pads[n]), int(pads[spatial + n])) for n in range(spatial))
     strides = tuple(attrs["strides"])
     each = filters // int(attrs["group"])
-    return pad.plan(x.shape[0], x.shape[2:], channels, pairs, image_of(x), kernel, strides, each)
+    copy = pad.plan(x.shape[0], x.shape[2:], channels, pairs, image_of(x), kernel, strides, each)
+    channel = x.placement.strides(x.shape)[1]
+    return copy if copy is None or channels == 1 else replace(copy, channel=channel)
 
 
 def copy_step(group: Group, config: PadConfig, tactic_name: str) -> tuple[Step, Dim]:

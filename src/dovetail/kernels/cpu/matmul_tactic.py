@@ -120,11 +120,11 @@ class PackedGemm(Tactic):
         tall = max_rows(isa, 2)
         merged = contraction.merge_axes([*(x for x in shared if x.b == 0), row], tall)
         if config is None:
-            step = merged[-1].a
+            row_step = merged[-1].a
             probe = GemmConfig(isa, tuple(shared), row, columns, depth, tall, 2)
             if self._crowded(probe) is not None:
-                step = depth + 16
-            tile = gemm.default_tile(isa, merged[-1].extent, columns, depth, step)
+                row_step = depth + 16
+            tile = gemm.default_tile(isa, merged[-1].extent, columns, depth, row_step)
         else:
             given = dict(config)
             tile = int(given["rows"]), int(given["vectors"])

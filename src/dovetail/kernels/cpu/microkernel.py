@@ -12,6 +12,7 @@ sets; no blocking over K is needed up to K = 4608.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dovetail.kernels.cpu.epilogue import Access, Epilogue
@@ -19,6 +20,7 @@ from dovetail.kernels.cpu.text import Isa
 
 PREFETCH_STEPS = 8
 _UNROLLS = (4, 3, 5, 7, 2)
+_ENOUGH = 8  # accumulators that keep two FMA units of latency 4 busy
 COUNTED = -1
 """Value of `Tile.tail` for a last column block whose width is known at run time only."""
 
@@ -93,7 +95,13 @@ def emit(tile: Tile, isa: Isa) -> str:
     rows = [(o, i) for o in range(tile.rows[0]) for i in range(tile.rows[1])]
     for r in range(len(rows)):
         out.append("  " + isa.vector + " " + ", ".join(f"c{r}_{j} = {{0}}" for j in range(tile.vectors)) + ";")
-    out += _accumulate(tile, isa, rows)
+    parts = _parts(len(rows) * tile.vectors)
+    for q in range(1, parts):
+        names = ", ".join(f"c{r}_{j}_{q} = {{0}}" for r in range(len(rows)) for j in range(tile.vectors))
+        out.append(f"  {isa.vector} {names};")
+    out += _accumulate(tile, isa, rows, parts)
+    for q in range(1, parts):
+        out.append("  " + " ".join(f"c{r}_{j} = c{r}_{j} + c{r}_{j}_{q};" for r in range(len(rows)) for j in range(tile.vectors)))
     out += finish(tile, isa)
     return "\n".join([*out, "}"]) + "\n"
 
@@ -120,33 +128,58 @@ def finish(tile: Tile, isa: Isa) -> list[str]:
     return out
 
 
-def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]]) -> list[str]:
+def _parts(accumulators: int) -> int:
+    """Independent sums per output: a few accumulators alone would wait for the latency of each addition."""
+    return 1 if accumulators >= _ENOUGH else 2 ** math.ceil(math.log2(_ENOUGH / accumulators))
+
+
+def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]], parts: int) -> list[str]:
     out, a = [], tile.a.pointer
     for level, run in enumerate(tile.runs):
         name = f"a{level}"
         out.append(f"  const float *{name} = {a};")
         out.append(f"  for (int64_t r{level} = 0; r{level} < {run.count}; r{level}++, {name} += {run.stride}) {{")
         a = name
+    if parts > 1:
+        out += [
+            "  int64_t k = 0;",
+            f"  for (; k + {parts} <= {tile.depth}; k += {parts}, b += {parts} * {tile.panel}) {{",
+            *(line for q in range(parts) for line in _step(tile, isa, rows, a, q)),
+            "  }",
+            f"  for (; k < {tile.depth}; k++, b += {tile.panel}) {{",
+            *_step(tile, isa, rows, a, 0),
+            "  }",
+        ]
+        return out + ["  }"] * len(tile.runs)
     out.append(f'  _Pragma("clang loop unroll_count({_unroll(tile.depth)})")')
     out.append(f"  for (int64_t k = 0; k < {tile.depth}; k++, b += {tile.panel}) {{")
+    out += _step(tile, isa, rows, a, 0)
+    out.append("  }")
+    return out + ["  }"] * len(tile.runs)
+
+
+def _step(tile: Tile, isa: Isa, rows: list[tuple[int, int]], a: str, part: int) -> list[str]:
+    """One multiply-accumulate of all rows with one row of `b`, into the accumulators of one part."""
+    out = ["    {"]
+    ahead = PREFETCH_STEPS * tile.panel if isinstance(tile.panel, int) else f"{PREFETCH_STEPS} * {tile.panel}"
+    at = f"{part * tile.panel}" if isinstance(tile.panel, int) else f"{part} * {tile.panel}"
     if tile.prefetch:
         for start in range(0, tile.vectors * isa.lanes, 16):
-            ahead = PREFETCH_STEPS * tile.panel if isinstance(tile.panel, int) else f"{PREFETCH_STEPS} * {tile.panel}"
-            out.append(f"    __builtin_prefetch(b + {ahead} + {start});")
+            out.append(f"    __builtin_prefetch(b + {ahead} + {at} + {start});")
     loads = []
     for j in range(tile.vectors):
         tail = tile.tail if tile.b_is_partial else 0
-        loads.append(f"b{j} = " + load_part(isa, Access("b", ("0", "0")), "0", j, tail, j == tile.vectors - 1))
+        loads.append(f"b{j} = " + load_part(isa, Access("b", ("0", "0")), at, j, tail, j == tile.vectors - 1))
     out.append(f"    const {isa.vector} {', '.join(loads)};")
+    suffix = f"_{part}" if part else ""
     for r, (o, i) in enumerate(rows):
         # One C expression, so that the compiler contracts it to a fused multiply-add where there is one.
-        terms = " ".join(f"c{r}_{j} = x * b{j} + c{r}_{j};" for j in range(tile.vectors))
+        terms = " ".join(f"c{r}_{j}{suffix} = x * b{j} + c{r}_{j}{suffix};" for j in range(tile.vectors))
         out.append(
-            f"    {{ const float s = {a}[{tile.a.offset(str(o), str(i))} + k];"
+            f"    {{ const float s = {a}[{tile.a.offset(str(o), str(i))} + k + {part}];"
             f" const {isa.vector} x = {isa.splat('s')}; {terms} }}"
         )
-    out.append("  }")
-    return out + ["  }"] * len(tile.runs)
+    return [*out, "    }"]
 
 
 def _unroll(depth: str) -> int:

@@ -23,6 +23,7 @@ class PadConfig:
         y: destination placement, whose pointer is at the first padded pixel.
         fill: value of the halo (C literal).
         steps: take every n-th pixel per spatial axis (only without pads); () takes all.
+        channel: floats between the channels of a source pixel.
     """
 
     batch: Dim
@@ -33,6 +34,7 @@ class PadConfig:
     y: Image
     fill: str = "0.0f"
     steps: tuple[int, ...] = ()
+    channel: Dim = 1
 
     @property
     def padded(self) -> tuple[Dim, ...]:
@@ -105,7 +107,15 @@ def emit(config: PadConfig, dims: DimTable) -> str:
     x_pixel, y_pixel = dims.text(config.x.spatial[-1]), dims.text(config.y.spatial[-1])
     width, channels = dims.text(config.spatial[-1]), config.channels
     fill = f"for (int64_t c = 0; c < {channels}; c++) y[c] = {config.fill};"
-    if config.x.spatial[-1] == channels and config.y.spatial[-1] == channels:
+    if config.channel != 1:
+        # Channels first: one pass per channel along the row, writing every pixel's element of that channel.
+        copy = (
+            f"for (int64_t c = 0; c < {channels}; c++) {{ const float *restrict s = x + c * {dims.text(config.channel)};"
+            f" float *restrict t = y + c;"
+            f" for (int64_t w = 0; w < {width}; w++) t[w * {y_pixel}] = s[w * {x_pixel}]; }}"
+            f" y += {width} * {y_pixel};"
+        )
+    elif config.x.spatial[-1] == channels and config.y.spatial[-1] == channels:
         copy = f"for (int64_t c = 0; c < {width} * {channels}; c++) y[c] = x[c]; y += {width} * {channels};"
     else:
         copy = (
