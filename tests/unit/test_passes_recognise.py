@@ -152,6 +152,14 @@ def half_attention(b: Builder) -> Value:
     return b("MatMul", b("Cast", b("Softmax", s, axis=-1), to=F16), v)
 
 
+def transposed(b: Builder, *, weights: bool = True, dims: tuple[Dim, ...] = (5, 4), rank: int = 2, **attrs: object) -> Value:
+    kernel = attrs.pop("kernel", (3, 4))
+    group = int(attrs.get("group", 1))  # type: ignore[call-overload]
+    w = b.random(4, 6 // group, *kernel) if weights else b.input(4, 6 // group, *kernel)
+    full = {"strides": (1,) * rank, "pads": (0,) * 2 * rank, "dilations": (1,) * rank, "output_padding": (0,) * rank, "group": 1}
+    return b("ConvTranspose", b.input(2, 4, *dims), w, b.random(6), **(full | attrs))
+
+
 APPLIES: list[tuple[str, str, Build]] = [
     ("recognise_gelu", "Gelu", gelu_erf),
     ("recognise_gelu", "Gelu", lambda b: gelu_erf(b, half_first=True, divide=False)),
@@ -179,7 +187,28 @@ APPLIES: list[tuple[str, str, Build]] = [
     ("recognise_attention", "Attention", lambda b: attention(b, groups=2)),
     ("recognise_attention", "Attention", lambda b: attention(b, rank=3)),
     ("recognise_attention", "Attention", half_attention),
+    ("transposed_conv_as_conv", "Conv", lambda b: transposed(b, kernel=(2, 2), strides=(2, 2))),
 ]
+
+TRANSPOSED: list[dict[str, object]] = [
+    {"kernel": (2, 2), "strides": (2, 2)},
+    {"kernel": (4, 4), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+    {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1), "output_padding": (1, 1)},
+    {"kernel": (2, 2), "strides": (2, 2), "output_padding": (1, 0)},
+    {"kernel": (3, 5), "strides": (3, 2), "pads": (0, 2, 1, 1), "group": 2},
+    {"kernel": (1, 2), "strides": (2, 3)},
+    {"kernel": (3, 3)},
+]
+
+
+@pytest.mark.parametrize("attrs", TRANSPOSED)
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_transposed_convolutions(attrs: dict[str, object], symbolic: bool) -> None:
+    dims: tuple[Dim, ...] = (sym("h"), 4) if symbolic else (5, 4)
+    module, applied = rewritten(lambda b: transposed(b, dims=dims, **attrs), pipeline, {"h": 6})
+    assert "transposed_conv_as_conv" in applied
+    assert ops(module)["Conv"] == 1
+
 
 DECLINES: list[tuple[str, Build]] = [
     ("recognise_gelu", lambda b: gelu_erf(b, half=0.4)),
@@ -192,6 +221,8 @@ DECLINES: list[tuple[str, Build]] = [
     ("absorb_norm_bias", lambda b: layer_norm(b, scale=(3, 1))),
     ("recognise_instance_norm", layer_norm),
     ("recognise_group_norm", lambda b: group_norm(b, inner_scale=2.0)),
+    ("transposed_conv_as_conv", lambda b: transposed(b, weights=False)),
+    ("transposed_conv_as_conv", lambda b: transposed(b, dilations=(2, 1))),
     ("recognise_attention", lambda b: attention(b, axis=2)),
     ("recognise_attention", lambda b: attention(b, masked="soft where")),
     ("recognise_attention", lambda b: attention(b, masked="scalar")),

@@ -1,4 +1,4 @@
-"""The recognise pass: lifts written-out forms to named ops that have kernels of their own."""
+"""The recognise pass: lifts written-out forms to named ops with kernels of their own, and transposed convolutions to convolutions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dovetail.passes.recognise_activations import ACTIVATION_RULES
 from dovetail.passes.recognise_attention import ATTENTION_RULES
 from dovetail.passes.recognise_rows import ROW_RULES
 from dovetail.passes.simplify import simplify
+from dovetail.passes.transposed_conv import TRANSPOSED_RULES
 
-RECOGNISE_RULES = (*ACTIVATION_RULES, *ROW_RULES, *ATTENTION_RULES)
+RECOGNISE_RULES = (*ACTIVATION_RULES, *ROW_RULES, *ATTENTION_RULES, *TRANSPOSED_RULES)
 
 
 def recognise(module: Module) -> RewriteLog:
