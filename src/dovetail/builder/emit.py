@@ -96,6 +96,13 @@ def _shape(type: TensorType) -> tuple[tuple[int | str, ...], ...]:
     return tuple(postfix(d) for d in type.shape)
 
 
+def _storage(value: Value) -> tuple[str, Dim]:
+    """Dtype and number of elements of a value's buffer; a sequence is opaque and has no size."""
+    if isinstance(value.type, SequenceType):
+        return value.type.element.dtype.name, 0
+    return value.tensor.dtype.name, value.tensor.size
+
+
 @dataclass
 class _Builder:
     """Buffers, segments and taps of one program."""
@@ -123,14 +130,13 @@ class _Builder:
         if value not in self.ids:
             node = value.producer
             assert node is not None, f"%{value.name} has no buffer"
-            type_ = value.tensor
             if node.op == "Constant":
                 kind: BufferKind = "weight"
                 name = node.attrs["name"]
             else:
                 kind = "packed" if value.time == Time.WEIGHT else "shape"
                 name = value.name
-            self.ids[value] = self.buffer(kind, type_.dtype.name, type_.size, name)
+            self.ids[value] = self.buffer(kind, *_storage(value), name)
         return self.ids[value]
 
     def host_call(self, node: Node, inputs: Sequence[TensorRef | None], outputs: Sequence[TensorRef | None]) -> None:
@@ -185,10 +191,10 @@ class _HostProgram:
             outputs = []
             for value in node.outputs:
                 exported = value.is_output or any(graph.time_of(u) > self.time for u in value.consumers)
-                kind: BufferKind = "output" if exported else "host"
-                type_ = value.tensor
-                builder.ids[value] = builder.buffer(kind, type_.dtype.name, type_.size, value.name if exported else "")
-                reference = TensorRef(builder.ids[value], type_.dtype.name, _shape(type_))
+                direct = exported and isinstance(value.type, TensorType)
+                kind: BufferKind = "output" if direct else "host"
+                builder.ids[value] = builder.buffer(kind, *_storage(value), value.name if exported else "")
+                reference = self._reference(value)
                 outputs.append(reference)
                 if exported:
                     ports.append(Port(value.name, reference))
@@ -210,7 +216,8 @@ class _HostProgram:
         return needed
 
     def _reference(self, value: Value) -> TensorRef:
-        return TensorRef(self.builder.known_buffer(value), value.tensor.dtype.name, _shape(value.tensor))
+        shape = None if isinstance(value.type, SequenceType) else _shape(value.tensor)
+        return TensorRef(self.builder.known_buffer(value), _storage(value)[0], shape)
 
 
 class _MainProgram:
@@ -236,10 +243,7 @@ class _MainProgram:
         builder = self.builder
         nodes = [n for n in self.graph.nodes if self._runs(n)]
         for value in inputs:
-            kind: BufferKind = "input"
-            dtype = value.type.element.dtype if isinstance(value.type, SequenceType) else value.tensor.dtype
-            size = 0 if isinstance(value.type, SequenceType) else value.tensor.size
-            builder.ids[value] = builder.buffer(kind, dtype.name, size, value.name)
+            builder.ids[value] = builder.buffer("input", *_storage(value), value.name)
         for position, node in enumerate(nodes):
             for value in node.operands:
                 self.last_use[self.placement.root(value)] = position
@@ -312,7 +316,7 @@ class _MainProgram:
     # ------------------------------------------------------------------ steps
     def _fusion(self, node: Node, position: int) -> None:
         choice = self.choices[node]
-        emitted = choice.tactic.emit(choice.group, choice.config, self.target)
+        emitted = choice.emit(self.target)
         builder = self.builder
         for output_index, input_index in emitted.in_place:
             self._share(node, output_index, input_index, position)

@@ -263,7 +263,8 @@ class _Checker:
         _expect(ref.dtype in DTYPES, where, "a known dtype")
         buffer = program.buffers[ref.buffer]
         if ref.shape is None:
-            _expect(buffer.kind in ("host", "input"), where, "a host buffer for an opaque value")
+            opaque = buffer.kind in ("host", "input", "packed", "shape")
+            _expect(opaque, where, "a host buffer for an opaque value")
             return
         _expect(len(ref.shape) <= _MAX_RANK, where, f"at most rank {_MAX_RANK}")
         _expect(ref.strides is None or len(ref.strides) == len(ref.shape), where, "full strides")

@@ -234,7 +234,9 @@ class ExecutionContext:
         try:
             values = self._inputs(inputs)
             runner = self._runner
-            shapes = tuple([None if type(v) is not np.ndarray else v.shape for v in values])
+            shapes = tuple(
+                [None if p[2] else v.shape for v, p in zip(values, self._ports, strict=True)]
+            )
             stage = runner.stage(shapes, {})
             weights = engine._weights  # this run's, whatever a refit does meanwhile
             results_of_shapes, token = self._shape_results(stage, weights)

@@ -61,6 +61,7 @@ class ProgramRunner:
         buffers = program.buffers
         root = self.layout.root
         self._input_roots = [root[p.tensor.buffer] for p in program.inputs]
+        self._opaque = [p.tensor.shape is None for p in program.inputs]
         # The first output over an `output` buffer owns it; the others are copied out at the end.
         self._owner: dict[int, int] = {}
         for i, port in enumerate(program.outputs):
@@ -106,8 +107,8 @@ class ProgramRunner:
         """
         frame = Frame(stage.frame.addresses.copy(), stage.frame.arrays.copy())
         with_arrays = self._with_arrays or observer is not None
-        for root, value in zip(self._input_roots, inputs, strict=True):
-            if isinstance(value, np.ndarray):
+        for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
+            if not opaque:
                 frame.addresses[root] = address(value)
                 if with_arrays:
                     frame.arrays[root] = storage_of(value)

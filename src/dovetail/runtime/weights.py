@@ -151,9 +151,10 @@ def _pack(
 
 
 def by_name(program: Program, results: Sequence[Array]) -> dict[str, Array]:
-    """A program's outputs as memory that buffers find by name."""
+    """A program's outputs as memory that buffers find by name; sequences stay what they are."""
     return {
-        port.name: storage_of(value) for port, value in zip(program.outputs, results, strict=True)
+        port.name: value if port.tensor.shape is None else storage_of(value)
+        for port, value in zip(program.outputs, results, strict=True)
     }
 
 
@@ -225,8 +226,8 @@ def _write_cache(key: str, packed: Mapping[str, Array]) -> None:
     room = 128 + sum(len(json.dumps(name)) + 48 for name in packed)
     start = end = _padded(8 + len(key) + room, 4096)
     for name, array in packed.items():
-        if array.dtype == object:
-            return  # strings are not worth a format of their own
+        if not isinstance(array, np.ndarray) or array.dtype == object:
+            return  # sequences and strings are not worth a format of their own
         arrays[name] = (start, array.nbytes)
         end = start + array.nbytes
         start = _padded(end, ALIGNMENT)
