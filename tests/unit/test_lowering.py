@@ -459,7 +459,7 @@ def test_one_hot():
 @pytest.mark.parametrize(
     "transform", ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric"]
 )
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 def test_resize(mode, transform):
     x = floats(2, 3, 5, 7)
     for sizes in ((2, 3, 10, 14), (2, 3, 3, 9), (2, 3, 1, 7)):
@@ -504,6 +504,18 @@ def test_conv(group, layout):
     x, w, bias = floats(2, 4, 9, 8), floats(8, 4 // group, 3, 2), floats(8)
     options = {"layouts": [layout, None, None], "out_layout": layout}
     check("Conv", [x, w, bias], attrs, tolerance=2e-5, **options)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_resize_without_what_is_outside(mode):
+    attrs = {"sizes": (1, 2, 9, 3), "mode": mode, "exclude_outside": True, "cubic_coeff_a": -0.5}
+    check("Resize", [floats(1, 2, 4, 5)], attrs, tolerance=1e-5)
+
+
+def test_integer_power():
+    base, exponent = ints(60, kind=np.int64, low=-5, high=6), ints(60, kind=np.uint64, low=0, high=70)
+    check("Pow", [base, exponent])
+    check("Pow", [base.astype(np.int32), exponent.astype(np.uint8)])
 
 
 # ---------------------------------------------------------------------- run-time dims

@@ -104,9 +104,21 @@ def _mod(ctx: Context, node: Node, index: Index) -> Expr:
 @lowering("Pow")
 def _pow(ctx: Context, node: Node, index: Index) -> Expr:
     base, exponent = ctx.operand(node, 0, index), ctx.operand(node, 1, index)
+    if base.dtype.is_int and exponent.dtype.kind == "uint":
+        return _integer_power(base, cast(exponent, base.dtype))
     if base.dtype != F32 or exponent.dtype == F64:
-        raise NotLowerable(f"Pow of {base.dtype} is not generated")
+        raise NotLowerable(f"Pow of {base.dtype} to {exponent.dtype} is not generated")
     return call("pow", (base, cast(exponent, F32)), F32)
+
+
+def _integer_power(base: Expr, exponent: Expr) -> Expr:
+    """Square and multiply with wrap-around over all bits of the exponent."""
+    result, square = const_of(1, base.dtype), base
+    for bit in range(base.dtype.bits):
+        odd = call("bitand", (call("shr", (exponent, const_of(bit, base.dtype)), base.dtype), const_of(1, base.dtype)), base.dtype)
+        result = select(ne(odd, 0), mul(result, square), result)
+        square = mul(square, square)
+    return result
 
 
 @lowering("BitShift")

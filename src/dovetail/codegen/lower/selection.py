@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dovetail.codegen.loop_ir import Expr, call
 from dovetail.codegen.lower.build import (
     add,
+    both,
     cast,
     const_of,
     div,
@@ -95,13 +96,13 @@ def _resize(ctx: Context, node: Node, index: Index) -> Expr:
     transform = attrs.get("coordinate_transformation_mode", "half_pixel")
     if any(v is not None for v in node.inputs[1:]):
         raise NotLowerable("Resize with run-time roi or scales is not generated")
-    if mode not in ("nearest", "linear") or attrs.get("antialias") or attrs.get("exclude_outside"):
-        raise NotLowerable(f"Resize in mode {mode} with these options is not generated")
+    if attrs.get("antialias"):
+        raise NotLowerable("Resize with antialiasing is not generated")
     if transform == "tf_crop_and_resize":
         raise NotLowerable("Resize in mode tf_crop_and_resize is not generated")
     x = node.input(0)
-    if mode == "linear" and not x.tensor.dtype.is_float:
-        raise NotLowerable("Resize of integers in mode linear is not generated")
+    if mode != "nearest" and not x.tensor.dtype.is_float:
+        raise NotLowerable(f"Resize of integers in mode {mode} is not generated")
     # Coordinates in the precision of the reference, so that ties fall alike.
     precision = F32 if mode == "nearest" else F64
     taps: list[list[tuple[Dim, Expr | None]]] = []
@@ -116,7 +117,9 @@ def _resize(ctx: Context, node: Node, index: Index) -> Expr:
         ) -> list[tuple[Expr, Expr | None]]:
             scale = scales[axis] if scales else None
             where = _coordinate(ctx, out, extent, size, scale, transform, precision)
-            return _nearest(ctx, where, extent, attrs) if mode == "nearest" else _linear(ctx, where, extent)
+            if mode == "nearest":
+                return _nearest(ctx, where, extent, attrs)
+            return _weighted(ctx, where, extent, attrs)
 
         taps.append(_tabulated(ctx, node, axis, size, index[axis], taps_at))
     total: Expr | None = None
@@ -201,11 +204,34 @@ def _nearest(ctx: Context, where: Expr, extent: Dim, attrs: dict[str, object]) -
     return [(_clamped(ctx, chosen, extent), None)]
 
 
-def _linear(ctx: Context, where: Expr, extent: Dim) -> Taps:
+def _weighted(ctx: Context, where: Expr, extent: Dim, attrs: dict[str, object]) -> Taps:
+    """Taps and weights of linear (2) or cubic (4) interpolation."""
     floor = unary("floor", where)
     rest = sub(where, floor)
-    return [
-        (_clamped(ctx, floor, extent), sub(1.0, rest)),
-        (_clamped(ctx, add(floor, 1.0), extent), rest),
-    ]
+    if attrs.get("mode") == "cubic":
+        a = float(attrs.get("cubic_coeff_a", -0.75))  # type: ignore[arg-type]
+        beside, further = sub(1.0, rest), sub(2.0, rest)
+        weights = [_far(add(rest, 1.0), a), _near(rest, a), _near(beside, a), _far(further, a)]
+        first = -1
+    else:
+        weights, first = [sub(1.0, rest), rest], 0
+    places = [add(floor, float(first + tap)) for tap in range(len(weights))]
+    if attrs.get("exclude_outside"):
+        last = sub(number(ctx, extent, where.dtype), 1.0)
+        inside = [both(le(0.0, p), le(p, last)) for p in places]
+        weights = [select(i, w, const_of(0, w.dtype)) for i, w in zip(inside, weights, strict=True)]
+        total = weights[0]
+        for weight in weights[1:]:
+            total = add(total, weight)
+        weights = [select(eq(total, 0.0), const_of(0, w.dtype), div(w, total)) for w in weights]
+    return [(_clamped(ctx, p, extent), w) for p, w in zip(places, weights, strict=True)]
 
+
+def _near(d: Expr, a: float) -> Expr:
+    """Keys' cubic kernel for distances up to 1."""
+    return add(mul(mul(sub(mul(d, a + 2), a + 3), d), d), 1.0)
+
+
+def _far(d: Expr, a: float) -> Expr:
+    """Keys' cubic kernel for distances from 1 to 2."""
+    return sub(mul(add(mul(sub(mul(d, a), 5 * a), d), 8 * a), d), 4 * a)
