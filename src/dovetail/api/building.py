@@ -15,10 +15,11 @@ from dovetail import builder, runtime
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions
 from dovetail.builder.select import by_rule
-from dovetail.builder.verify import content_hash, verify_built
+from dovetail.builder.verify import content_hash, program_hash, verify_built, weight_hashes
 from dovetail.device.cpu import default_threads
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
+from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
 
 
@@ -61,14 +62,18 @@ def build(
     team = default_threads() if threads is None else threads
     tuner = Tuner(team, time_budget) if tune else None
     built = builder.build(model, options, progress=progress, choose=by_rule if tuner is None else tuner)
+    hashes = weight_hashes(built.module.weights)
+    content = content_hash(built.graph_text, hashes)
     opened = runtime.RuntimeEngine(
-        built.plan, kernels=[built.binary], host=built.host_binary, weights=built.module.weights, threads=threads
-    )
+        built.plan, kernels=[built.binary], host=built.host_binary, weights=built.module.weights, threads=threads,
+        stored=Stored(program_hash(built.plan), hashes),
+    )  # fmt: skip
     certificate = verify_built(
-        built, opened.run, lambda: import_onnx(model, shapes), level=verify, threads=opened.threads, progress=progress,
+        built, opened.run, lambda: import_onnx(model, shapes), content=content, level=verify, threads=opened.threads,
+        progress=progress,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
-    info = {"model_sha256": content_hash(built), **_requested(options, built)}
+    info = {"model_sha256": content, **_requested(options, built)}
     seconds = {name: round(value, 4) for name, value in built.seconds.items()}
     record = {
         "seconds": seconds | {"total": round(time.perf_counter() - start, 4)},

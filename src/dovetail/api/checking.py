@@ -34,7 +34,7 @@ def verify_again(engine: Engine, level: str, progress: Progress | None) -> dict[
 
     built = builder.compile_module(module(), options_of(plan), choose=as_recorded(plan))
     certificate = verify_built(
-        built, engine.run, module, level=level, threads=engine.threads, fresh=True, progress=progress
+        built, engine.run, module, content="", level=level, threads=engine.threads, fresh=True, progress=progress
     )
     same = {k.entry for k in built.plan.kernels} == {k.entry for k in plan.kernels}
     if not same:

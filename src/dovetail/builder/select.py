@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dovetail.codegen.tactic import Config, Group, Tactic, candidates, require
+from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, candidates, require
 from dovetail.codegen.target import Target
 from dovetail.ir.graph import Graph, Module, Node, Value
 from dovetail.ops.infer import infer
@@ -29,6 +29,13 @@ class Choice:
     config: Config
     rejected: tuple[str, ...] = ()
     measured_us: tuple[tuple[str, float], ...] = ()
+    _emitted: list[Emitted] = field(default_factory=list, repr=False, compare=False)
+
+    def emit(self, target: Target) -> Emitted:
+        """The kernels, once the operands are packed; written once."""
+        if not self._emitted:
+            self._emitted.append(self.tactic.emit(self.group, self.config, target))
+        return self._emitted[0]
 
 
 Decision = tuple[Tactic, Config, tuple[tuple[str, float], ...]]
@@ -63,10 +70,12 @@ def select(module: Module, target: Target, choose: Chooser = by_rule) -> dict[No
     packed: dict[tuple[Value, str, tuple[tuple[str, object], ...]], Value] = {}
     nodes = list(fusions(module.main))
     groups = [group_of(node) for node in nodes]
-    able = [require(group, target) for group in groups]
-    decisions = choose(list(zip(groups, able, strict=True)), target)
-    for node, group, (tactic, config, measured) in zip(nodes, groups, decisions, strict=True):
-        _, rejected = candidates(group, target)
+    found = [candidates(group, target) for group in groups]
+    for group, (able, _) in zip(groups, found, strict=True):
+        if not able:
+            require(group, target)  # raises, with every tactic's reason
+    decisions = choose([(group, able) for group, (able, _) in zip(groups, found, strict=True)], target)
+    for node, group, (_, rejected), (tactic, config, measured) in zip(nodes, groups, found, decisions, strict=True):
         choices[node] = Choice(group, tactic, config, tuple(rejected), measured)
         graph = node.graph
         for pack in tactic.packs(group, config, target):

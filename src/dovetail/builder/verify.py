@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from dovetail.builder import Built
 from dovetail.builder.options import Progress
 from dovetail.builder.verify_engine import (
@@ -24,7 +26,7 @@ from dovetail.core.env import env
 from dovetail.core.records import RecordFile
 from dovetail.device.cpu import KernelLibrary
 from dovetail.engine.codec import dumps
-from dovetail.engine.plan import digest
+from dovetail.engine.plan import Plan, digest
 from dovetail.ir.graph import Module
 from dovetail.tuner.launch import host_pool
 
@@ -49,6 +51,7 @@ def verify_built(
     run: Callable[[dict[str, Any]], Mapping[str, Any]],
     module: Callable[[], Module],
     *,
+    content: str,
     level: str,
     threads: int,
     fresh: bool = False,
@@ -59,6 +62,7 @@ def verify_built(
     Args:
         run: runs the engine on inputs by name.
         module: the model for the oracle, as it was before any pass where it can be had.
+        content: hash of the model (`content_hash`).
         level: "full", "sample" or "off".
         fresh: check everything, whatever earlier builds found.
 
@@ -81,7 +85,7 @@ def verify_built(
             budget_s=_SAMPLE_KERNELS_S if level == "sample" else None, cache=cache, fresh=fresh, progress=step,
         )  # fmt: skip
         kernels |= summary(results)
-        key = _engine_key(built, level)
+        key = _engine_key(built, content, level)
         known = None if fresh else cache.get(key)
         if known is None:
             engine = verify_engine(run, expect(module(), level), tolerance(built), module)
@@ -97,18 +101,36 @@ def verify_built(
     return {"version": CERTIFICATE_VERSION, "ok": True, "level": level, "kernels": kernels, "engine": engine}
 
 
-def content_hash(built: Built) -> str:
+def weight_hashes(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, str]:
+    """SHA-256 of every initializer."""
+    return {name: digest(array) for name, array in weights.items()}
+
+
+def content_hash(graph: str, hashes: Mapping[str, str]) -> str:
     """A hash of the model: its canonical graph and every initializer."""
-    found = hashlib.sha256(built.graph_text.encode())
-    for name in sorted(built.module.weights):
-        found.update(f"{name} {digest(built.module.weights[name])}\n".encode())
+    found = hashlib.sha256(graph.encode())
+    for name in sorted(hashes):
+        found.update(f"{name} {hashes[name]}\n".encode())
     return found.hexdigest()
 
 
-def _engine_key(built: Built, level: str) -> str:
-    program = dumps(replace(built.plan, meta={}, certificate={}))
-    parts = (str(CERTIFICATE_VERSION), level, content_hash(built), hashlib.sha256(program).hexdigest())
+def program_hash(plan: Plan) -> str:
+    """A hash of what a plan does; report and certificate do not count."""
+    return hashlib.sha256(dumps(replace(plan, meta={}, certificate={}))).hexdigest()
+
+
+def _engine_key(built: Built, content: str, level: str) -> str:
+    parts = (str(CERTIFICATE_VERSION), level, content, program_hash(built.plan))
     return "engine " + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 
-__all__ = ["CERTIFICATE_VERSION", "NOT_VERIFIED", "Certificate", "content_hash", "tolerance", "verify_built"]
+__all__ = [
+    "CERTIFICATE_VERSION",
+    "NOT_VERIFIED",
+    "Certificate",
+    "content_hash",
+    "program_hash",
+    "tolerance",
+    "verify_built",
+    "weight_hashes",
+]

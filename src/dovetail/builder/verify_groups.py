@@ -21,7 +21,6 @@ from dovetail.builder.samples import (
     sizes_to_try,
 )
 from dovetail.builder.select import Choice
-from dovetail.codegen.tactic import Emitted
 from dovetail.codegen.target import Target
 from dovetail.core import dims
 from dovetail.core.errors import Error, UnsupportedOpError, VerificationError
@@ -126,7 +125,7 @@ class _Job:
         self.node, self.choice, self.target = node, choice, target
         self.name = node.outputs[0].name
         self.tactic = choice.tactic.name
-        self.emitted: Emitted = choice.tactic.emit(choice.group, choice.config, target)
+        self.emitted = choice.emit(target)
         self.tolerance = max(
             choice.tactic.relative_error(),
             *(2.0 ** -_mantissa_bits(v.tensor.dtype.name) for v in choice.group.outputs if v.tensor.dtype.is_float),

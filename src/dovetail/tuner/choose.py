@@ -1,8 +1,9 @@
 """Chooses a tactic and configuration per group from measured times.
 
 Equal groups are measured once, the most expensive first, until the budget is spent; what is left is
-chosen by rule. The order of preference breaks ties: a candidate is passed over only for one that is
-faster by more than the noise. From the same times the choice is always the same.
+chosen by rule, now and in later builds with no larger budget. The order of preference breaks ties: a
+candidate is passed over only for one that is faster by more than the noise. From the same times the
+choice is always the same.
 """
 
 from __future__ import annotations
@@ -78,7 +79,10 @@ class Tuner:
             keys.append(None if found is None else found.key)
             if found is not None:
                 contests.setdefault(found.key, found).count += found.key in contests
-        open_ = [c for c in contests.values() if any(x.name not in c.times for x in c.candidates)]
+        open_ = [
+            c for c in contests.values()
+            if any(x.name not in c.times for x in c.candidates) and self.cache.skipped(c.key) < self.budget_s
+        ]  # fmt: skip
         if open_ and target.supports_host():
             self._measure(sorted(open_, key=lambda c: (-c.weight * c.count, c.key)), target)
         decisions = []
@@ -134,6 +138,8 @@ class Tuner:
                 contest.emitted = []
                 _log.debug("%s: %s", contest.group.node.where, contest.times)
             done += len(part)
+        for contest in contests[done:]:
+            self.cache.skip(contest.key, self.budget_s)
         self.cache.flush()
         _log.info("measured %d of %d groups in %.1f s", done, len(contests), time.monotonic() - start)
 
