@@ -118,6 +118,9 @@ def _pointwise() -> list[Sample]:
     nonzero: Draw = lambda r, s: np.where(coin(r, s), 5, -3).astype(np.int32)  # noqa: E731
     samples += _binary("Mod", whole(-99, 99), nonzero, True) + _binary("Mod", whole(-99, 99), nonzero, True, fmod=True)
     samples += _binary("Mod", normal(9), uniform(1, 4), fmod=True)
+    for op, attrs in (("Mod", {"fmod": True}), ("Mod", {}), ("Pow", {}), ("Div", {}), ("Max", {})):
+        halves16 = [uniform(0.5, 9, np.float16), uniform(1, 3, np.float16)]
+        samples.append(Sample(op, _drawn(halves16, [(3, 11), (11,)]), attrs))
     samples += _binary("Pow", uniform(0.1, 3), normal()) + _binary("Pow", normal(2), whole(0, 4, np.float32))
     samples += _binary("Pow", whole(-5, 5), whole(0, 4), True) + _binary("Pow", uniform(0.1, 3), whole(-3, 4, np.int64))
     for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):

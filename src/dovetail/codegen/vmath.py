@@ -20,6 +20,7 @@ Polynomials were fitted for this file by reweighted least squares at Chebyshev n
 from __future__ import annotations
 
 import functools
+import re
 
 from dovetail.codegen.target import Target
 
@@ -203,8 +204,22 @@ static inline vNf dt_sqrt_vNf(vNf x) { for (int i = 0; i < N; i++) x[i] = __buil
 #endif
 """
 
-# Narrow floats: round to nearest, ties to even; NaN stays NaN.
+# Extremes of accumulators; narrow floats: round to nearest, ties to even; NaN stays NaN.
 _NARROW = """
+/* Running extremes: NaN wins, as in NumPy; the compiler turns them into vector reductions. */
+#ifdef __clang__
+static inline float dt_max_stepf(float a, float b) { return __builtin_elementwise_maximum(a, b); }
+static inline float dt_min_stepf(float a, float b) { return __builtin_elementwise_minimum(a, b); }
+static inline double dt_max_stepd(double a, double b) { return __builtin_elementwise_maximum(a, b); }
+static inline double dt_min_stepd(double a, double b) { return __builtin_elementwise_minimum(a, b); }
+#else
+static inline float dt_max_stepf(float a, float b) { return a > b || a != a ? a : b; }
+static inline float dt_min_stepf(float a, float b) { return a < b || a != a ? a : b; }
+static inline double dt_max_stepd(double a, double b) { return a > b || a != a ? a : b; }
+static inline double dt_min_stepd(double a, double b) { return a < b || a != a ? a : b; }
+#endif
+static inline double dt_maxd(double a, double b) { double m = a < b ? b : a; return b != b ? b : m; }
+static inline double dt_mind(double a, double b) { double m = b < a ? b : a; return b != b ? b : m; }
 static inline float dt_bf16_f32(uint16_t h) { return dt_fromf((int32_t)((uint32_t)h << 16)); }
 static inline uint16_t dt_f32_bf16(float x) {
   uint32_t u = (uint32_t)dt_bitsf(x);
@@ -333,8 +348,9 @@ static inline float dt_tanf(float x) {
   double s = dt_sin_poly(r), c = dt_cos_poly(r);
   return x == 0.0f ? x : (float)((q & 1) ? -c / s : s / c);
 }
-static inline double dt_atand(double x) {
-  double a = x < 0 ? -x : x;
+/* Signs are copied as floats: LLVM moves a copysign of doubles behind a later rounding to f16, which
+   needs a library call. */
+static inline double dt_atan_absd(double a) {
   int32_t large = a > 2.414213562373095, middle = a > 0.4142135623730951;
   double w = large ? -1.0 / a : middle ? (a - 1.0) / (a + 1.0) : a;
   double o = large ? 0x1.921fb54442d18p+0 : middle ? 0x1.921fb54442d18p-1 : 0.0;
@@ -347,9 +363,12 @@ static inline double dt_atand(double x) {
   p = p * z - 1.428571389946427e-01;
   p = p * z + 1.999999999750861e-01;
   p = p * z - 3.3333333333330684e-01;
-  return __builtin_copysign(o + (p * z * w + w), x);
+  return o + (p * z * w + w);
 }
-static inline float dt_atanf(float x) { return x != x ? x : (float)dt_atand(x); }
+static inline double dt_atand(double x) { return __builtin_copysign(dt_atan_absd(x < 0 ? -x : x), x); }
+static inline float dt_atanf(float x) {
+  return x != x ? x : __builtin_copysignf((float)dt_atan_absd(x < 0 ? -x : x), x);
+}
 static inline float dt_asinf(float x) {
   double d = x;
   double r = dt_atand(d / __builtin_sqrt((1.0 - d) * (1.0 + d)));
@@ -374,7 +393,7 @@ static inline float dt_coshf(float x) {
 static inline float dt_asinhf(float x) {
   double d = x, a = d < 0 ? -d : d;
   double r = dt_log1pd(a + a * a / (1.0 + __builtin_sqrt(1.0 + a * a)));
-  return __builtin_isinf(x) ? x : (float)__builtin_copysign(r, d);
+  return __builtin_isinf(x) ? x : __builtin_copysignf((float)r, x);
 }
 static inline float dt_acoshf(float x) {
   double t = (double)x - 1.0;
@@ -385,7 +404,7 @@ static inline float dt_atanhf(float x) {
   double d = x, a = d < 0 ? -d : d;
   double r = 0.5 * dt_log1pd(2.0 * a / (1.0 - a));
   r = a > 1.0 ? __builtin_nan("") : a == 1.0 ? __builtin_inf() : r;
-  return (float)__builtin_copysign(r, d);
+  return __builtin_copysignf((float)r, x);
 }
 static inline float dt_powf(float x, float y) {
   double a = x < 0 ? -(double)x : (double)x, w = y;
@@ -415,22 +434,8 @@ static inline float dt_fmodf(float x, float y) {
   s = r < 0 ? -r : r;
   r = s >= m ? r - __builtin_copysign(m, a) : r;
   r = __builtin_isinf(y) & !__builtin_isinf(x) ? a : r;
-  return (y == 0.0f) | __builtin_isinf(x) ? __builtin_nanf("") : (float)__builtin_copysign(r, a);
+  return (y == 0.0f) | __builtin_isinf(x) ? __builtin_nanf("") : __builtin_copysignf((float)r, x);
 }
-/* Running extremes: NaN wins, as in NumPy; the compiler turns them into vector reductions. */
-#ifdef __clang__
-static inline float dt_max_stepf(float a, float b) { return __builtin_elementwise_maximum(a, b); }
-static inline float dt_min_stepf(float a, float b) { return __builtin_elementwise_minimum(a, b); }
-static inline double dt_max_stepd(double a, double b) { return __builtin_elementwise_maximum(a, b); }
-static inline double dt_min_stepd(double a, double b) { return __builtin_elementwise_minimum(a, b); }
-#else
-static inline float dt_max_stepf(float a, float b) { return a > b || a != a ? a : b; }
-static inline float dt_min_stepf(float a, float b) { return a < b || a != a ? a : b; }
-static inline double dt_max_stepd(double a, double b) { return a > b || a != a ? a : b; }
-static inline double dt_min_stepd(double a, double b) { return a < b || a != a ? a : b; }
-#endif
-static inline double dt_maxd(double a, double b) { double m = a < b ? b : a; return b != b ? b : m; }
-static inline double dt_mind(double a, double b) { double m = b < a ? b : a; return b != b ? b : m; }
 """
 
 _HEAD = """#ifndef DT_PRELUDE
@@ -497,19 +502,33 @@ def _typed(text: str, float_type: str, int_type: str) -> str:
     return "\n".join(out)
 
 
-@functools.cache
-def prelude(target: Target) -> str:
+def prelude(target: Target, source: str | None = None) -> str:
     """The C text that stands in front of every kernel of a translation unit for `target`.
 
-    It is guarded, so that a unit may hold it several times.
+    Given the `source` that follows, vector widths and the functions in double precision that it does not
+    mention are left out, which saves most of the compiler's fixed time. The text is guarded, so that a
+    unit may hold it several times.
     """
     widths = [4, 8, 16] if target.arch == "x86_64" else [4]
     lanes = [n for n in widths if n <= max(4, target.vector_floats)]
-    hardware = "#define DT_HARDWARE_F16\n" if target.has_f16_conversion else ""
+    double = True
+    if source is not None:
+        lanes = [n for n in lanes if f"v{n}f" in source]
+        double = not _DOUBLE_NAMES.isdisjoint(_NAME.findall(source))
+    return _prelude(target.has_f16_conversion, tuple(lanes), double)
+
+
+_NAME = re.compile(r"dt_\w+")
+_DOUBLE_NAMES = frozenset(_NAME.findall(_DOUBLE)) - frozenset(_NAME.findall(_SCALAR_TYPES + _NARROW))
+
+
+@functools.cache
+def _prelude(hardware_f16: bool, lanes: tuple[int, ...], double: bool) -> str:
     return "\n".join(
         [
-            hardware + _HEAD + _SCALAR_TYPES + _instance("float", "int32_t", "f", "-"),
+            "#define DT_HARDWARE_F16\n" if hardware_f16 else "",
+            _HEAD + _SCALAR_TYPES + _instance("float", "int32_t", "f", "-"),
             *(_vector(n) for n in lanes),
-            _NARROW + _DOUBLE + "#endif\n",
+            _NARROW + (_DOUBLE if double else "") + "#endif\n",
         ]
     )
