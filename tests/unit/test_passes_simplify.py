@@ -135,8 +135,9 @@ CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
             cut(b, b("Concat", b.input(2, 3), b.input(2, 4), axis=1), 3, 7, 1),
             cut(b, cut(b, b.input(9), 2, 8, 0), 1, 4, 0),
             cut(b, b.input(5), 0, 5, 0),
+            cut(b, cut(b, b.input(6, 7), 1, 5, 1), 2, 4, 0),
         ),
-        {"Concat": 0, "Slice": 1},
+        {"Concat": 0, "Slice": 2},
         lambda b: cut(b, b("Concat", b.input(2, 3), b.input(2, 4), axis=1), 2, 5, 1),
     ),
     "simplify_concat": (

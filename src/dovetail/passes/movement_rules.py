@@ -156,6 +156,14 @@ def simplify_slice(node: Node, rewrite: Rewrite) -> str | None:
         attrs = {k: tuple(v[i] for i in keep) for k, v in node.attrs.items()}
         replace(rewrite, node, rewrite.emit("Slice", x, name=node.output.name, **attrs))
         return None
+    below = x.producer
+    if below is not None and below.op == "Slice" and not set(below.attrs["axes"]) & set(node.attrs["axes"]):
+        attrs = {k: (*below.attrs[k], *node.attrs[k]) for k in ("starts", "ends", "axes", "steps")}
+        order = sorted(range(len(attrs["axes"])), key=attrs["axes"].__getitem__)
+        attrs = {k: tuple(v[i] for i in order) for k, v in attrs.items()}
+        rewrite.at(node, (*below.origin, *node.origin))
+        replace(rewrite, node, rewrite.emit("Slice", below.input(0), name=node.output.name, **attrs))
+        return None
     found = _slice_of(node.output)
     if found is None:
         return "it cuts several axes or takes steps"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.rewriter import Rewrite, rule
@@ -78,7 +79,7 @@ def transposed_conv_as_conv(node: Node, rewrite: Rewrite) -> str | None:
     # Output padding may reach beyond the last phase; what lies there is the bias alone.
     beyond = tuple(max(k + e - h - c, 0) for k, e, h, c in zip(p.taps, extra, high, covered, strict=True))
     pads = tuple(n - 1 for n in p.steps) * 2
-    attrs = {"strides": (1,) * rank, "pads": pads, "dilations": (1,) * rank, "group": p.group}
+    attrs: dict[str, Any] = {"strides": (1,) * rank, "pads": pads, "dilations": (1,) * rank, "group": p.group}
     inputs = [x, _phase_weights(rewrite, node.input(1), p)]
     if bias is not None and not any(beyond):
         wide = rewrite.emit("Expand", rewrite.emit("Reshape", bias, shape=(channels, 1)), shape=(channels, phases))
