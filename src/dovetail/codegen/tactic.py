@@ -169,10 +169,15 @@ def tactics(kind: str, device: str) -> tuple[Tactic, ...]:
 
 
 def candidates(group: Group, target: Target) -> tuple[list[Tactic], list[str]]:
-    """(tactics that compute the group, "name: reason" of those that do not)."""
+    """(tactics that compute the group, "name: reason" of those that do not).
+
+    A fallback is asked only if nothing preferred to it is able.
+    """
     able: list[Tactic] = []
     reasons: list[str] = []
     for candidate in tactics(group.kind, target.device):
+        if candidate.fallback and able:
+            continue
         reason = candidate.supports(group, target)
         if reason is None:
             able.append(candidate)
