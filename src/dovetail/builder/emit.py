@@ -96,6 +96,18 @@ def _shape(type: TensorType) -> tuple[tuple[int | str, ...], ...]:
     return tuple(postfix(d) for d in type.shape)
 
 
+# Work that one core does in a microsecond or two: less than waking a team and a barrier may cost.
+_SMALL_FLOPS, _SMALL_BYTES = 64_000, 32_000
+
+
+def _max_threads(kernel: Kernel) -> int:
+    """1 for steps too small to share, 0 (the whole team) for the others and where sizes are symbolic."""
+    flops, moved = kernel.flops, kernel.bytes
+    if isinstance(flops, int) and isinstance(moved, int) and (flops or moved):
+        return int(flops < _SMALL_FLOPS and moved < _SMALL_BYTES)
+    return 0
+
+
 def _storage(value: Value) -> tuple[str, Dim]:
     """Dtype and number of elements of a value's buffer; a sequence is opaque and has no size."""
     if isinstance(value.type, SequenceType):
@@ -330,7 +342,10 @@ class _MainProgram:
             args = tuple(self._argument(node, a, temps, workspace) for a in step.args)
             name = choice.tactic.name + (f".{index}" if len(emitted.steps) > 1 else "")
             builder.steps.append(
-                Step(kernel.entry, args, tuple(map(postfix, kernel.dims)), origin=node.origin, tactic=name)
+                Step(
+                    kernel.entry, args, tuple(map(postfix, kernel.dims)), max_threads=_max_threads(kernel),
+                    origin=node.origin, tactic=name,
+                )
             )  # fmt: skip
         for value in node.outputs:
             builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments), len(builder.steps) - 1))
