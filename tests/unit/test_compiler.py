@@ -103,6 +103,17 @@ def test_kernels_are_named_by_their_text():
     assert out.value == 4
 
 
+def test_prelude_leaves_out_what_a_source_does_not_mention():
+    target = Target.parse("cpu:avx512")
+    whole = prelude(target)
+    assert all(f"dt_exp_v{n}f" in whole for n in (4, 8, 16)) and "dt_sinf" in whole
+    small = prelude(target, "x = dt_expf(y);")
+    assert "v8f" not in small and "dt_sinf" not in small and "dt_expf" in small
+    assert "dt_sinf" in prelude(target, "dt_sinf(x)") and "dt_exp_v8f" in prelude(target, "v8f x;")
+    for text in ("", "float f(float x) { return dt_coshf(x) + dt_maxd(x, 1); }", "v8f f(v8f x) { return dt_erf_v8f(x); }"):
+        assert compile_c(prelude(target, text) + text, target).stat().st_size > 0
+
+
 def test_targets():
     assert Target.parse("cpu:avx2").vector_type == "v8f" and Target.parse("avx512").vector_floats == 16
     assert Target.parse("cpu") == Target.host() and Target.host().supports_host()

@@ -99,4 +99,5 @@ def entry_name(template: str) -> str:
 def translation_unit(kernels: Iterable[Kernel], target: Target) -> str:
     """The C text of all `kernels` (each distinct entry once, in order) behind the prelude."""
     sources = {kernel.entry: kernel.source for kernel in kernels}
-    return "\n".join([vmath.prelude(target), *sources.values()])
+    text = "\n".join(sources.values())
+    return f"{vmath.prelude(target, text)}\n{text}"
