@@ -24,7 +24,7 @@ from dovetail.core.errors import (
 )
 from dovetail.engine import container, tensors, trust
 from dovetail.engine.container import Container
-from dovetail.engine.file import EngineFile, TargetFiles, write_engine
+from dovetail.engine.file import EngineFile, TargetFiles, add_target, write_engine
 from tests.unit.native_plans import host_binary, kernel_binary, scaled
 
 W = {"w": np.arange(4, dtype=np.float32)}
@@ -127,6 +127,27 @@ def test_zip64_records_appear_where_sizes_need_them(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "z.plan") as archive:
         assert archive.getinfo("a").file_size == (4 << 30) + 5
         assert archive.read("b") == b"after"
+
+
+def test_a_target_is_added_without_touching_the_others(saved):
+    from dataclasses import replace
+
+    before = Container(saved)
+    signature = bytes(before.member("targets/cpu-avx2/signature"))
+    other = replace(scaled(), target="cpu:dream", cpu_flags=("warp_drive",))
+    add_target(saved, "cpu:dream", TargetFiles(other, kernel_binary(), host_binary()))
+    file = EngineFile(saved)
+    file.container.verify()
+    assert file.targets == ("cpu:avx2", "cpu:dream") and file.plan("cpu:dream") == other
+    assert bytes(file.container.member("targets/cpu-avx2/signature")) == signature
+    assert file.graph == "graph" and file.info == {"model": "m"}
+    engine = runtime.open(saved)  # takes the one that runs here
+    assert engine.plan.target == scaled().target
+    assert engine.run(X)["y"].tolist() == [0, 2, 4, 6] * 2
+    with pytest.raises(DeviceError, match="warp_drive"):
+        runtime.open(saved, target="cpu:dream")
+    with pytest.raises(PlanFormatError, match="has other weights"):
+        add_target(saved, "cpu:third", TargetFiles(scaled(5)))
 
 
 # --- trust ----------------------------------------------------------------------------------------

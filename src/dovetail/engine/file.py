@@ -65,21 +65,7 @@ def write_engine(
     if build is not None:
         members["build.json"] = json.dumps(dict(build), indent=1, sort_keys=True).encode()
     for target, files in targets.items():
-        folder = _folder(target)
-        members[f"{folder}/plan.json"] = dumps(files.plan)
-        if files.source:
-            members[f"{folder}/kernels.c"] = files.source.encode()
-        if files.kernels is not None:
-            members[f"{folder}/kernels.so"] = _binary(files.kernels)
-        if files.host is not None:
-            members[f"{folder}/host.so"] = _binary(files.host)
-        if sign:
-            parts = {
-                role: container.member_info(members[f"{folder}/{role}"]).sha256
-                for role in _SIGNED
-                if f"{folder}/{role}" in members
-            }
-            members[f"{folder}/signature"] = trust.sign(trust.statement(target, parts))
+        members |= _target_members(target, files, sign)
     manifest = {
         "info": dict(info or {}),
         "targets": {_folder(t): t for t in targets},
@@ -88,7 +74,47 @@ def write_engine(
     container.write(path, members, manifest)
 
 
+def add_target(path: str | Path, target: str, files: TargetFiles, *, sign: bool = True) -> None:
+    """Add a target to an engine file, or replace it; the others keep their bytes and signatures.
+
+    Raises:
+        PlanFormatError: the file is damaged, or the plan is for other weights.
+        OSError: it cannot be written; the old file stays.
+    """
+    file = EngineFile(path)
+    box = file.container
+    for name in file.targets:
+        if {w.name: w for w in file.plan(name).weights} != {w.name: w for w in files.plan.weights}:
+            raise PlanFormatError(
+                f"{file.path}: its target {name} has other weights than the plan for {target}, "
+                "expected a plan of the same model"
+            )
+    prefix = f"{_folder(target)}/"
+    members: dict[str, container.Content] = {
+        name: box.member(name) for name in box.members if not name.startswith(prefix)
+    }
+    members |= _target_members(target, files, sign)
+    manifest = {k: v for k, v in box.manifest.items() if k not in ("format", "members")}
+    manifest["targets"] = {**manifest["targets"], _folder(target): target}
+    container.write(path, members, manifest)
+
+
 _SIGNED = ("plan.json", "kernels.so", "host.so")
+
+
+def _target_members(target: str, files: TargetFiles, sign: bool) -> dict[str, container.Content]:
+    folder = _folder(target)
+    parts: dict[str, container.Content] = {"plan.json": dumps(files.plan)}
+    if files.source:
+        parts["kernels.c"] = files.source.encode()
+    if files.kernels is not None:
+        parts["kernels.so"] = _binary(files.kernels)
+    if files.host is not None:
+        parts["host.so"] = _binary(files.host)
+    if sign:
+        digests = {r: container.member_info(parts[r]).sha256 for r in _SIGNED if r in parts}
+        parts["signature"] = trust.sign(trust.statement(target, digests))
+    return {f"{folder}/{role}": content for role, content in parts.items()}
 
 
 class EngineFile:
