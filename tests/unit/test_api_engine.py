@@ -14,7 +14,6 @@ import dovetail
 from dovetail.core.env import override
 from dovetail.frontend.importer import import_onnx
 from dovetail.ops.evaluate import evaluate
-
 from tests.unit.small_models import classifier, relu, two_outputs
 
 
@@ -146,9 +145,21 @@ def test_an_untrusted_file_runs_kernels_made_from_its_graph(engine: dovetail.Eng
     x = images(2)
     loaded = dovetail.load(path)
     assert loaded(x).tobytes() == engine(x).tobytes()
+    assert loaded.certificate["stale"] is True  # what the file claims was not checked here
+    assert loaded.verify()["ok"] is True and "stale" not in loaded.certificate
     with override(home=tmp_path / "another_machine"):
         engine.save(path)
         assert dovetail.load(path, trust=True)(x).tobytes() == engine(x).tobytes()
+
+
+def test_source_in_a_file_is_never_compiled(engine: dovetail.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    path = tmp_path / "hostile.plan"
+    hostile = dovetail.Engine(engine._runtime, replace(engine._artifacts, source="#error hostile\n", kernels=b"no library"))
+    hostile.save(path, sign=False)
+    x = images(1)
+    assert dovetail.load(path)(x).tobytes() == engine(x).tobytes()
 
 
 def test_stripped_weights_must_be_passed(engine: dovetail.Engine, tmp_path: Path) -> None:

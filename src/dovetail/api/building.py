@@ -34,7 +34,7 @@ def build(
     verify: str = "sample",
     strict_fp32: bool = False,
     tune: bool = True,
-    time_budget: float = 10.0,
+    time_budget: float = 6.0,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile an ONNX model.
@@ -60,7 +60,7 @@ def build(
     start = time.perf_counter()
     options = BuildOptions(device, target, precision, shapes, strict_fp32, verify, tune, time_budget)
     team = default_threads() if threads is None else threads
-    tuner = Tuner(team, time_budget) if tune else None
+    tuner = Tuner(team, time_budget, progress=progress or (lambda stage, done, total: None)) if tune else None
     built = builder.build(model, options, progress=progress, choose=by_rule if tuner is None else tuner)
     hashes = weight_hashes(built.module.weights)
     content = content_hash(built.graph_text, hashes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,4 +98,6 @@ def _make_again(
             "install a compiler (pip install ziglang), or trust the key: dovetail trust add KEY"
         ) from error
     artifacts = Artifacts(built.graph_text, built.source, built.binary, built.host_binary, dict(file.info), file.build)
-    return artifacts, runtime.Provided([built.binary], built.host_binary, built.plan)
+    # What a stranger's file says of itself is shown, but as a claim.
+    claimed = {**stored.certificate, "stale": True} if stored.certificate else {}
+    return artifacts, runtime.Provided([built.binary], built.host_binary, replace(built.plan, certificate=claimed))

@@ -162,7 +162,7 @@ def certificate_text(data: Mapping[str, Any]) -> str:
         text += f"; engine end to end {largest:.1e}"
     else:
         text += f"; engine not checked: {engine['reason']}"
-    return text + ("; stale since a refit" if data.get("stale") else "")
+    return text + ("; not checked since the weights were changed or the kernels made again: run verify" if data.get("stale") else "")
 
 
 def _at(sizes: Mapping[str, int]) -> str:

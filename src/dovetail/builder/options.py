@@ -34,7 +34,7 @@ class BuildOptions:
     strict_fp32: bool = False
     verify: str = "sample"
     tune: bool = True
-    time_budget: float = 10.0
+    time_budget: float = 6.0
 
     def check(self) -> Target:
         """The parsed target.

@@ -9,8 +9,8 @@ choice is always the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from dovetail.codegen.compiler import compile_many
 from dovetail.codegen.kernel import Kernel, translation_unit
@@ -51,7 +51,6 @@ class _Contest:
     times: dict[str, float]
     count: int = 1
     weight: float = 0.0
-    emitted: list[tuple[Group, Emitted]] = field(default_factory=list)
 
 
 class Tuner:
@@ -62,12 +61,18 @@ class Tuner:
         budget_s: seconds that compiling and measuring candidates may take.
         sizes: values of shape symbols to measure at; others are taken as 1 for the first axis of
             an operand and 64 elsewhere.
+        progress: called as progress("tune", groups done, groups).
     """
 
     def __init__(
-        self, threads: int, budget_s: float, cache: TimingCache | None = None, sizes: Mapping[str, int] | None = None
+        self,
+        threads: int,
+        budget_s: float,
+        cache: TimingCache | None = None,
+        sizes: Mapping[str, int] | None = None,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> None:
-        self.threads, self.budget_s, self.given = threads, budget_s, dict(sizes or {})
+        self.threads, self.budget_s, self.given, self.progress = threads, budget_s, dict(sizes or {}), progress
         self.cache = TimingCache() if cache is None else cache
 
     def __call__(self, groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
@@ -115,33 +120,36 @@ class Tuner:
 
     def _measure(self, contests: list[_Contest], target: Target) -> None:
         start = time.monotonic()
-        workers = host_pool(target)
         batch = max(1, env().jobs)
         done = 0
-        while done < len(contests):
-            # The next batch will take about as long as the ones before did on average.
-            elapsed = time.monotonic() - start
-            expected = elapsed / done * batch if done else 0.0
-            if elapsed + expected > self.budget_s:
-                break
-            part = contests[done : done + batch]
-            units = []
-            for contest in part:
-                contest.emitted = [c.emit(contest.group, target) for c in contest.candidates]
-                units.append(translation_unit(_kernels(contest.emitted), target))
-            # Nothing else runs while times are taken: compile the batch first.
-            for contest, path in zip(part, compile_many(units, target), strict=True):
-                library = KernelLibrary(path)
-                us = measure(contest.emitted, contest.sizes, library.address, workers, self.threads)
-                contest.times = {c.name: round(t, 2) for c, t in zip(contest.candidates, us, strict=True)}
-                self.cache.put(contest.key, contest.times)
-                contest.emitted = []
-                _log.debug("%s: %s", contest.group.node.where, contest.times)
-            done += len(part)
-        for contest in contests[done:]:
-            self.cache.skip(contest.key, self.budget_s)
-        self.cache.flush()
-        _log.info("measured %d of %d groups in %.1f s", done, len(contests), time.monotonic() - start)
+        try:
+            while done < len(contests):
+                self.progress("tune", done, len(contests))
+                # The next batch will take about as long as the ones before did on average.
+                elapsed = time.monotonic() - start
+                expected = elapsed / done * batch if done else 0.0
+                if elapsed + expected > self.budget_s:
+                    break
+                self._measure_batch(contests[done : done + batch], target)
+                done += batch
+            for contest in contests[done:]:
+                self.cache.skip(contest.key, self.budget_s)
+        finally:
+            self.cache.flush()  # an interrupted build keeps what it has measured
+        self.progress("tune", len(contests), len(contests))
+        _log.info("measured %d of %d groups in %.1f s", min(done, len(contests)), len(contests), time.monotonic() - start)
+
+    def _measure_batch(self, contests: list[_Contest], target: Target) -> None:
+        emitted = [[c.emit(contest.group, target) for c in contest.candidates] for contest in contests]
+        units = [translation_unit(_kernels(codes), target) for codes in emitted]
+        workers = host_pool(target)
+        # Nothing else runs while times are taken: the whole batch is compiled first.
+        for contest, codes, path in zip(contests, emitted, compile_many(units, target), strict=True):
+            library = KernelLibrary(path)
+            us = measure(codes, contest.sizes, library.address, workers, self.threads)
+            contest.times = {c.name: round(t, 2) for c, t in zip(contest.candidates, us, strict=True)}
+            self.cache.put(contest.key, contest.times)
+            _log.debug("%s: %s", contest.group.node.where, contest.times)
 
 
 def candidates(group: Group, able: Sequence[Tactic], target: Target) -> list[Candidate]:
