@@ -27,7 +27,7 @@ MAX_THREADS = 64
 """Largest team; kernels size the scratch that threads do not share for it."""
 
 _SPIN_S = 50e-6  # a few barriers' worth: longer only steals time from other processes
-_START_S = 0.5  # how long a call waits for workers that it has just started
+_START_S = 2.0  # how long a call waits for workers that it has just started
 
 
 def default_threads() -> int:
