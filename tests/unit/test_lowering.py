@@ -512,6 +512,14 @@ def test_resize_without_what_is_outside(mode):
     check("Resize", [floats(1, 2, 4, 5)], attrs, tolerance=1e-5)
 
 
+def test_resize_of_many_axes_is_declined():
+    body = Graph("body")
+    x = body.add_input("x", TensorType(F32, (4, 4, 4, 4)))
+    attrs = {"sizes": (8, 8, 8, 8), "mode": "cubic"}
+    node = body.add("Resize", (x,), attrs, types=infer("Resize", (x,), attrs))
+    assert "taps" in (reason_not_lowerable(node) or "")
+
+
 def test_integer_power():
     base, exponent = ints(60, kind=np.int64, low=-5, high=6), ints(60, kind=np.uint64, low=0, high=70)
     check("Pow", [base, exponent])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 from dovetail.codegen.loop_ir import Expr, call
@@ -89,6 +90,10 @@ def _one_hot(ctx: Context, node: Node, index: Index) -> Expr:
 
 
 # ---------------------------------------------------------------------- resize
+# More terms per element than cubic in three axes has are better left to the separable reference.
+_MOST_TAPS = 64
+
+
 @lowering("Resize")
 def _resize(ctx: Context, node: Node, index: Index) -> Expr:
     attrs = node.attrs
@@ -122,6 +127,8 @@ def _resize(ctx: Context, node: Node, index: Index) -> Expr:
             return _weighted(ctx, where, extent, attrs)
 
         taps.append(_tabulated(ctx, node, axis, size, index[axis], taps_at))
+    if math.prod(len(t) for t in taps) > _MOST_TAPS:
+        raise NotLowerable("Resize over so many axes with so many taps is not generated")
     total: Expr | None = None
     for corner in itertools.product(*taps):
         term = ctx.load(x, [where for where, _ in corner])
