@@ -14,7 +14,6 @@ from dovetail.builder import oracle
 from dovetail.builder.crop import Crop, crops
 from dovetail.builder.samples import (
     Bounds,
-    free_symbols,
     integer_limit,
     sample,
     shape_of,
@@ -30,7 +29,7 @@ from dovetail.device.cpu import KernelLibrary, Pool
 from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.reference.registry import call
-from dovetail.tuner.launch import Launch, amount, place
+from dovetail.tuner.launch import Launch, amount, place, symbols_of
 
 Array = np.ndarray[Any, Any]
 
@@ -131,7 +130,8 @@ class _Job:
             *(2.0 ** -_mantissa_bits(v.tensor.dtype.name) for v in choice.group.outputs if v.tensor.dtype.is_float),
             0.0,
         )
-        symbols = free_symbols(v.type for v in (*choice.group.inputs, *choice.group.outputs, *choice.group.body.inputs))
+        operands = (*choice.group.inputs, *choice.group.outputs, *choice.group.body.inputs)
+        symbols = {s for v in operands for s in symbols_of(v.tensor)}
         inner = {s for n in choice.group.body.nodes for s in n.symbols()}
         kernel = {s for step in self.emitted.steps for d in step.kernel.dims for s in dims.symbols(d)}
         self.sizes = list(sizes_to_try(sorted({*symbols, *inner, *kernel}), bounds))

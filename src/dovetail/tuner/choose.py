@@ -24,7 +24,7 @@ from dovetail.device.cpu import KernelLibrary
 from dovetail.ir.graph import Time
 from dovetail.ops.registry import CONTRACTION, find
 from dovetail.passes.layout import fulfils
-from dovetail.tuner.launch import host_pool
+from dovetail.tuner.launch import host_pool, symbols_of
 from dovetail.tuner.measure import Candidate, measure
 from dovetail.tuner.timing_cache import TimingCache, timing_key
 
@@ -113,6 +113,8 @@ class Tuner:
     def _sizes(self, group: Group) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for value in (*group.inputs, *group.outputs, *group.body.inputs):
+            for name in symbols_of(value.tensor):
+                sizes.setdefault(name, _DEFAULT_SIZE)
             for axis, d in enumerate(value.tensor.shape):
                 for name in sorted(dims.symbols(d)):
                     sizes[name] = min(sizes.get(name, _DEFAULT_SIZE), 1 if axis == 0 else _DEFAULT_SIZE)

@@ -16,7 +16,7 @@ from dovetail.codegen.compiler import compile_c
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic
 from dovetail.codegen.target import Target
-from dovetail.core.dims import Dim, evaluate
+from dovetail.core.dims import Dim, evaluate, symbols
 from dovetail.device.cpu import (
     ALIGNMENT,
     HOST_SOURCE,
@@ -107,6 +107,13 @@ def place(type_: TensorType, sizes: Sizes, data: Array | None = None) -> Placed:
     if data is not None:
         array[...] = data
     return Placed(memory, array, low, high)
+
+
+def symbols_of(type_: TensorType) -> frozenset[str]:
+    """Symbols of a type's shape and of where it lies: parts of a concat start behind their neighbours."""
+    layout = type_.placement
+    where = (*layout.strides(type_.shape), layout.base(type_.shape))
+    return frozenset().union(*(symbols(d) for d in (*type_.shape, *where)))
 
 
 def with_packs(group: Group, tactic: Tactic, config: Config, target: Target) -> Group:
