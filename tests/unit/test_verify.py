@@ -235,3 +235,21 @@ def fresh_cache(tmp_path: Any) -> Iterator[None]:
     with override(cache=folder):
         yield
 
+
+
+def test_offsets_may_depend_on_symbols_that_shapes_lack() -> None:
+    """Parts of a concat of data-dependent sizes: the second starts where the first ends."""
+    from onnx import helper
+
+    nodes = []
+    for name in "ab":
+        nodes.append(helper.make_node("NonZero", [name], [f"n{name}"]))
+        nodes.append(helper.make_node("Cast", [f"n{name}"], [f"f{name}"], to=1))
+        nodes.append(helper.make_node("Relu", [f"f{name}"], [f"r{name}"]))
+    nodes += [
+        helper.make_node("Concat", ["ra", "rb"], ["c"], axis=1),
+        helper.make_node("Neg", ["c"], ["y"]),
+    ]
+    made = model(nodes, {"a": [10], "b": [12]}, {"y": [1, "M"]}, {})
+    data = dovetail.build(made, verify="full", tune=False).certificate
+    assert data["engine"]["checked"] and data["kernels"]["checked"] == data["kernels"]["distinct"] > 0
