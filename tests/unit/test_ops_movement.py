@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from dovetail import reference
+from dovetail import backend, reference
 from dovetail.core import dtypes as d
 from dovetail.core.dims import Expr, maximum, sym
 from dovetail.core.errors import (
@@ -435,3 +435,26 @@ def test_unsupported_and_invalid_models_say_so() -> None:
     module = _import("g (float[6] x, int64[1] s) => (float[M] y) { y = Reshape(x, s) }")
     with pytest.raises(Error):
         evaluate(module, {"x": _x(6), "s": _i64(-7)})
+
+
+def test_concat_of_parts_whose_sizes_come_late_is_not_placed_early() -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N] x, float[N] z) => (float[K] y) <int64[1] axis = {0}> {
+          e = Exp(x)
+          r = NonZero(x)
+          rows = Squeeze(r)
+          a = Gather(x, rows)
+          f = Exp(a)
+          h = NonZero(z)
+          others = Squeeze(h)
+          b = Gather(z, others)
+          g = Exp(b)
+          y = Concat <axis = 0> (e, f, g)
+        }"""
+    )
+    run = backend.compile(model)
+    z = np.array([0, 0, 3], np.float32)
+    for x in (np.array([1, 0, 2], np.float32), np.zeros(3, np.float32)):
+        (got,) = run([x, z])
+        np.testing.assert_allclose(got, np.exp(np.concatenate([x, x[x != 0], z[z != 0]])), rtol=1e-6)

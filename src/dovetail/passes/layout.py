@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import ANY, CHANNELS_LAST, ROW_MAJOR, ROWS, candidates, wanted_layout
 from dovetail.codegen.target import Target
+from dovetail.core import dims
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.layout import Layout, row_major, strided
 from dovetail.ir.types import TensorType
@@ -222,7 +223,7 @@ class _Sweep:
             layout = self.pins.get(output) or dominant_order(node, output.tensor)
             self.pins[output] = layout
             for value, part in zip(node.operands, self._parts(node, layout), strict=True):
-                if self._may_live_inside(value, part):
+                if self._known_with(value, output) and self._may_live_inside(value, part):
                     self.pins[value] = part
                     self.placement.parents[value] = output
 
@@ -238,6 +239,12 @@ class _Sweep:
         if len(owners) != 1 or any(self.pins[v] != p for v, p in zip(values, parts, strict=True)):
             return None
         return owners.pop(), layout
+
+    def _known_with(self, value: Value, output: Value) -> bool:
+        """Whether a concat's buffer has a size by the time this operand is written: no later data decides on it."""
+        times = self.graph.symbol_times
+        late = {s for d in output.tensor.shape for s in dims.symbols(d) if times.get(s) == Time.RUN}
+        return late <= {s for d in value.tensor.shape for s in dims.symbols(d)}
 
     def _may_live_inside(self, value: Value, part: Layout) -> bool:
         node = value.producer
