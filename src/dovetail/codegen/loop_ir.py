@@ -399,10 +399,18 @@ class Rewriter:
 
     def __call__(self, e: Expr) -> Expr:
         """The rewritten expression."""
-        done = self._done.get(e)
-        if done is None:
-            done = self._done[e] = self._rebuild(e)
-        return done
+        done = self._done
+        # Operands first and without recursion: interpolation makes chains of hundreds of operations.
+        pending = [e] if e not in done else []
+        while pending:
+            missing = [c for c in children(pending[-1], self.scope) if c not in done]
+            if missing:
+                pending += missing
+            else:
+                current = pending.pop()
+                if current not in done:
+                    done[current] = self._rebuild(current)
+        return done[e]
 
     def _rebuild(self, e: Expr) -> Expr:
         if isinstance(e, IndexValue):
