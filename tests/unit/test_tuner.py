@@ -151,6 +151,15 @@ def test_without_a_budget_the_rule_decides(tmp_path: Path, monkeypatch: pytest.M
     assert [c.tactic.name for c in tuned.choices.values()] == [c.tactic.name for c in ruled.choices.values()]
 
 
+def test_strict_fp32_leaves_no_transformed_convolution() -> None:
+    def tactics(strict: bool) -> dict[str, int]:
+        return dovetail.build(conv_model(), verify="off", tune=False, strict_fp32=strict).report().tactics
+
+    assert "winograd" in tactics(False) and "winograd" not in tactics(True)
+    report = dovetail.build(conv_model(), verify="off", strict_fp32=True).report().json()
+    assert any("winograd: strict_fp32 forbids it" in g["rejected"] for g in report["groups"])
+
+
 def test_a_tuned_engine_is_right() -> None:
     engine = dovetail.build(conv_model(), verify="full", time_budget=5.0)
     assert engine.certificate["engine"]["checked"]

@@ -71,6 +71,8 @@ def select(module: Module, target: Target, choose: Chooser = by_rule) -> dict[No
     nodes = list(fusions(module.main))
     groups = [group_of(node) for node in nodes]
     found = [candidates(group, target) for group in groups]
+    if module.meta.get("strict_fp32"):
+        found = [_direct_sums(able, reasons) for able, reasons in found]
     for group, (able, _) in zip(groups, found, strict=True):
         if not able:
             require(group, target)  # raises, with every tactic's reason
@@ -91,6 +93,12 @@ def select(module: Module, target: Target, choose: Chooser = by_rule) -> dict[No
             graph.set_input(node, pack.position, packed[key])
     module.main.update_times()
     return choices
+
+
+def _direct_sums(able: list[Tactic], reasons: list[str]) -> tuple[list[Tactic], list[str]]:
+    """Without the tactics that transform their operands and lose accuracy by it."""
+    kept = [t for t in able if t.relative_error() <= Tactic.relative_error(t)]
+    return kept, reasons + [f"{t.name}: strict_fp32 forbids it" for t in able if t not in kept]
 
 
 def _after(graph: Graph, value: Value) -> Node | None:
