@@ -10,6 +10,7 @@ died); timeout. A crash or a hang costs the case that caused it; the rest of its
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -202,6 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--verbose", action="store_true", help="let the children print")
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("dovetail") is None:
+        parser.error("dovetail is not installed; pip install -e . or set PYTHONPATH=src")
     cases = [c for c in node_cases() if (args.all or c.tier_a) and re.search(args.filter, c.name)]
     start = time.monotonic()
     results = run_cases(cases, workers=args.workers, timeout_s=args.timeout, quiet=not args.verbose,
