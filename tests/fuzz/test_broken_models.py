@@ -84,8 +84,9 @@ node = helper.make_node
         (model(node("Conv", ["x", "x"], ["y"])), dovetail.ModelError, "Conv"),
     ],
     ids=[
-        "undefined-input", "missing-output", "defined-twice", "opset", "unknown-op", "perm", "axis", "concat", "broadcast", "no-input", "rank",
-    ],
+        "undefined-input", "missing-output", "defined-twice", "opset", "unknown-op", "perm", "axis", "concat", "broadcast",
+        "no-input", "rank",
+    ],  # fmt: skip
 )
 def test_invalid_graphs_name_what_is_wrong(broken: onnx.ModelProto, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
