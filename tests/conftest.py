@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+
 _BUILD = Path(__file__).resolve().parent.parent / "build"
 
 # A cache and a key of the checkout's own: tests neither read nor touch the user's.
@@ -12,3 +14,7 @@ os.environ.setdefault("DOVETAIL_VERIFY", "1")
 # Parallel test workers, each compiling on all cores, would only queue behind each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("DOVETAIL_JOBS", "1")
+
+# A busy machine is no failure: properties have no time limit of their own.
+settings.register_profile("dovetail", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dovetail")

@@ -86,7 +86,7 @@ node = helper.make_node
     ids=[
         "undefined-input", "missing-output", "defined-twice", "opset", "unknown-op", "perm", "axis", "concat", "broadcast",
         "no-input", "rank",
-    ],  # fmt: skip
+    ],
 )
 def test_invalid_graphs_name_what_is_wrong(broken: onnx.ModelProto, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
