@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import dovetail
 from dovetail.codegen.tactic import Group
 from dovetail.codegen.target import Target
 from dovetail.core.env import env
@@ -86,7 +85,7 @@ def cpu_model() -> str:
 def template_version() -> str:
     """A hash of the code that writes kernels."""
     found = hashlib.sha256()
-    root = Path(dovetail.__file__).parent
+    root = Path(__file__).resolve().parent.parent
     for folder in _TEMPLATE_FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
             found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
