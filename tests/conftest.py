@@ -1,8 +1,11 @@
 """Settings that every test runs under, set before any flag is read."""
 
 import os
+import zlib
 from pathlib import Path
 
+import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 
 _BUILD = Path(__file__).resolve().parent.parent / "build"
@@ -18,3 +21,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A busy machine is no failure: properties have no time limit of their own.
 settings.register_profile("dovetail", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dovetail")
+
+
+@pytest.fixture(autouse=True)
+def _own_random_numbers(request: pytest.FixtureRequest) -> None:
+    """Seed a module's `RNG` by the test's name, so that no test depends on those before it."""
+    if hasattr(request.module, "RNG"):
+        seed = zlib.crc32(request.node.name.encode())
+        request.module.RNG = np.random.default_rng(seed)
