@@ -51,3 +51,23 @@ def pack_winograd(w: TensorType, *, width: int, lanes: int) -> TensorType:
     if w.rank != 4 or w.shape[2:] != (3, 3):
         raise TypeInferenceError(f"PackWinograd: got {w}, expected [M, C, 3, 3]; use PackConv")
     return w.with_shape((36, w.shape[1] * packed_columns(w.shape[0], width, lanes)))
+
+
+@op("PackRecurrent", MOVEMENT)
+def pack_recurrent(w: TensorType, *, phases: tuple[int, ...], vectors: int, lanes: int) -> TensorType:
+    """Weights [D, gates * H, K] as panels [K, vectors * lanes] with all gates of some units: [D, panels * K * vectors * lanes].
+
+    `phases` are the gates that a step computes together, in order; each phase has panels of its own, cut as in
+    `recurrent_panels`. Columns of a panel: gate, then unit; missing units are zero.
+    """
+    if w.rank != 3 or not isinstance(w.shape[1], int) or w.shape[1] % sum(phases):
+        raise TypeInferenceError(f"PackRecurrent: got {w}, expected [D, {sum(phases)} * H, K] with a known H; use PackGemmB")
+    panels = sum(recurrent_panels(w.shape[1] // sum(phases), phases, vectors, lanes))
+    return w.with_shape((w.shape[0], panels * vectors * lanes * w.shape[2]))
+
+
+def recurrent_panels(hidden: int, phases: tuple[int, ...], vectors: int, lanes: int) -> tuple[int, ...]:
+    """Panels of each phase: one holds `vectors // gates` vectors of units."""
+    if any(vectors % gates for gates in phases):
+        raise TypeInferenceError(f"PackRecurrent: vectors, got {vectors}, expected a multiple of each of {phases}; change it")
+    return tuple(-(-hidden // (vectors // gates * lanes)) for gates in phases)

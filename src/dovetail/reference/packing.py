@@ -73,3 +73,19 @@ def pack_winograd(w: Array, *, width: int, lanes: int) -> Array:
     """
     u = np.einsum("ai,mcij,bj->abcm", WINOGRAD_G, w.astype(np.float64), WINOGRAD_G)
     return pack_panels(u.reshape(36, w.shape[1], w.shape[0]), width, lanes).astype(w.dtype)
+
+
+@reference("PackRecurrent")
+def pack_recurrent(w: Array, *, phases: tuple[int, ...], vectors: int, lanes: int) -> Array:
+    """Pack recurrent weights [D, gates * H, K] into panels of units with all gates of a phase side by side."""
+    directions, rows, depth = w.shape
+    gates, first, parts = w.reshape(directions, sum(phases), rows // sum(phases), depth), 0, []
+    for count in phases:
+        units = vectors // count * lanes
+        panels = math.ceil(gates.shape[2] / units)
+        padded = np.zeros((directions, count, panels * units, depth), w.dtype)
+        padded[:, :, : gates.shape[2]] = gates[:, first : first + count]
+        panel = padded.reshape(directions, count, panels, units, depth).transpose(0, 2, 4, 1, 3)
+        parts.append(panel.reshape(directions, -1))
+        first += count
+    return np.concatenate(parts, axis=1)
