@@ -21,9 +21,6 @@ from dovetail.kernels.cpu.text import DimTable, Isa, counted_functions, partial_
 CHUNK_BYTES = 512 << 10
 """Left-operand bytes that are reused over all panels before the next rows: a share of the L2 cache."""
 
-STREAM_BYTES = 48 << 10
-"""Panels of `b` larger than this are fetched ahead by the tiles before: smaller ones are there soon enough."""
-
 
 @dataclass(frozen=True)
 class Axis:
@@ -189,7 +186,6 @@ class _Writer:
             operands=tuple(self.access(first + n, c) for n, c in enumerate(spec.operand_columns)),
             epilogue=spec.epilogue,
             prefetch=spec.isa.lanes >= 8,
-            stream=self.stream(),
         )
         if tile.name not in self.tiles:
             self.tiles[tile.name] = microkernel.emit(tile, spec.isa)
@@ -205,26 +201,7 @@ class _Writer:
             stride = self.dims.text(self.tiled.strides[index])
             arguments.append(f"{self.names[index]}r + ({start}) * {stride}")
         arguments += ["cols"] if counted else []
-        arguments += ["next", "share"] if self.stream() else []
         return f"{name}({', '.join(arguments)}, d);"
-
-    def stream(self) -> int:
-        """Cache lines of the next panel that a tile fetches per k; 0 where panels are small or read once.
-
-        Weights come from memory or L3 once per run. The tiles of a panel share the work of fetching the next one, so that
-        memory and multipliers work at the same time, instead of in turns.
-        """
-        spec = self.spec
-        depth = product([spec.depth, *(n for n, _ in spec.runs)])
-        tiles = self.tiles_per_chunk()
-        if spec.isa.lanes < 8 or tiles == 1 or not isinstance(depth, int) or 4 * depth * spec.panels.width < STREAM_BYTES:
-            return 0
-        return math.ceil(spec.panels.width / 16 / tiles) if isinstance(tiles, int) else 1
-
-    def tiles_per_chunk(self) -> Dim:
-        """Row tiles that a panel serves before the next one is needed."""
-        tiles = product([*(a.extent for a in self.outer), (self.tiled.extent + (self.height - 1)) // self.height])
-        return min(tiles, self.chunk()) if isinstance(tiles, int) else tiles
 
     def unit(self, vectors: int, tail: int) -> list[str]:
         """Statements for row tile `t` of the current rows."""
@@ -307,9 +284,6 @@ class _Writer:
             if name == "b":
                 group = self.offsets(spec.groups, "g", 1)
                 out.append(f"      const float *bp = B + {group} + j * K * {panels.width};")
-                if self.stream():
-                    # Shares in floats per k. The tiles after the last share fetch nothing new.
-                    out.append(f"      const int64_t part = ({panels.width} + ue - ub - 1) / (ue - ub);")
                 continue
             const = "" if name.startswith("o") else "const "
             panel = f" + j * {panels.width}" if index and columns[index - 1] else ""
@@ -359,10 +333,6 @@ class _Writer:
             if name != "b":
                 const = "" if name.startswith("o") else "const "
                 out.append(f"        {const}float *{name}r = {name}g + {self.offsets(self.outer, 'i', index)};")
-        if self.stream():
-            width = self.spec.panels.width
-            out.append(f"        const int64_t share = (u - ub) * part < {width} ? part : 0;")
-            out.append(f"        const float *next = bp + K * ({width} + (share ? (u - ub) * part : 0));")
         out += ["        " + line for line in self.unit(vectors, tail)]
         tiles = self.dims.text((self.tiled.extent + (self.height - 1)) // self.height)
         step = ""
