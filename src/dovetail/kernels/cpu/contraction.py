@@ -21,6 +21,14 @@ from dovetail.kernels.cpu.text import DimTable, Isa, counted_functions, partial_
 CHUNK_BYTES = 512 << 10
 """Left-operand bytes that are reused over all panels before the next rows: a share of the L2 cache."""
 
+STREAM_BYTES = 48 << 10
+"""Panels of `b` larger than this are fetched ahead by the tiles before: smaller ones are there soon enough."""
+
+DEPTH_BYTES = 288 << 10
+"""Panels of `b` larger than this are cut along k: the part in use and the part that comes next both fit the L2 cache."""
+RAW_BYTES = 32 << 10
+"""Most that the raw sums of a panel's row tiles may take on the stack."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -156,6 +164,29 @@ class _Writer:
         self.names = ["a", "b", *(f"o{n}" for n in range(self.n_outputs))]
         self.names += [f"e{n}" for n in range(len(spec.operand_columns))]
         self.tiles: dict[str, str] = {}
+        self.runs, self.depth = spec.runs, spec.depth
+        self.blocks, self.block_step = self.cut_depth()
+
+    def cut_depth(self) -> tuple[int, Dim]:
+        """(blocks along k, step of `a` between them); takes the blocks' loop off `runs` or `depth`."""
+        spec = self.spec
+        counts = [*(n for n, _ in spec.runs), spec.depth]
+        total, tiles = product(counts), self.tiles_per_chunk()
+        if not isinstance(total, int) or not isinstance(tiles, int) or tiles < 2:
+            return 1, 0
+        raw = tiles * self.height * self.inner_rows * spec.panels.width * 4
+        if 4 * total * spec.panels.width <= DEPTH_BYTES or raw > RAW_BYTES:
+            return 1, 0
+        for level, (count, step) in enumerate(spec.runs):
+            if count != 1 and all(n == 1 for n, _ in spec.runs[:level]):
+                assert isinstance(count, int)
+                self.runs = spec.runs[level + 1 :]
+                return count, step
+        assert isinstance(spec.depth, int)
+        wanted = math.ceil(4 * total * spec.panels.width / DEPTH_BYTES)
+        blocks = next((n for n in range(wanted, 2 * wanted + 1) if spec.depth % n == 0), 1)
+        self.depth = spec.depth // blocks
+        return blocks, self.depth
 
     def heights(self) -> list[int]:
         extent = self.tiled.extent
@@ -170,7 +201,7 @@ class _Writer:
         rows = (self.dims.text(self.tiled.strides[index]), self.dims.text(inner))
         return Access(self.names[index], rows, column)
 
-    def tile(self, height: int, vectors: int, tail: int) -> str:
+    def tile(self, height: int, vectors: int, tail: int, carry: str) -> str:
         """Make sure the tile function exists; return its name."""
         spec = self.spec
         first = 2 + self.n_outputs
@@ -179,19 +210,21 @@ class _Writer:
             vectors=vectors,
             tail=tail,
             a=self.access(0, 1),
-            runs=tuple(Run(self.dims.text(n), self.dims.text(s)) for n, s in spec.runs if n != 1),
-            depth=self.dims.text(spec.depth),
+            runs=tuple(Run(self.dims.text(n), self.dims.text(s)) for n, s in self.runs if n != 1),
+            depth=self.dims.text(self.depth),
             panel=vectors * spec.isa.lanes,
             outputs=tuple(self.access(2 + n, 1) for n in range(self.n_outputs)),
             operands=tuple(self.access(first + n, c) for n, c in enumerate(spec.operand_columns)),
             epilogue=spec.epilogue,
             prefetch=spec.isa.lanes >= 8,
+            stream=self.stream(),
+            carry=carry,
         )
         if tile.name not in self.tiles:
             self.tiles[tile.name] = microkernel.emit(tile, spec.isa)
         return tile.name
 
-    def call(self, name: str, start: str, counted: bool) -> str:
+    def call(self, name: str, start: str, counted: bool, carry: str) -> str:
         """A call of a tile whose first row is `start` along the tiled axis."""
         arguments = []
         for index in range(len(self.names)):
@@ -201,29 +234,50 @@ class _Writer:
             stride = self.dims.text(self.tiled.strides[index])
             arguments.append(f"{self.names[index]}r + ({start}) * {stride}")
         arguments += ["cols"] if counted else []
+        arguments += ["next", "share"] if self.stream() else []
+        arguments += ["raw"] if carry else []
         return f"{name}({', '.join(arguments)}, d);"
 
-    def unit(self, vectors: int, tail: int) -> list[str]:
+    def stream(self) -> int:
+        """Cache lines of the next panel that a tile fetches per k; 0 where panels are small or read once.
+
+        Weights come from memory or L3 once per run. The tiles of a panel share the work of fetching the next one, so that
+        memory and multipliers work at the same time, instead of in turns.
+        """
+        spec = self.spec
+        depth = product([spec.depth, *(n for n, _ in spec.runs)])
+        tiles = self.tiles_per_chunk()
+        if spec.isa.lanes < 8 or tiles == 1 or not isinstance(depth, int) or 4 * depth * spec.panels.width < STREAM_BYTES:
+            return 0
+        return math.ceil(spec.panels.width / 16 / tiles) if isinstance(tiles, int) else 1
+
+    def tiles_per_chunk(self) -> Dim:
+        """Row tiles that a panel serves before the next one is needed."""
+        tiles = product([*(a.extent for a in self.outer), (self.tiled.extent + (self.height - 1)) // self.height])
+        return min(tiles, self.chunk()) if isinstance(tiles, int) else tiles
+
+    def unit(self, vectors: int, tail: int, carry: str) -> list[str]:
         """Statements for row tile `t` of the current rows."""
         extent, counted = self.tiled.extent, tail == COUNTED
+
+        def call(height: int, start: str) -> str:
+            return self.call(self.tile(height, vectors, tail, carry), start, counted, carry)
+
         if isinstance(extent, int):
             (big, many), *small = split_evenly(extent, self.height)
-            text = self.call(self.tile(big, vectors, tail), f"t * {big}", counted)
+            text = call(big, f"t * {big}")
             if not small:
                 return [text]
             ((size, _),) = small
-            other = self.call(self.tile(size, vectors, tail), f"{big * many} + (t - {many}) * {size}", counted)
-            return [f"if (t < {many}) {text}", f"else {other}"]
+            return [f"if (t < {many}) {text}", f"else {call(size, f'{big * many} + (t - {many}) * {size}')}"]
         tallest, *powers = self.heights()
         total = self.dims.text(extent)
         out = [
             f"int64_t m = t * {tallest}, left = {total} - m;",
-            f"if (left >= {tallest}) {self.call(self.tile(tallest, vectors, tail), 'm', counted)}",
+            f"if (left >= {tallest}) {call(tallest, 'm')}",
             "else {",
         ]
-        for size in powers:
-            name = self.tile(size, vectors, tail)
-            out.append(f"  if (left & {size}) {{ {self.call(name, 'm', counted)} m += {size}; }}")
+        out += [f"  if (left & {size}) {{ {call(size, 'm')} m += {size}; }}" for size in powers]
         return [*out, "}"]
 
     def kernel(self) -> str:
@@ -284,13 +338,13 @@ class _Writer:
             if name == "b":
                 group = self.offsets(spec.groups, "g", 1)
                 out.append(f"      const float *bp = B + {group} + j * K * {panels.width};")
+                if self.stream():
+                    out.append(f"      const int64_t part = ({panels.width} + ue - ub - 1) / (ue - ub);")
                 continue
             const = "" if name.startswith("o") else "const "
             panel = f" + j * {panels.width}" if index and columns[index - 1] else ""
             offset = self.offsets(spec.groups, "g", index) + panel
             out.append(f"      {const}float *{name}g = {name.upper()} + {offset};")
-        out += [f"      int64_t t = ub % {tiles}, r = ub / {tiles};"]
-        out += ["      " + line for line in self.decompose("r", self.outer, "i")]
         if not isinstance(panels.columns, int):
             out.append(f"      const int64_t cols = {dims.text(panels.columns)} - j * {panels.width};")
             out += [f"      if (cols >= {panels.width}) {{", *self.units(panels.vectors, 0)]
@@ -327,14 +381,43 @@ class _Writer:
         return math.ceil(total / chunks)
 
     def units(self, vectors: int, tail: int) -> list[str]:
-        """The loop over the row tiles of one chunk for one panel."""
-        out = ["      for (int64_t u = ub; u < ue; u++) {"]
+        """The loop over the row tiles of one chunk for one panel, once per block of k."""
+        tiles = self.dims.text((self.tiled.extent + (self.height - 1)) // self.height)
+        if self.blocks == 1:
+            return self.row_tiles(vectors, tail, tiles)
+        width, rows = vectors * self.spec.isa.lanes, self.height * self.inner_rows
+        many = self.tiles_per_chunk()
+        depth = " * ".join([*(self.dims.text(n) for n, _ in self.runs), self.dims.text(self.depth)])
+        return [
+            f"      float sums[{many} * {rows * width}] __attribute__((aligned(64)));",
+            f"      for (int64_t i = 0; i < (ue - ub) * {rows * width}; i++) sums[i] = 0.0f;",
+            f"      for (int64_t kb = 0; kb < {self.blocks}; kb++, bp += {depth} * {width}) {{",
+            *self.row_tiles(vectors, tail, tiles),
+            "      }",
+        ]
+
+    def row_tiles(self, vectors: int, tail: int, tiles: str) -> list[str]:
+        """The loop over the row tiles of one chunk for one block of a panel."""
+        width = vectors * self.spec.isa.lanes
+        out = [f"      int64_t t = ub % {tiles}, r = ub / {tiles};"]
+        out += ["      " + line for line in self.decompose("r", self.outer, "i")]
+        out += ["      for (int64_t u = ub; u < ue; u++) {"]
         for index, name in enumerate(self.names):
             if name != "b":
                 const = "" if name.startswith("o") else "const "
-                out.append(f"        {const}float *{name}r = {name}g + {self.offsets(self.outer, 'i', index)};")
-        out += ["        " + line for line in self.unit(vectors, tail)]
-        tiles = self.dims.text((self.tiled.extent + (self.height - 1)) // self.height)
+                block = f" + kb * {self.dims.text(self.block_step)}" if index == 0 and self.blocks > 1 else ""
+                out.append(f"        {const}float *{name}r = {name}g + {self.offsets(self.outer, 'i', index)}{block};")
+        if self.stream():
+            size = " * ".join([*(self.dims.text(n) for n, _ in self.runs), self.dims.text(self.depth)])
+            # Shares in floats per k. The tiles after the last share fetch nothing new.
+            out.append(f"        const int64_t share = (u - ub) * part < {width} ? part : 0;")
+            out.append(f"        const float *next = bp + {size} * ({width} + (share ? (u - ub) * part : 0));")
+        if self.blocks == 1:
+            out += ["        " + line for line in self.unit(vectors, tail, "")]
+        else:
+            out.append(f"        float *raw = sums + (u - ub) * {self.height * self.inner_rows * width};")
+            out += [f"        if (kb < {self.blocks - 1}) {{", *self.unit(vectors, tail, "sum")]
+            out += ["        } else {", *self.unit(vectors, tail, "last"), "        }"]
         step = ""
         for n in range(len(self.outer)):
             inner = f" if (i{n} == {self.dims.text(self.outer[n].extent)}) {{ i{n} = 0; {step} }}" if n else ""

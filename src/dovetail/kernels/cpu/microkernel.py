@@ -50,6 +50,10 @@ class Tile:
         prefetch: whether `b` is prefetched.
         b_is_partial: whether `b` ends at the tail, too (it is not padded to whole vectors).
         scalars: further int64_t parameters that `depth` and the strides may name.
+        stream: cache lines per k that are fetched ahead from where the next panel lies (parameters `next`, and
+            `share` floats per k); 0 = none.
+        carry: "" sums from zero to the epilogue; "sum" adds to the raw sums in the parameter `raw` and leaves them
+            there; "last" adds to them and goes on to the epilogue.
     """
 
     rows: tuple[int, int]
@@ -65,12 +69,15 @@ class Tile:
     prefetch: bool = True
     b_is_partial: bool = False
     scalars: tuple[str, ...] = ()
+    stream: int = 0
+    carry: str = ""
 
     @property
     def name(self) -> str:
         """C name, unique within its kernel."""
         tail = {0: "", COUNTED: "_n"}.get(self.tail, f"_r{self.tail}")
-        return f"@ENTRY@_t{self.rows[0]}x{self.rows[1]}x{self.vectors}{tail}"
+        stream = f"_s{self.stream}" if self.stream else ""
+        return f"@ENTRY@_t{self.rows[0]}x{self.rows[1]}x{self.vectors}{tail}{stream}{'_' + self.carry if self.carry else ''}"
 
     @property
     def parameters(self) -> str:
@@ -80,7 +87,9 @@ class Tile:
         cols = ["int64_t cols"] if self.tail == COUNTED else []
         scalars = [f"int64_t {name}" for name in self.scalars]
         first = [f"const float *{self.a.pointer}", "const float *b"]
-        return ", ".join([*first, *outs, *ops, *cols, *scalars, "const int64_t *d"])
+        stream = ["const float *next", "int64_t share"] if self.stream else []
+        raw = ["float *raw"] if self.carry else []
+        return ", ".join([*first, *outs, *ops, *cols, *scalars, *stream, *raw, "const int64_t *d"])
 
 
 def max_rows(isa: Isa, vectors: int) -> int:
@@ -90,11 +99,13 @@ def max_rows(isa: Isa, vectors: int) -> int:
 
 def emit(tile: Tile, isa: Isa) -> str:
     """The C function of a tile, with its epilogue pass before it where that is costly."""
-    out = costly_pass(tile, isa) if tile.epilogue.costly else []
+    out = costly_pass(tile, isa) if tile.epilogue.costly and tile.carry != "sum" else []
     out += [f"static __attribute__((noinline)) void {tile.name}({tile.parameters}) {{"]
     rows = [(o, i) for o in range(tile.rows[0]) for i in range(tile.rows[1])]
+    width = tile.vectors * isa.lanes
     for r in range(len(rows)):
-        out.append("  " + isa.vector + " " + ", ".join(f"c{r}_{j} = {{0}}" for j in range(tile.vectors)) + ";")
+        first = [isa.load(f"raw + {r * width + j * isa.lanes}") if tile.carry else "{0}" for j in range(tile.vectors)]
+        out.append(f"  {isa.vector} {', '.join(f'c{r}_{j} = {value}' for j, value in enumerate(first))};")
     parts = _parts(len(rows) * tile.vectors)
     for q in range(1, parts):
         names = ", ".join(f"c{r}_{j}_{q} = {{0}}" for r in range(len(rows)) for j in range(tile.vectors))
@@ -102,7 +113,11 @@ def emit(tile: Tile, isa: Isa) -> str:
     out += _accumulate(tile, isa, rows, parts)
     for q in range(1, parts):
         out.append("  " + " ".join(f"c{r}_{j} = c{r}_{j} + c{r}_{j}_{q};" for r in range(len(rows)) for j in range(tile.vectors)))
-    out += finish(tile, isa)
+    if tile.carry == "sum":
+        for r in range(len(rows)):
+            out += ["  " + isa.store(f"raw + {r * width + j * isa.lanes}", f"c{r}_{j}") for j in range(tile.vectors)]
+    else:
+        out += finish(tile, isa)
     return "\n".join([*out, "}"]) + "\n"
 
 
@@ -118,7 +133,7 @@ def finish(tile: Tile, isa: Isa) -> list[str]:
                 out.append("  " + isa.store(f"tile + {r * width + j * isa.lanes}", f"c{r}_{j}"))
         names = ["tile", *(x.pointer for x in (*tile.outputs, *tile.operands))]
         names += ["cols"] if tile.tail == COUNTED else []
-        names += tile.scalars
+        names += [*tile.scalars, *(["next", "share"] if tile.stream else []), *(["raw"] if tile.carry else [])]
         return [*out, f"  {tile.name}_e({', '.join([*names, 'd'])});"]
     for j in range(tile.vectors):
         out += fixed_loads(tile, isa, j)
@@ -144,6 +159,7 @@ def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]], parts: int) -
         out += [
             "  int64_t k = 0;",
             f"  for (; k + {parts} <= {tile.depth}; k += {parts}, b += {parts} * {tile.panel}) {{",
+            *_fetch_next(tile, parts),
             *(line for q in range(parts) for line in _step(tile, isa, rows, a, q)),
             "  }",
             f"  for (; k < {tile.depth}; k++, b += {tile.panel}) {{",
@@ -153,9 +169,16 @@ def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]], parts: int) -
         return out + ["  }"] * len(tile.runs)
     out.append(f'  _Pragma("clang loop unroll_count({_unroll(tile.depth)})")')
     out.append(f"  for (int64_t k = 0; k < {tile.depth}; k++, b += {tile.panel}) {{")
+    out += _fetch_next(tile, 1)
     out += _step(tile, isa, rows, a, 0)
     out.append("  }")
     return out + ["  }"] * len(tile.runs)
+
+
+def _fetch_next(tile: Tile, steps: int) -> list[str]:
+    """Fetch this tile's share of the next panel into L2, so that its first tile need not wait for memory."""
+    fetches = [f"    __builtin_prefetch(next + {16 * n}, 0, 2);" for n in range(tile.stream * steps)]
+    return [*fetches, f"    next += {steps} * share;"] if tile.stream else []
 
 
 def _step(tile: Tile, isa: Isa, rows: list[tuple[int, int]], a: str, part: int) -> list[str]:
