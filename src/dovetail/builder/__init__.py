@@ -11,7 +11,7 @@ import dovetail.kernels.cpu  # noqa: F401 - registers the tactics
 from dovetail.builder.emit import emit_plan
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.report import report_data
-from dovetail.builder.select import Choice, Chooser, by_rule, select
+from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, select
 from dovetail.codegen.compiler import compile_c, compile_parts
 from dovetail.codegen.kernel import Kernel, translation_unit
 from dovetail.codegen.lower import reason_not_lowerable
@@ -33,8 +33,9 @@ from dovetail.passes.layout import Placement, assign_layouts
 from dovetail.passes.legalise import legalise
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
+from dovetail.passes.weight_time import group_weights
 
-PASSES = ("import", "simplify", "recognise", "legalise", "horizontal", "fuse", "layout", "select")
+PASSES = ("import", "simplify", "recognise", "legalise", "horizontal", "fuse", "layout", "select", "weights")
 _LONG_KERNEL = 4000  # characters of source
 _SHORT_KERNELS = 12  # compiled together
 _log = logger("builder")
@@ -51,6 +52,8 @@ class Built:
         source: C text of all kernels.
         binaries: compiled kernels, then the host library.
         module, choices, placement, fusion_log: the compiler's own view, for verification and reports.
+        weight_choices: what computes the groups of the weights program.
+        weight_host: (node, reason) of its host steps.
     """
 
     plan: Plan
@@ -64,6 +67,8 @@ class Built:
     choices: dict[Node, Choice]
     placement: Placement
     fusion_log: FusionLog
+    weight_choices: dict[Node, Choice]
+    weight_host: list[tuple[str, str]]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -127,14 +132,17 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     stages.done("layout", module)
     choices = select(module, target, choose)
     stages.done("select", module)
-    emission = emit_plan(module, choices, placement, target)
+    weight_host = group_weights(module, target, reason_not_lowerable, placement)
+    weight_choices = choose_weights(module, target)
+    stages.done("weights", module)
+    emission = emit_plan(module, choices | weight_choices, placement, target)
     stages.mark("emit")
     text = translation_unit(emission.kernels.values(), target)
     binary, host_binary = compile_kernels(emission.kernels.values(), target)
     stages.mark("compile")
     built = Built(
         emission.plan, module, graph_text, text, emission.kernels, binary, host_binary, target, choices, placement,
-        fusion_log, stages.seconds,
+        fusion_log, weight_choices, weight_host, stages.seconds,
     )  # fmt: skip
     emission.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
     return built

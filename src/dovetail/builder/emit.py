@@ -40,6 +40,7 @@ from dovetail.ir.types import SequenceType, TensorType
 from dovetail.ops.registry import find
 from dovetail.passes.layout import Placement
 from dovetail.passes.views import is_row_major, is_view, same_strides
+from dovetail.passes.weight_time import needed_at
 
 
 @dataclass
@@ -54,8 +55,8 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
     """The plan of a module whose fusions have been chosen and packed."""
     kernels: dict[str, Kernel] = {}
     graph = module.main
-    weights = _HostProgram(graph, Time.WEIGHT)
-    shapes = _HostProgram(graph, Time.SHAPE)
+    weights = _MainProgram(graph, choices, placement, target, kernels, Time.WEIGHT)
+    shapes = _HostProgram(graph, Time.SHAPE, placement)
     main = _MainProgram(graph, choices, placement, target, kernels)
     names = module.meta["output_names"]
     # Weights that a rewrite has read away stay, so that a refit of them is checked against their guard.
@@ -71,7 +72,7 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
         guards=tuple(
             Guard(g.weight, digest(module.weights[g.weight]), f"{g.rewrite} relied on its value {g.shown}") for g in module.guards
         ),
-        weights_program=weights.program(),
+        weights_program=weights.weights(),
         shapes_program=shapes.program(),
         kernels=tuple(KernelRef(k.entry, len(k.params), len(k.dims)) for k in kernels.values()),
         arch=target.arch,
@@ -186,16 +187,16 @@ def _definitions(node: Node) -> tuple[SymbolDef, ...]:
 
 
 class _HostProgram:
-    """The weights or the shapes program: reference calls whose later-read results are outputs."""
+    """The shapes program: reference calls whose later-read results are outputs."""
 
-    def __init__(self, graph: Graph, time: Time) -> None:
-        self.builder, self.time = _Builder(graph), time
+    def __init__(self, graph: Graph, time: Time, placement: Placement) -> None:
+        self.builder, self.time, self.placement = _Builder(graph), time, placement
 
     def program(self) -> Program:
         """All nodes of this time, in order."""
         builder = self.builder
         graph = builder.graph
-        needed = self._needed(graph)
+        needed = needed_at(graph, self.time)
         ports: list[Port] = []
         for node in graph.nodes:
             if graph.time_of(node) != self.time or node.op == "Constant" or node not in needed:
@@ -214,39 +215,50 @@ class _HostProgram:
             builder.host_call(node, inputs, outputs)
         return Program(tuple(builder.buffers), (), tuple(ports), tuple(builder.segments))
 
-    def _needed(self, graph: Graph) -> set[Node]:
-        """Nodes whose results a later time reads, directly or through nodes of this time; BindSymbols always."""
-        needed: set[Node] = set()
-        for node in reversed(list(graph.nodes)):
-            if graph.time_of(node) != self.time:
-                continue
-            used = any(
-                v.is_output or any(graph.time_of(u) > self.time or u in needed for u in v.consumers) for v in node.outputs
-            )
-            if used or "symbols" in node.attrs:
-                needed.add(node)
-        return needed
-
     def _reference(self, value: Value) -> TensorRef:
-        shape = None if isinstance(value.type, SequenceType) else _shape(value.tensor)
-        return TensorRef(self.builder.known_buffer(value), _storage(value)[0], shape)
+        return _view(self.builder.known_buffer(self.placement.root(value)), value)
+
+
+def _view(buffer: int, value: Value) -> TensorRef:
+    """A value as a view of its buffer."""
+    if isinstance(value.type, SequenceType):
+        return TensorRef(buffer, value.type.element.dtype.name, None)
+    type_ = value.tensor
+    strides = None if is_row_major(type_) else tuple(map(postfix, type_.placement.strides(type_.shape)))
+    return TensorRef(buffer, type_.dtype.name, _shape(type_), strides, postfix(type_.placement.base(type_.shape)))
 
 
 class _MainProgram:
-    """The main program, or the program of a region: kernels, host calls and control flow over one arena."""
+    """The main or the weights program, or the program of a region: kernels, host calls and control flow over one arena."""
 
     def __init__(
         self, graph: Graph, choices: dict[Node, Choice], placement: Placement, target: Target, kernels: dict[str, Kernel],
-        top: bool = True,
+        time: Time = Time.RUN, top: bool = True,
     ) -> None:  # fmt: skip
         self.graph, self.choices, self.placement, self.target = graph, choices, placement, target
-        self.kernels, self.top = kernels, top
+        self.kernels, self.time, self.top = kernels, time, top
         self.builder = _Builder(graph)
         self.last_use: dict[Value, int] = {}
 
     def _runs(self, node: Node) -> bool:
         """Whether a node is computed by this program (a region computes all its nodes itself)."""
-        return node.op != "Constant" and (not self.top or self.graph.time_of(node) == Time.RUN)
+        return node.op != "Constant" and (not self.top or self.graph.time_of(node) == self.time)
+
+    def weights(self) -> Program:
+        """The program of the weight-time nodes; its outputs are the values whose memory a later time reads."""
+        needed = needed_at(self.graph, self.time)
+        outputs: dict[Value, None] = {}
+        for node in self.graph.nodes:
+            if node not in needed:
+                continue
+            for value in node.outputs:
+                root = self.placement.root(value)
+                if self._is_read_later(value) and root.producer is not None and root.producer.op != "Constant":
+                    outputs[root] = None
+        return self.program((), list(outputs), (), [v.name for v in outputs])
+
+    def _is_read_later(self, value: Value) -> bool:
+        return value.is_output or any(self.graph.time_of(u) > self.time for u in value.consumers)
 
     def program(
         self, inputs: Sequence[Value], outputs: Sequence[Value], input_names: Sequence[str], output_names: Sequence[str]
@@ -254,6 +266,9 @@ class _MainProgram:
         """Emit everything in order."""
         builder = self.builder
         nodes = [n for n in self.graph.nodes if self._runs(n)]
+        if self.time != Time.RUN:
+            needed = needed_at(self.graph, self.time)
+            nodes = [n for n in nodes if n in needed]
         for value in inputs:
             builder.ids[value] = builder.buffer("input", *_storage(value), value.name)
         for position, node in enumerate(nodes):
@@ -276,9 +291,14 @@ class _MainProgram:
 
     def _is_free(self, node: Node) -> bool:
         """Views and placed concats take no step."""
-        if self.graph.time_of(node) != Time.RUN:
-            return False
-        return is_view(node) or (node.op == "Concat" and isinstance(node.output.type, TensorType))
+        if self.time == Time.RUN:
+            if self.graph.time_of(node) != Time.RUN:
+                return False
+            return is_view(node) or (node.op == "Concat" and isinstance(node.output.type, TensorType))
+        parents = self.placement.parents
+        if node.op == "Concat":
+            return any(parents.get(v) is node.output for v in node.operands)
+        return is_view(node) and node.output in parents
 
     def _final(self, outputs: Sequence[Value]) -> None:
         """Values that fusions may write straight into the caller's buffers."""
@@ -288,7 +308,9 @@ class _MainProgram:
             self.last_use[root] = 1 << 60
             if root is value and outputs.count(value) == 1 and isinstance(value.type, TensorType):
                 node = value.producer
-                if node is not None and node.op in ("Fusion", "Concat") and is_row_major(value.tensor):
+                # Packed weights are aligned whoever makes them; host steps of a run give arrays of their own.
+                written = node is not None and (node.op in ("Fusion", "Concat") or self.time == Time.WEIGHT)
+                if written and is_row_major(value.tensor) and value.tensor.dtype.kind != "string":
                     self.direct.add(value)
 
     # ------------------------------------------------------------------ buffers
@@ -307,23 +329,20 @@ class _MainProgram:
         type_ = root.tensor
         size = type_.placement.size(type_.shape)
         kind: BufferKind = "arena"
-        if node.op not in ("Fusion", "Concat") or type_.dtype.kind == "string":
-            kind = "host"
-        elif root in self.direct:
+        if root in self.direct:
             kind = "output"
+        elif not self._is_native(node) or type_.dtype.kind == "string":
+            kind = "host"
         builder.ids[root] = builder.buffer(kind, type_.dtype.name, size, root.name if kind == "output" else "")
         return builder.ids[root]
 
+    def _is_native(self, node: Node) -> bool:
+        """Whether kernels write a node's results."""
+        return node.op == "Fusion" or (node.op == "Concat" and self._is_free(node))
+
     def reference(self, value: Value) -> TensorRef:
         """A value as a view of its buffer."""
-        buffer = self.buffer_of(value)
-        if isinstance(value.type, SequenceType):
-            return TensorRef(buffer, value.type.element.dtype.name, None)
-        type_ = value.tensor
-        strides = type_.placement.strides(type_.shape)
-        plain = is_row_major(type_)
-        offset = postfix(type_.placement.base(type_.shape))
-        return TensorRef(buffer, type_.dtype.name, _shape(type_), None if plain else tuple(map(postfix, strides)), offset)
+        return _view(self.buffer_of(value), value)
 
     # ------------------------------------------------------------------ steps
     def _fusion(self, node: Node, position: int) -> None:
@@ -347,8 +366,9 @@ class _MainProgram:
                     origin=node.origin, tactic=name,
                 )
             )  # fmt: skip
-        for value in node.outputs:
-            builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments), len(builder.steps) - 1))
+        if self.time == Time.RUN:
+            for value in node.outputs:
+                builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments), len(builder.steps) - 1))
 
     def _argument(self, node: Node, operand: Operand, temps: list[int], workspace: int) -> Arg:
         if operand.role == "temp":
@@ -388,7 +408,7 @@ class _MainProgram:
         inputs = [None if v is None else self.reference(v) for v in node.inputs]
         builder.host_call(node, inputs, [self.reference(v) for v in node.outputs])
         for value in node.outputs:
-            if isinstance(value.type, TensorType):
+            if isinstance(value.type, TensorType) and self.time == Time.RUN:
                 builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments) - 1))
 
     def _control(self, node: Node) -> None:

@@ -42,6 +42,11 @@ def report_data(built: Built, options: BuildOptions) -> dict[str, Any]:
             "kernels": len(built.kernels),
             "native_steps": count_steps(built.plan.main)[0],
             "host_calls": count_steps(built.plan.main)[1],
+            "weights": {
+                "native_steps": count_steps(built.plan.weights_program)[0],
+                "host_calls": count_steps(built.plan.weights_program)[1],
+                "host_steps": [{"node": node, "reason": reason} for node, reason in built.weight_host],
+            },
             "flops": flops_by_dtype(built),
             "guards": [[g.weight, g.rewrite, g.shown] for g in built.module.guards],
         }

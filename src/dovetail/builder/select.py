@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, candidates, require
 from dovetail.codegen.target import Target
-from dovetail.ir.graph import Graph, Module, Node, Value
+from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ops.infer import infer
 from dovetail.passes.fuse import group_of
 
@@ -93,6 +93,19 @@ def select(module: Module, target: Target, choose: Chooser = by_rule) -> dict[No
             graph.set_input(node, pack.position, packed[key])
     module.main.update_times()
     return choices
+
+
+def choose_weights(module: Module, target: Target) -> dict[Node, Choice]:
+    """Choices for the fusions that `passes.weight_time` has made, by rule: they run once per load."""
+    graph = module.main
+    nodes = [n for n in graph.nodes if n.op == "Fusion" and graph.time_of(n) == Time.WEIGHT]
+    groups = [group_of(node) for node in nodes]
+    found = [(group, require(group, target)) for group in groups]
+    decisions = by_rule(found, target)
+    return {
+        node: Choice(group, tactic, config)
+        for node, group, (tactic, config, _) in zip(nodes, groups, decisions, strict=True)
+    }
 
 
 def _direct_sums(able: list[Tactic], reasons: list[str]) -> tuple[list[Tactic], list[str]]:

@@ -76,11 +76,11 @@ def verify_built(
         if progress is not None:
             progress("verify", done, total + 1)
 
-    kernels: dict[str, Any] = {"groups": len(built.choices)}
+    kernels: dict[str, Any] = {"groups": len(built.choices) + len(built.weight_choices)}
     cache = RecordFile(env().cache / "verified.jsonl")
     if built.target.supports_host():
         results = verify_groups(
-            built.choices, built.target, KernelLibrary(built.binary), host_pool(built.target),
+            built.choices | built.weight_choices, built.target, KernelLibrary(built.binary), host_pool(built.target),
             threads=threads, weights=built.module.weights, bounds=built.module.meta.get("symbol_bounds", {}),
             budget_s=_SAMPLE_KERNELS_S if level == "sample" else None, cache=cache, fresh=fresh, progress=step,
         )  # fmt: skip

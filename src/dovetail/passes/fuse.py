@@ -39,7 +39,9 @@ Lowerable = Callable[[Node], "str | None"]
 
 
 @dataclass
-class _Draft:
+class Draft:
+    """A group under construction: its last node, kind, members and anchor."""
+
     sink: Node
     kind: str
     nodes: dict[Node, None] = field(default_factory=dict)
@@ -77,11 +79,11 @@ def fuse(module: Module, target: Target, not_lowerable: Lowerable, graph: Graph 
         draft = None
         if node.op in TEMPLATE_KINDS or reason is None:
             draft = _grow(node, positions, reasons, grouped, log)
-            fused, reason = _materialise(graph, draft, target)
+            fused, reason = materialise(graph, draft, target)
             if fused is None and len(draft.nodes) > 1:
                 log.declined.append((draft.anchor.where if draft.anchor else node.where, node.where, reason or ""))
-                draft = _Draft(node, _kind(node, reasons), {node: None}, node if _is_anchor(node) else None)
-                fused, reason = _materialise(graph, draft, target)
+                draft = Draft(node, _kind(node, reasons), {node: None}, node if _is_anchor(node) else None)
+                fused, reason = materialise(graph, draft, target)
             if fused is not None:
                 grouped |= set(draft.nodes)
                 continue
@@ -113,8 +115,8 @@ def _kind(node: Node, reasons: dict[Node, str | None]) -> str:
 
 def _grow(
     sink: Node, positions: dict[Node, int], reasons: dict[Node, str | None], grouped: set[Node], log: FusionLog
-) -> _Draft:
-    draft = _Draft(sink, _kind(sink, reasons), {sink: None}, sink if _is_anchor(sink) else None)
+) -> Draft:
+    draft = Draft(sink, _kind(sink, reasons), {sink: None}, sink if _is_anchor(sink) else None)
     tried: set[Node] = set()
     while len(draft.nodes) < _MAX_GROUP:
         producers = {v.producer for n in draft.nodes for v in n.operands if v.producer is not None}
@@ -134,7 +136,7 @@ def _grow(
     return draft
 
 
-def _not_absorbed(draft: _Draft, node: Node, reasons: dict[Node, str | None], grouped: set[Node]) -> str | None:
+def _not_absorbed(draft: Draft, node: Node, reasons: dict[Node, str | None], grouped: set[Node]) -> str | None:
     if node.graph.time_of(node) != Time.RUN:
         return "known before the run"
     if node in grouped:
@@ -207,7 +209,7 @@ def _ends_template(node: Node) -> Node | None:
     return None
 
 
-def _reaches(node: Node, draft: _Draft) -> bool:
+def _reaches(node: Node, draft: Draft) -> bool:
     """Whether the anchor reads node through members of the group."""
     pending, seen = [node], set()
     while pending:
@@ -221,7 +223,7 @@ def _reaches(node: Node, draft: _Draft) -> bool:
     return False
 
 
-def _follows(member: Node, anchor: Node, draft: _Draft) -> bool:
+def _follows(member: Node, anchor: Node, draft: Draft) -> bool:
     """Whether a member reads the anchor's result, directly or through other members."""
     pending, seen = [anchor], set()
     while pending:
@@ -235,7 +237,7 @@ def _follows(member: Node, anchor: Node, draft: _Draft) -> bool:
     return False
 
 
-def _materialise(graph: Graph, draft: _Draft, target: Target) -> tuple[Node | None, str | None]:
+def materialise(graph: Graph, draft: Draft, target: Target) -> tuple[Node | None, str | None]:
     """Replace a draft's nodes by a Fusion node if a tactic computes it, else (None, reasons)."""
     members = _in_order(graph, draft)
     sink = draft.sink
@@ -279,7 +281,7 @@ def _materialise(graph: Graph, draft: _Draft, target: Target) -> tuple[Node | No
     return fusion, None
 
 
-def _in_order(graph: Graph, draft: _Draft) -> list[Node]:
+def _in_order(graph: Graph, draft: Draft) -> list[Node]:
     order: list[Node] = []
     node: Node | None = draft.sink
     left = len(draft.nodes)
