@@ -82,3 +82,17 @@ def test_overflow_and_division_by_zero_are_shape_errors() -> None:
         dims.run_program([1, 0, "//"], {})
     with pytest.raises(ShapeError, match="malformed"):
         dims.run_program([1, 2], {})
+
+
+@given(st.lists(expressions(depth=2), max_size=6))
+def test_total_is_the_sum_of_all(pairs: list[tuple[Dim, str]]) -> None:
+    added: Dim = 0
+    for dim, _ in pairs:
+        added = added + dim
+    assert dims.total(dim for dim, _ in pairs) == added
+
+
+def test_symbols_reach_into_opaque_operations() -> None:
+    n, h, w = sym("N"), sym("H"), sym("W")
+    assert dims.symbols(dims.minimum(n // 2, h * w) + 1) == {"N", "H", "W"}
+    assert dims.symbols(n - n) == frozenset()

@@ -20,6 +20,7 @@ from dovetail.core.dims import (
     remainder,
     sym,
     symbols,
+    total,
 )
 
 
@@ -28,7 +29,7 @@ def coefficient(d: Dim, name: str) -> Dim | None:
     if name not in symbols(d):
         return 0
     assert isinstance(d, Expr)
-    total: Dim = 0
+    found: list[Dim] = []
     for monomial, factor in d.terms:
         count = 0
         term: Dim = factor
@@ -42,8 +43,8 @@ def coefficient(d: Dim, name: str) -> Dim | None:
         if count > 1:
             return None
         if count:
-            total = total + term
-    return total
+            found.append(term)
+    return total(found)
 
 
 def _atom(atom: Symbol | Opaque) -> Dim:
@@ -62,13 +63,19 @@ class Ranges:
         """(lower, upper) bounds of d as Dims without axis symbols; None = unknown."""
         if isinstance(d, int):
             return d, d
-        low: Dim | None = 0
-        high: Dim | None = 0
+        if self._is_fixed(d.symbols):
+            return d, d
+        lows: list[Dim | None] = []
+        highs: list[Dim | None] = []
         for monomial, factor in d.terms:
             lo, hi = self._term(monomial, factor)
-            low = None if low is None or lo is None else low + lo
-            high = None if high is None or hi is None else high + hi
-        return low, high
+            lows.append(lo)
+            highs.append(hi)
+        return _total(lows), _total(highs)
+
+    def _is_fixed(self, names: frozenset[str]) -> bool:
+        """Whether names are of sizes alone: neither axes nor data."""
+        return self.extents.keys().isdisjoint(names) and not any(n[0] == "#" for n in names)
 
     def _term(self, monomial: tuple[Symbol | Opaque, ...], factor: int) -> tuple[Dim | None, Dim | None]:
         lo: Dim | None = 1
@@ -95,9 +102,7 @@ class Ranges:
                 return None, None
             return sym(atom.name), sym(atom.name)
         a, b = atom.args
-        if not (symbols(a) | symbols(b)) & set(self.extents) and not any(
-            n[0] == "#" for n in symbols(a) | symbols(b)
-        ):
+        if self._is_fixed(atom.symbols):
             return _atom(atom), _atom(atom)
         (a_lo, a_hi), (b_lo, b_hi) = self.limits(a), self.limits(b)
         if atom.op == "//" and isinstance(b, int) and b > 0:
@@ -138,13 +143,13 @@ class Ranges:
             return d
         done = self._memo.get(d)
         if done is None:
-            total: Dim = 0
+            terms: list[Dim] = []
             for monomial, factor in d.terms:
                 term: Dim = factor
                 for atom in monomial:
                     term = term * (_atom(atom) if isinstance(atom, Symbol) else self._opaque(atom))
-                total = total + term
-            done = self._memo[d] = self._pair(total)
+                terms.append(term)
+            done = self._memo[d] = self._pair(total(terms))
         return done
 
     def _pair(self, d: Dim) -> Dim:
@@ -173,6 +178,8 @@ class Ranges:
         if atom.op == "%":
             _, rest = self._split(a, b)
             return rest if self._within(rest, b) else remainder(rest, b)
+        if (a, b) == atom.args and self._is_fixed(atom.symbols):
+            return _atom(atom)  # `core.dims` has compared them
         if self.non_negative(a - b):
             return a if atom.op == "max" else b
         if self.non_negative(b - a):
@@ -186,8 +193,8 @@ class Ranges:
         """(q, r) with a = q*b + r, where q takes every term of a that b divides."""
         if isinstance(a, int):
             return (a // b, a % b) if isinstance(b, int) and b else (0, a)
-        exact: Dim = 0
-        rest: Dim = 0
+        exact: list[Dim] = []
+        rest: list[Dim] = []
         for monomial, factor in a.terms:
             term = Expr(((monomial, factor),)) if monomial else factor
             if isinstance(b, int):
@@ -197,10 +204,16 @@ class Ranges:
                 divided = floor_div(term, b)
                 quotient = divided if divided * b - term == 0 else None
             if quotient is None:
-                rest = rest + term
+                rest.append(term)
             else:
-                exact = exact + quotient
-        return exact, rest
+                exact.append(quotient)
+        return total(exact), total(rest)
+
+
+def _total(parts: list[Dim | None]) -> Dim | None:
+    """The sum; None if a part is unknown."""
+    known = [part for part in parts if part is not None]
+    return total(known) if len(known) == len(parts) else None
 
 
 def _opaque_count(d: Dim) -> int:
