@@ -46,11 +46,13 @@ def pack_depthwise(w: TensorType, *, lanes: int) -> TensorType:
 
 
 @op("PackWinograd", MOVEMENT)
-def pack_winograd(w: TensorType, *, width: int, lanes: int) -> TensorType:
-    """Filters [M, C, 3, 3] transformed for F(4x4, 3x3): [36, panels of (C, width)]."""
+def pack_winograd(w: TensorType, *, width: int, lanes: int, tile: int = 4) -> TensorType:
+    """Filters [M, C, 3, 3] transformed for F(tile x tile, 3x3): [(tile + 2)^2, panels of (C, width)]."""
     if w.rank != 4 or w.shape[2:] != (3, 3):
         raise TypeInferenceError(f"PackWinograd: got {w}, expected [M, C, 3, 3]; use PackConv")
-    return w.with_shape((36, w.shape[1] * packed_columns(w.shape[0], width, lanes)))
+    if tile not in (2, 4):
+        raise TypeInferenceError(f"PackWinograd: tile, got {tile}, expected 2 or 4")
+    return w.with_shape(((tile + 2) ** 2, w.shape[1] * packed_columns(w.shape[0], width, lanes)))
 
 
 @op("PackRecurrent", MOVEMENT)

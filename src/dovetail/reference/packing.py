@@ -51,28 +51,33 @@ def pack_depthwise(w: Array, *, lanes: int) -> Array:
     return out
 
 
-# Lavin's F(4x4, 3x3) with interpolation points 0, 1, -1, 2, -2, infinity.
-WINOGRAD_G = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
+# Lavin's F(2x2, 3x3) with interpolation points 0, 1, -1, infinity; F(4x4, 3x3) has 2 and -2, too.
+WINOGRAD_G = {
+    2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
+    4: np.array(
+        [
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ]
+    ),
+}
+"""Filter transforms by the extent of the output tile."""
 
 
 @reference("PackWinograd")
-def pack_winograd(w: Array, *, width: int, lanes: int) -> Array:
-    """Transform [M, C, 3, 3] to the Winograd domain and pack: [36, panels of (C, width)].
+def pack_winograd(w: Array, *, width: int, lanes: int, tile: int = 4) -> Array:
+    """Transform [M, C, 3, 3] to the Winograd domain and pack: [(tile + 2)^2, panels of (C, width)].
 
     Computed in float64 and rounded once.
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015).
     """
-    u = np.einsum("ai,mcij,bj->abcm", WINOGRAD_G, w.astype(np.float64), WINOGRAD_G)
-    return pack_panels(u.reshape(36, w.shape[1], w.shape[0]), width, lanes).astype(w.dtype)
+    g = WINOGRAD_G[tile]
+    u = np.einsum("ai,mcij,bj->abcm", g, w.astype(np.float64), g)
+    return pack_panels(u.reshape((tile + 2) ** 2, w.shape[1], w.shape[0]), width, lanes).astype(w.dtype)
 
 
 @reference("PackRecurrent")

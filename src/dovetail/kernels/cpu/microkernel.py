@@ -20,7 +20,8 @@ from dovetail.kernels.cpu.text import Isa
 
 PREFETCH_STEPS = 8
 _UNROLLS = (4, 3, 5, 7, 2)
-_ENOUGH = 8  # accumulators that keep two FMA units of latency 4 busy
+ENOUGH = 8
+"""Accumulators that keep two FMA units of latency 4 busy; tiles of fewer keep several sums per output."""
 COUNTED = -1
 """Value of `Tile.tail` for a last column block whose width is known at run time only."""
 
@@ -106,6 +107,7 @@ def emit(tile: Tile, isa: Isa) -> str:
     for r in range(len(rows)):
         first = [isa.load(f"raw + {r * width + j * isa.lanes}") if tile.carry else "{0}" for j in range(tile.vectors)]
         out.append(f"  {isa.vector} {', '.join(f'c{r}_{j} = {value}' for j, value in enumerate(first))};")
+    out += _fetch_results(tile, isa, rows)
     parts = _parts(len(rows) * tile.vectors)
     for q in range(1, parts):
         names = ", ".join(f"c{r}_{j}_{q} = {{0}}" for r in range(len(rows)) for j in range(tile.vectors))
@@ -145,7 +147,7 @@ def finish(tile: Tile, isa: Isa) -> list[str]:
 
 def _parts(accumulators: int) -> int:
     """Independent sums per output: a few accumulators alone would wait for the latency of each addition."""
-    return 1 if accumulators >= _ENOUGH else 2 ** math.ceil(math.log2(_ENOUGH / accumulators))
+    return 1 if accumulators >= ENOUGH else 2 ** math.ceil(math.log2(ENOUGH / accumulators))
 
 
 def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]], parts: int) -> list[str]:
@@ -173,6 +175,20 @@ def _accumulate(tile: Tile, isa: Isa, rows: list[tuple[int, int]], parts: int) -
     out += _step(tile, isa, rows, a, 0)
     out.append("  }")
     return out + ["  }"] * len(tile.runs)
+
+
+def _fetch_results(tile: Tile, isa: Isa, rows: list[tuple[int, int]]) -> list[str]:
+    """Fetch the lines that the epilogue reads and writes, so that they are there when the sums are."""
+    if not tile.prefetch or tile.carry == "sum" or tile.tail == COUNTED:
+        return []
+    places = [(access, 1) for access in tile.outputs]
+    places += [(access, 0) for access in tile.operands if not access.fixed]
+    return [
+        f"  __builtin_prefetch({access.pointer} + {access.offset(str(o), str(i))} + {column}, {write});"
+        for access, write in places
+        for o, i in rows
+        for column in (range(0, tile.vectors * isa.lanes, 16) if access.column else (0,))
+    ]
 
 
 def _fetch_next(tile: Tile, steps: int) -> list[str]:

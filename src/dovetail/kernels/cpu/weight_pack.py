@@ -121,16 +121,19 @@ def _combination(coefficients: list[float], names: list[str]) -> str:
     return " + ".join(terms)
 
 
-def winograd(step: int, scaled: bool) -> str:
-    """C source of the F(4x4, 3x3) filter transform into panels; parameters are w, the factors if `scaled`, y.
+def winograd(step: int, scaled: bool, tile: int) -> str:
+    """C source of the F(tile x tile, 3x3) filter transform into panels; parameters are w, the factors if `scaled`, y.
 
     Args:
         step: columns computed at a time: 4 or 8, and a divisor of what panels are rounded up to.
+        scaled: whether a factor per filter comes first.
+        tile: output extent of the transform.
 
     As its reference it multiplies by the factor in fp32, transforms in float64 and rounds once. Threads split (panel,
     input channel).
     """
-    g: list[list[float]] = WINOGRAD_G.tolist()
+    g: list[list[float]] = WINOGRAD_G[tile].tolist()
+    points = tile + 2
     lines = [
         f"typedef double @ENTRY@_v __attribute__((vector_size({8 * step}), aligned(8)));",
         f"typedef float @ENTRY@_f __attribute__((vector_size({4 * step}), aligned(4)));",
@@ -153,13 +156,13 @@ def winograd(step: int, scaled: bool) -> str:
         value = f"x[{row} * xr + {column} * xk]" + (" * s" if scaled else "")
         lines.append(f"        {{ const float q = {value}; g{3 * row + column}[l] = q; }}")
     lines.append("      }")
-    for a in range(6):
+    for a in range(points):
         for column in range(3):
             value = _combination(g[a], [f"g{3 * row + column}" for row in range(3)])
             lines.append(f"      const @ENTRY@_v t{a}{column} = {value};")
-        for b in range(6):
+        for b in range(points):
             value = _combination(g[b], [f"t{a}{column}" for column in range(3)])
             lines.append(
-                f"      *(@ENTRY@_f *)(y + {6 * a + b} * plane + n) = __builtin_convertvector({value}, @ENTRY@_f);"
+                f"      *(@ENTRY@_f *)(y + {points * a + b} * plane + n) = __builtin_convertvector({value}, @ENTRY@_f);"
             )
     return "\n".join([*lines, "    }", "  }", "}"]) + "\n"

@@ -1,9 +1,9 @@
-"""Winograd convolution F(4x4, 3x3), stride 1, channels last: 2.25 multiplications per output instead of 9.
+"""Winograd convolution, stride 1, channels last: F(4x4, 3x3) has 2.25 multiplications per output instead of 9, F(2x2, 3x3) 4.
 
-A block of tiles (6x6 inputs, 4x4 outputs each) is transformed into a scratch of the thread that stays in L2; then, panel by
-panel of filters, 36 small GEMMs with the register tile fill a second scratch in L1/L2, and the inverse transform
+A block of tiles (6x6 inputs, 4x4 outputs each; or 4x4 and 2x2) is transformed into a scratch of the thread that stays in L2; then, panel by
+panel of filters, 36 (or 16) small GEMMs with the register tile fill a second scratch in L1/L2, and the inverse transform
 with the epilogue follows at once. Borders are zero by skipping loads, so no padded copy is needed.
-Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015), points 0, 1, -1, 2, -2, infinity.
+Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015), points 0, 1, -1, (2, -2,) infinity.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dovetail.kernels.cpu.epilogue import Access, Epilogue
 from dovetail.kernels.cpu.microkernel import Tile, load_part
 from dovetail.kernels.cpu.text import DimTable, Isa, partial_functions
 
-POINTS = 36
-_SCRATCH_BYTES = 600 << 10
-_MAX_BLOCK = 28
+# By the extent of tiles: bytes of a transformed block, and tiles in it. Measured: the small transform rather fills the L2
+# cache than reads its weights twice.
+_SCRATCH_BYTES = {4: 600 << 10, 2: 840 << 10}
+_MAX_BLOCK = {4: 28, 2: 56}
 _MAX_THREADS = 64
 
 
@@ -39,6 +40,7 @@ class WinogradConfig:
         vectors: registers per row of the GEMM tile.
         block: most tiles per block.
         epilogue: what happens before the store.
+        tile: output extent of a tile, 4 or 2.
     """
 
     isa: Isa
@@ -55,6 +57,17 @@ class WinogradConfig:
     operands: tuple[Image, ...] = ()
     operand_columns: tuple[int, ...] = ()
     epilogue: Epilogue = field(default_factory=Epilogue)
+    tile: int = 4
+
+    @property
+    def edge(self) -> int:
+        """Input extent of a tile."""
+        return self.tile + 2
+
+    @property
+    def points(self) -> int:
+        """Transform points of a tile: products per tile, channel and filter."""
+        return self.edge**2
 
     @property
     def panels(self) -> Panels:
@@ -69,13 +82,13 @@ class WinogradConfig:
 
     @property
     def tiles(self) -> Dim:
-        """Number of 4x4 output tiles."""
-        return self.batch * ceil_div(self.out[0], 4) * ceil_div(self.out[1], 4)
+        """Number of output tiles."""
+        return self.batch * ceil_div(self.out[0], self.tile) * ceil_div(self.out[1], self.tile)
 
     @property
     def scratch(self) -> int:
         """Floats of one thread's workspace."""
-        return POINTS * self.block * (self.pitch + self.panels.width)
+        return self.points * self.block * (self.pitch + self.panels.width)
 
     @property
     def workspace_bytes(self) -> Dim:
@@ -84,16 +97,19 @@ class WinogradConfig:
         return minimum(pairs, _MAX_THREADS) * (self.scratch * 4)
 
 
-def default_block(channels: int, tiles: Dim) -> int:
+def default_block(channels: int, tiles: Dim, tile: int = 4) -> int:
     """Tiles per block: the transformed block fits the L2 cache, and blocks are of nearly equal size."""
-    most = max(4, min(_MAX_BLOCK, _SCRATCH_BYTES // (POINTS * channels * 4)))
+    most = max(4, min(_MAX_BLOCK[tile], _SCRATCH_BYTES[tile] // ((tile + 2) ** 2 * channels * 4)))
     if isinstance(tiles, int):
         return math.ceil(tiles / math.ceil(max(1, tiles) / most)) or 1
     return most
 
 
 def _input_transform(v: str, t: list[str], out: str) -> list[str]:
-    """Statements for the six values of B^T t."""
+    """Statements for the values of B^T t, six or four."""
+    if len(t) == 4:
+        a, b, c, d = t
+        return [f"{out.format(n)} = {value};" for n, value in enumerate((f"{a} - {c}", f"{b} + {c}", f"{c} - {b}", f"{b} - {d}"))]
     a, b, c, d, e, f = t
     return [
         f"const {v} p = {d} - {b} * 4.0f, q = {e} - {c} * 4.0f, r = {d} - {b}, s = {e} - {c};",
@@ -107,7 +123,10 @@ def _input_transform(v: str, t: list[str], out: str) -> list[str]:
 
 
 def _output_transform(v: str, t: list[str], out: str) -> list[str]:
-    """Statements for the four values of A^T t."""
+    """Statements for the values of A^T t, four or two."""
+    if len(t) == 4:
+        a, b, c, d = t
+        return [f"{out.format(0)} = {a} + {b} + {c};", f"{out.format(1)} = {b} - {c} - {d};"]
     a, b, c, d, e, f = t
     return [
         f"const {v} p = {b} + {c}, q = {b} - {c}, r = {d} + {e}, s = {d} - {e};",
@@ -127,7 +146,7 @@ class _Writer:
         spec, isa, text = self.spec, self.spec.isa, self.dims.text
         v, lanes = isa.vector, isa.lanes
         row, column = text(spec.x.spatial[0]), text(spec.x.spatial[1])
-        plane = spec.block * spec.pitch
+        plane, n = spec.block * spec.pitch, spec.edge
         full, tail = divmod(spec.channels, lanes)
         out = [
             "static __attribute__((noinline)) void @ENTRY@_f(const float *x, float *y,"
@@ -136,27 +155,27 @@ class _Writer:
 
         def body(load_tail: int) -> list[str]:
             source = Access("x", ("0", "0"))
-            lines = [f"  {v} t[36];", "  if (i0 == 0 && i1 == 6 && j0 == 0 && j1 == 6) {"]
-            for j in range(6):
+            lines = [f"  {v} t[{n * n}];", f"  if (i0 == 0 && i1 == {n} && j0 == 0 && j1 == {n}) {{"]
+            for j in range(n):
                 loads = ", ".join(
-                    f"d{i} = {load_part(isa, source, f'{i} * {row} + {j} * {column} + c', 0, load_tail, True)}" for i in range(6)
+                    f"d{i} = {load_part(isa, source, f'{i} * {row} + {j} * {column} + c', 0, load_tail, True)}" for i in range(n)
                 )
-                names = [f"d{i}" for i in range(6)]
-                lines += [f"  {{ const {v} {loads};", *_input_transform(v, names, f"t[{{}} * 6 + {j}]"), "  }"]
+                names = [f"d{i}" for i in range(n)]
+                lines += [f"  {{ const {v} {loads};", *_input_transform(v, names, f"t[{{}} * {n} + {j}]"), "  }"]
             part = load_part(isa, source, f"i * {row} + j * {column} + c", 0, load_tail, True)
             lines += [
                 "  } else {",
-                f"  {v} z[36];",
-                f"  for (int64_t i = 0; i < 36; i++) z[i] = dt_set_{v}(0.0f);",
-                f"  for (int64_t i = i0; i < i1; i++) for (int64_t j = j0; j < j1; j++) z[i * 6 + j] = {part};",
-                "  for (int64_t j = 0; j < 6; j++) {",
-                *_input_transform(v, [f"z[{i * 6} + j]" for i in range(6)], "t[{} * 6 + j]"),
+                f"  {v} z[{n * n}];",
+                f"  for (int64_t i = 0; i < {n * n}; i++) z[i] = dt_set_{v}(0.0f);",
+                f"  for (int64_t i = i0; i < i1; i++) for (int64_t j = j0; j < j1; j++) z[i * {n} + j] = {part};",
+                f"  for (int64_t j = 0; j < {n}; j++) {{",
+                *_input_transform(v, [f"z[{i * n} + j]" for i in range(n)], f"t[{{}} * {n} + j]"),
                 "  } }",
             ]
-            for i in range(6):
-                names = [f"t[{i * 6 + j}]" for j in range(6)]
-                stored = [f"  {{ {v} o0, o1, o2, o3, o4, o5;", *_input_transform(v, names, "o{}")]
-                stored += [isa.store(f"y + {(i * 6 + j) * plane} + c", f"o{j}") for j in range(6)]
+            for i in range(n):
+                names = [f"t[{i * n + j}]" for j in range(n)]
+                stored = [f"  {{ {v} {', '.join(f'o{j}' for j in range(n))};", *_input_transform(v, names, "o{}")]
+                stored += [isa.store(f"y + {(i * n + j) * plane} + c", f"o{j}") for j in range(n)]
                 lines += [*stored, "  }"]
             return lines
 
@@ -166,6 +185,15 @@ class _Writer:
             out += [f"  {{ const int64_t c = {full * lanes};", *body(tail), "  }"]
         return "\n".join([*out, "}"])
 
+    def parts(self) -> list[tuple[int, int]]:
+        """Row tiles of the GEMMs: [(rows, how many)]."""
+        return split_evenly(self.spec.block, microkernel.max_rows(self.spec.isa, self.spec.vectors))
+
+    def stream(self) -> int:
+        """Cache lines of the next point's weights that each row tile fetches per k: they are read once per block."""
+        tiles = sum(many for _, many in self.parts())
+        return math.ceil(self.spec.panels.width / 16 / tiles) if self.spec.isa.lanes >= 8 else 0
+
     def gemm(self, rows: int, vectors: int) -> str:
         """Register tile for `rows` tiles of one transform point; returns its name."""
         spec = self.spec
@@ -173,7 +201,7 @@ class _Writer:
         a = Access("a", ("0", f"{spec.pitch}L"))
         tile = Tile(
             (1, rows), vectors, 0, a, (), f"{spec.channels}L", width, (Access("o0", ("0", f"{spec.panels.width}L")),), (),
-            Epilogue(), spec.isa.lanes >= 8,
+            Epilogue(), spec.isa.lanes >= 8, stream=self.stream(),
         )  # fmt: skip
         self.functions.setdefault(tile.name, microkernel.emit(tile, spec.isa))
         return tile.name
@@ -187,29 +215,29 @@ class _Writer:
             Access(f"e{n}", (text(i.spatial[0]), text(i.spatial[1])), c)
             for n, (i, c) in enumerate(zip(spec.operands, spec.operand_columns, strict=True))
         )
-        tile = Tile((4, 4), vectors, tail, Access("m", ("0", "0")), (), "1", 0, outs, ops, spec.epilogue)
+        tile = Tile((spec.tile, spec.tile), vectors, tail, Access("m", ("0", "0")), (), "1", 0, outs, ops, spec.epilogue)
         parameters = [f"float *{o.pointer}" for o in outs] + [f"const float *{e.pointer}" for e in ops]
-        plane = spec.block * spec.panels.width
+        plane, n, m = spec.block * spec.panels.width, spec.edge, spec.tile
         out = [
             f"static __attribute__((noinline)) void {name}(const float *m, {', '.join(parameters)},"
             " int64_t rh, int64_t rw, const int64_t *d) {",
         ]
         for j in range(vectors):
-            out += [f"  {{ {v} t[24], y[16];"]
-            for column in range(6):
+            out += [f"  {{ {v} t[{m * n}], y[{m * m}];"]
+            for column in range(n):
                 loads = ", ".join(
-                    f"d{i} = {isa.load(f'm + {(i * 6 + column) * plane + j * isa.lanes}')}" for i in range(6)
+                    f"d{i} = {isa.load(f'm + {(i * n + column) * plane + j * isa.lanes}')}" for i in range(n)
                 )
-                names = [f"d{i}" for i in range(6)]
-                out += [f"  {{ const {v} {loads};", *_output_transform(v, names, f"t[{{}} * 6 + {column}]"), "  }"]
-            for i in range(4):
-                names = [f"t[{i * 6 + column}]" for column in range(6)]
-                out += ["  {", *_output_transform(v, names, f"y[{i * 4} + {{}}]"), "  }"]
+                names = [f"d{i}" for i in range(n)]
+                out += [f"  {{ const {v} {loads};", *_output_transform(v, names, f"t[{{}} * {n} + {column}]"), "  }"]
+            for i in range(m):
+                names = [f"t[{i * n + column}]" for column in range(n)]
+                out += ["  {", *_output_transform(v, names, f"y[{i * m} + {{}}]"), "  }"]
             out += microkernel.fixed_loads(tile, isa, j)
             body = "\n    ".join(microkernel.finish_one(tile, isa, "acc", "o", "i", j))
             out += [
                 "  for (int64_t o = 0; o < rh; o++) for (int64_t i = 0; i < rw; i++) {",
-                f"    const {v} acc = y[o * 4 + i];\n    {body}",
+                f"    const {v} acc = y[o * {m} + i];\n    {body}",
                 "  }",
                 "  }",
                 "  }",
@@ -220,19 +248,29 @@ class _Writer:
     def panel(self, vectors: int, tail: int) -> list[str]:
         """GEMMs and inverse transforms of one panel for the tiles of a block."""
         spec, text = self.spec, self.dims.text
-        plane = spec.block * spec.pitch
-        parts = split_evenly(spec.block, microkernel.max_rows(spec.isa, spec.vectors))
-        out = [f"for (int64_t e = 0; e < {POINTS}; e++) {{"]
+        plane, m = spec.block * spec.pitch, spec.tile
+        parts = self.parts()
+        out = [f"for (int64_t e = 0; e < {spec.points}; e++) {{"]
         columns = int(spec.panels.packed_columns)  # type: ignore[arg-type]
         offset = f"e * {spec.channels * columns} + j * {spec.channels * spec.panels.width}"
-        at = 0
+        at = done = 0
+        tiles = sum(many for _, many in parts)
+        share = math.ceil(spec.panels.width / tiles)
+        if self.stream():
+            # After the last point comes the first of the next panel.
+            block = spec.channels * spec.panels.width
+            out += [
+                f"  const float *next = e < {spec.points - 1} ? W + {offset} + {spec.channels * columns}",
+                f"                                            : W + (j + 1) * {block};",
+            ]
         for size, many in parts:
             for _ in range(many):
+                fetch = f", next + {done * share * spec.channels}, {share}" if self.stream() else ""
                 out.append(
                     f"  {self.gemm(size, vectors)}(V + e * {plane} + {at * spec.pitch}, W + {offset},"
-                    f" M + e * {spec.block * spec.panels.width} + {at * spec.panels.width}, d);"
+                    f" M + e * {spec.block * spec.panels.width} + {at * spec.panels.width}{fetch}, d);"
                 )
-                at += size
+                at, done = at + size, done + 1
         inverse = self.inverse(vectors, tail)
         arguments = []
         for n, image in enumerate(spec.outputs):
@@ -244,8 +282,8 @@ class _Writer:
             "}",
             "for (int64_t k = 0; k < tiles; k++) {",
             *self.position("t0 + k"),
-            f"  const int64_t lh = {text(spec.out[0])} - ty * 4, lw = {text(spec.out[1])} - tx * 4;",
-            f"  {inverse}(M + k * {spec.panels.width}, {', '.join(arguments)}, lh < 4 ? lh : 4, lw < 4 ? lw : 4, d);",
+            f"  const int64_t lh = {text(spec.out[0])} - ty * {m}, lw = {text(spec.out[1])} - tx * {m};",
+            f"  {inverse}(M + k * {spec.panels.width}, {', '.join(arguments)}, lh < {m} ? lh : {m}, lw < {m} ? lw : {m}, d);",
             "}",
         ]
 
@@ -253,19 +291,19 @@ class _Writer:
         """C text of the offset of a tile's first output pixel."""
         text = self.dims.text
         row, column = text(image.spatial[0]), text(image.spatial[1])
-        return f"tn * {text(image.batch)} + ty * 4 * {row} + tx * 4 * {column}"
+        return f"tn * {text(image.batch)} + ty * {self.spec.tile} * {row} + tx * {self.spec.tile} * {column}"
 
     def position(self, index: str) -> list[str]:
         """Declarations of a tile's batch entry and place."""
         text = self.dims.text
-        high, wide = (text(ceil_div(n, 4)) for n in self.spec.out)
+        high, wide = (text(ceil_div(n, self.spec.tile)) for n in self.spec.out)
         return [f"  const int64_t tt = {index}, tx = tt % {wide}, ty = tt / {wide} % {high}, tn = tt / {wide} / {high};"]
 
     def kernel(self) -> str:
         """The whole source."""
         spec, text, panels = self.spec, self.dims.text, self.spec.panels
         n_out = len(spec.outputs)
-        plane, pitch = spec.block * spec.pitch, spec.pitch
+        plane, pitch, n = spec.block * spec.pitch, spec.pitch, spec.edge
         (top, _), (left, _) = spec.pads
         tiles = text(spec.tiles)
         out = [
@@ -277,18 +315,18 @@ class _Writer:
             "  int64_t u0, u1, c0, c1;",
             f"  @ENTRY@_grid(tid, nt < {_MAX_THREADS} ? nt : {_MAX_THREADS}, U, {text(panels.count)}, &u0, &u1, &c0, &c1);",
             "  if (u0 >= u1 || c0 >= c1) return;",
-            f"  float *V = (float *)p[{2 + n_out + len(spec.operands)}] + tid * {spec.scratch}L, *M = V + {POINTS * plane}L;",
+            f"  float *V = (float *)p[{2 + n_out + len(spec.operands)}] + tid * {spec.scratch}L, *M = V + {spec.points * plane}L;",
             "  for (int64_t u = u0; u < u1; u++) {",
             f"    const int64_t t0 = u * {spec.block}, tiles = T - t0 < {spec.block} ? T - t0 : {spec.block};",
             "    for (int64_t k = 0; k < tiles; k++) {",
             *self.position("t0 + k"),
-            f"      const int64_t fy = ty * 4 - {top}, fx = tx * 4 - {left};",
+            f"      const int64_t fy = ty * {spec.tile} - {top}, fx = tx * {spec.tile} - {left};",
             f"      const int64_t ly = {text(spec.space[0])} - fy, lx = {text(spec.space[1])} - fx;",
             f"      @ENTRY@_f(X + tn * {text(spec.x.batch)} + fy * {text(spec.x.spatial[0])} + fx * {text(spec.x.spatial[1])},"
-            f" V + k * {pitch}, fy < 0 ? -fy : 0, ly < 6 ? ly : 6, fx < 0 ? -fx : 0, lx < 6 ? lx : 6, d);",
+            f" V + k * {pitch}, fy < 0 ? -fy : 0, ly < {n} ? ly : {n}, fx < 0 ? -fx : 0, lx < {n} ? lx : {n}, d);",
             "    }",
             # A short last block still runs full GEMM tiles: its missing rows must hold numbers.
-            f"    for (int64_t k = tiles; k < {spec.block}; k++) for (int64_t e = 0; e < {POINTS}; e++)",
+            f"    for (int64_t k = tiles; k < {spec.block}; k++) for (int64_t e = 0; e < {spec.points}; e++)",
             f"      for (int64_t c = 0; c < {spec.channels}; c++) V[e * {plane} + k * {pitch} + c] = 0.0f;",
             "    for (int64_t j = c0; j < c1; j++) {",
         ]

@@ -1,4 +1,4 @@
-"""3x3 Conv by Winograd F(4x4, 3x3)."""
+"""3x3 Conv by Winograd F(4x4, 3x3) and F(2x2, 3x3)."""
 
 from __future__ import annotations
 
@@ -58,15 +58,16 @@ class Winograd(Tactic):
         return image_layouts(group)
 
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
-        """Two-register panels, then wider ones."""
+        """Tiles of four, then of two: more multiplications, but half of the weights to read. Then wider panels."""
         isa = Isa.of(target)
-        return tuple((("vectors", v),) for v in ((2, 4) if isa.registers == 32 else (2,)))
+        shapes = [(4, 2), (2, 2), (4, 4)] if isa.registers == 32 else [(4, 2), (2, 2)]
+        return tuple((("tile", tile), ("vectors", vectors)) for tile, vectors in shapes)
 
     def packs(self, group: Group, config: Config, target: Target) -> tuple[Pack, ...]:
         """The transformed filters."""
         assert group.anchor is not None
         spec = self._spec(group, config, target)
-        attrs = (("width", spec.panels.width), ("lanes", spec.isa.lanes))
+        attrs = (("width", spec.panels.width), ("lanes", spec.isa.lanes), ("tile", spec.tile))
         return (Pack(group.anchor.input(1).index, "PackWinograd", attrs),)
 
     def _spec(self, group: Group, config: Config, target: Target) -> WinogradConfig:
@@ -78,12 +79,14 @@ class Winograd(Tactic):
         assert isinstance(channels, int) and isinstance(filters, int)
         pads = attributes(anchor)["pads"]
         images, columns = side_images(sides(group), bias_of(anchor), 2)
-        tiles = y[0] * (-(-y[2] // 4)) * (-(-y[3] // 4)) if all(isinstance(n, int) for n in y) else None
-        block = winograd.default_block(channels, tiles if tiles is not None else y[0])
+        given = dict(config)
+        tile = int(given["tile"])
+        tiles = y[0] * (-(-y[2] // tile)) * (-(-y[3] // tile)) if all(isinstance(n, int) for n in y) else None
+        block = winograd.default_block(channels, tiles if tiles is not None else y[0], tile)
         return WinogradConfig(
             isa, y[0], channels, filters, ((pads[0], pads[2]), (pads[1], pads[3])), (x.shape[2], x.shape[3]),
-            (y[2], y[3]), image_of(x), tuple(image_of(v.tensor) for v in group.outputs), int(dict(config)["vectors"]), block,
-            images, columns, make_epilogue(group, isa, bias_of(anchor) is not None),
+            (y[2], y[3]), image_of(x), tuple(image_of(v.tensor) for v in group.outputs), int(given["vectors"]), block,
+            images, columns, make_epilogue(group, isa, bias_of(anchor) is not None), tile,
         )  # fmt: skip
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
