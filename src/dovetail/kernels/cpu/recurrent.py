@@ -76,25 +76,29 @@ class RecurrentConfig:
         return max(n * self.width // g for n, g in zip(self.panels, self.cell.phases, strict=True))
 
     @property
-    def height(self) -> int:
-        """Samples of a tile: an even share of a known batch, else a power of two, so that the rest has few forms."""
-        most = microkernel.max_rows(self.isa, self.vectors)
-        if isinstance(self.batch, int):
-            return -(-self.batch // -(-max(1, self.batch) // most)) or 1
-        return 1 << (most.bit_length() - 1)
+    def share(self) -> int:
+        """Samples that threads take at once.
+
+        A tile of fewer rows sums in other parts than taller ones do; so a sample's tile may depend on the number of threads
+        only among those of at least so many rows.
+        """
+        return min(-(-microkernel.ENOUGH // self.vectors), microkernel.max_rows(self.isa, self.vectors))
 
     @property
     def heights(self) -> list[int]:
-        """All forms of the tile, tallest first."""
+        """All forms of the tile, tallest first: multiples of a share, then what the last share may hold."""
+        most, share = microkernel.max_rows(self.isa, self.vectors) // self.share, self.share
+        shares = [most, *(n for n in _powers_below(most))]
+        rests = _powers_below(share)
         if isinstance(self.batch, int):
-            rest = self.batch % self.height
-            return [self.height, rest] if rest else [self.height]
-        return [1 << bit for bit in reversed(range(self.height.bit_length()))]
+            shares = [n for n in shares if n * share <= self.batch]
+            rests = [self.batch % share] if self.batch % share else []
+        return [n * share for n in shares] + rests or [1]
 
     @property
     def units(self) -> Dim:
         """Parts that threads may take."""
-        return self.directions * ceil_div(self.batch, self.height)
+        return self.directions * ceil_div(self.batch, self.share)
 
     @property
     def states_bytes(self) -> Dim:
@@ -111,6 +115,10 @@ class RecurrentConfig:
     def workspace_bytes(self) -> Dim:
         """Workspace of all threads."""
         return minimum(self.units, MAX_THREADS) * (4 * self.scratch)
+
+
+def _powers_below(limit: int) -> list[int]:
+    return [1 << bit for bit in reversed(range(limit.bit_length())) if 1 << bit < limit]
 
 
 def emit(config: RecurrentConfig, dims: DimTable) -> str:
@@ -161,9 +169,9 @@ class _Writer:
             "void @ENTRY@(int64_t tid, int64_t nt, void *const *p, const int64_t *d) {",
             *(self.pointer(name, slot) for name, slot in self.slots.items()),
             f"  const int64_t T = {self.text(config.steps)}, B = {self.text(config.batch)}, pitch = {config.pitch};",
-            f"  const int64_t Q = (B + {config.height - 1}) / {config.height}, U = {config.directions} * Q;",
+            f"  const int64_t Q = (B + {config.share - 1}) / {config.share}, U = {config.directions} * Q;",
             f"  const int64_t size = {config.directions} * B * pitch;",
-            f"  float raw[{config.height * config.width}] __attribute__((aligned(64)));",
+            f"  float raw[{config.heights[0] * config.width}] __attribute__((aligned(64)));",
             "  int64_t u = U * tid / nt;",
             "  const int64_t stop = U * (tid + 1) / nt;",
         ]
@@ -174,7 +182,7 @@ class _Writer:
             *out,
             "  while (u < stop) {",
             "    const int64_t e = u / Q, first = u % Q, end = dt_mini(Q, first + stop - u);",
-            f"    const int64_t m0 = first * {config.height}, m1 = dt_mini(B, end * {config.height});",
+            f"    const int64_t m0 = first * {config.share}, m1 = dt_mini(B, end * {config.share});",
             f"    const float *const Re = R + e * {sum(config.panels) * config.width * config.hidden};",
             "    u += end - first;",
             *self.constants(),
