@@ -25,6 +25,8 @@ _UNIFORM = (4, 8, 16, 32, 64, 128, 224, 1, 2, 256)
 _DISTINCT = (2, 3, 5, 7, 6, 9, 10, 11, 12, 13)
 # Operators that take positions: (position of the indices, attribute with the axis of the table).
 _INDEXED = {"Gather": 1, "GatherElements": 1, "ScatterElements": 1}
+# Sequence lengths count steps of the first input, time-major.
+_INDEXED |= {"LSTM": 4, "GRU": 4, "RNN": 4}
 # Operators that hand integers on unchanged.
 _CARRIERS = frozenset({"Cast", "Reshape", "Transpose", "Copy", "Slice", "Expand", "Concat"})
 _MAX_INTEGER = 100
