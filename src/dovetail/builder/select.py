@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, candidates, require
 from dovetail.codegen.target import Target
+from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ops.infer import infer
 from dovetail.passes.fuse import group_of
@@ -21,7 +22,7 @@ class Choice:
         tactic: the way.
         config: its configuration.
         rejected: "name: reason" of the tactics that cannot.
-        measured_us: median time per candidate ("tactic config" → microseconds); empty when chosen by rule.
+        measured_us: time per candidate ("tactic config" → microseconds); empty when chosen by rule.
     """
 
     group: Group
@@ -31,10 +32,24 @@ class Choice:
     measured_us: tuple[tuple[str, float], ...] = ()
     _emitted: list[Emitted] = field(default_factory=list, repr=False, compare=False)
 
-    def emit(self, target: Target) -> Emitted:
-        """The kernels, once the operands are packed; written once."""
+    def emit(self, target: Target, known: dict[tuple[object, ...], Emitted] | None = None) -> Emitted:
+        """The kernels, once the operands are packed; written once.
+
+        Args:
+            known: kernels of other groups by all that they depend on, so that equal layers are written once.
+        """
         if not self._emitted:
-            self._emitted.append(self.tactic.emit(self.group, self.config, target))
+            key = (
+                self.tactic.name, self.config, tuple((v.type, v.time, v.producer is None) for v in self.group.inputs),
+                tuple(v.type for v in self.group.outputs),
+                fingerprint(self.group.body, {}),
+            )  # fmt: skip
+            if known is None or key not in known:
+                self._emitted.append(self.tactic.emit(self.group, self.config, target))
+            else:
+                self._emitted.append(known[key])
+            if known is not None:
+                known[key] = self._emitted[0]
         return self._emitted[0]
 
 

@@ -53,7 +53,7 @@ def measure(
     workers: Pool,
     threads: int,
 ) -> list[float]:
-    """Median microseconds of each candidate's kernels.
+    """Microseconds of each candidate's kernels: the least of all rounds, as other load only ever adds.
 
     Every round runs each candidate once, on the next of several sets of buffers, so that weights
     and inputs come from outside the near caches as they do in a network.
@@ -72,7 +72,7 @@ def measure(
         for index in alive:
             sets = launches[index]
             samples[index].append(sets[turn % len(sets)].ticks(workers, threads))
-    return [float(np.median(samples[i])) * tick_us if i in samples else first[i] * tick_us for i in range(len(first))]
+    return [float(min(samples[i])) * tick_us if i in samples else first[i] * tick_us for i in range(len(first))]
 
 
 def _launches(group: Group, emitted: Emitted, sizes: Mapping[str, int], find: Callable[[str], int]) -> list[Launch]:

@@ -97,6 +97,15 @@ class WinogradConfig:
         return minimum(pairs, _MAX_THREADS) * (self.scratch * 4)
 
 
+def relative_cost(high: int, wide: int, tile: int) -> int:
+    """Estimated time per channel and filter of one image of these output extents, to compare tiles.
+
+    Two operations per point and tile; reading a transformed weight costs as much as 30 operations (4 bytes at 20 GB/s
+    against 150 GFLOP/s).
+    """
+    return (tile + 2) ** 2 * (2 * math.ceil(high / tile) * math.ceil(wide / tile) + 30)
+
+
 def default_block(channels: int, tiles: Dim, tile: int = 4) -> int:
     """Tiles per block: the transformed block fits the L2 cache, and blocks are of nearly equal size."""
     most = max(4, min(_MAX_BLOCK[tile], _SCRATCH_BYTES[tile] // ((tile + 2) ** 2 * channels * 4)))

@@ -58,9 +58,12 @@ class Winograd(Tactic):
         return image_layouts(group)
 
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
-        """Tiles of four, then of two: more multiplications, but half of the weights to read. Then wider panels."""
-        isa = Isa.of(target)
-        shapes = [(4, 2), (2, 2), (4, 4)] if isa.registers == 32 else [(4, 2), (2, 2)]
+        """The cheaper tile by estimate first. Tiles of two multiply more, but read half of the weights. Then wider panels."""
+        assert group.anchor is not None
+        # An image of unknown size is taken as large, an unknown batch as 1.
+        high, wide = (n if isinstance(n, int) else 64 for n in group.anchor.output.tensor.shape[2:])
+        tiles = sorted((4, 2), key=lambda tile: winograd.relative_cost(high, wide, tile))
+        shapes = [(tile, 2) for tile in tiles] + ([(tiles[0], 4)] if Isa.of(target).registers == 32 else [])
         return tuple((("tile", tile), ("vectors", vectors)) for tile, vectors in shapes)
 
     def packs(self, group: Group, config: Config, target: Target) -> tuple[Pack, ...]:
