@@ -49,7 +49,7 @@ def _bindings(sides: list[Any]) -> list[Any]:
     for side in sides:
         if not isinstance(side, str):
             return list(side.inputs)
-    from dovetail.cli.simplify import declared_inputs
+    from dovetail.cli.simplify_check import declared_inputs
     from dovetail.frontend.reader import read_model
 
     return list(declared_inputs(read_model(sides[0])[0]))

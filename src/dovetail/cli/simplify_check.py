@@ -1,0 +1,151 @@
+"""Whether a simplified model computes what the original does: both on seeded inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dovetail.benchmark import peers
+from dovetail.builder.samples import sizes_to_try
+from dovetail.cli import data
+from dovetail.cli.inspect_model import dtype_name
+from dovetail.core.dtypes import dtype
+from dovetail.core.errors import UsageError, VerificationError
+
+_PROTO_LIMIT = (1 << 31) - 1
+_TOLERANCE = 1e-4
+# The result may be this many times as far from the original as rounding moves the original: folding rounds each weight anew.
+_CONDITION = 8.0
+_ULP = 2.0**-23
+
+
+@dataclass
+class DeclaredInput:
+    """An input of a model, as `data.generate` wants it."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int | str, ...]
+
+
+def check(original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1) -> float:
+    """The largest relative L2 difference of any output over `count` seeded inputs.
+
+    Symbolic sizes are the first that the original takes. Differences above 1e-4 pass where moving the original's inputs and
+    weights by a unit in the last place changes the output as much: seeded noise can be far from what a model was trained on.
+
+    Raises:
+        UsageError: the original runs at no made-up sizes.
+        VerificationError: an output differs in shape, dtype, or by more than that.
+    """
+    bindings = declared_inputs(result)
+    worst = 0.0
+    for seed in range(count):
+        feeds, expected = _run_original(original, bindings, seed)
+        actual = _evaluate(result, feeds)
+        moved: list[Any] | None = None
+        for position, value in enumerate(original.graph.output):
+            error = _difference(expected[position], actual[position])
+            if not error <= _TOLERANCE:
+                if moved is None:
+                    moved = _evaluate(_rounded_model(original), _rounded_arrays(feeds))
+                floor = _difference(expected[position], moved[position])
+                if not error <= _CONDITION * floor:
+                    raise VerificationError(
+                        f"simplify: output {value.name!r} differs from the original by {error:.3g}, expected at most {_TOLERANCE:g} "
+                        f"(rounding of inputs and weights moves it by {floor:.3g}); nothing was written; find the rewrite with --skip"
+                    )
+            worst = max(worst, error)
+    return worst
+
+
+def declared_inputs(model: onnx.ModelProto) -> list[DeclaredInput]:
+    """The inputs that a model declares, without initializers; a dimension without size and name gets one of its own.
+
+    Raises:
+        UsageError: an input that is no numeric tensor of known rank.
+    """
+    known = {t.name for t in model.graph.initializer}
+    found = []
+    for value in model.graph.input:
+        if value.name in known:
+            continue
+        tensor = value.type.tensor_type
+        if value.type.WhichOneof("value") != "tensor_type" or not tensor.HasField("shape"):
+            raise UsageError(f"input {value.name!r} is no tensor of known rank: cannot make up values; pass --no-check")
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param or f"{value.name}.{axis}"
+            for axis, d in enumerate(tensor.shape.dim)
+        )
+        if dtype_name(tensor.elem_type) == "string":
+            raise UsageError(f"input {value.name!r} holds strings: cannot make up values; pass --no-check")
+        found.append(DeclaredInput(value.name, dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
+    return found
+
+
+def _run_original(model: onnx.ModelProto, bindings: Sequence[DeclaredInput], seed: int) -> tuple[data.Arrays, list[Any]]:
+    """Seeded inputs, and the model's outputs for them."""
+    symbols = sorted({d for b in bindings for d in b.shape if isinstance(d, str)})
+    refusal: Exception | None = None
+    for sizes in sizes_to_try(symbols, {}):
+        shapes = {b.name: tuple(sizes.get(d, d) if isinstance(d, str) else d for d in b.shape) for b in bindings}
+        feeds = data.generate(bindings, shapes, seed)
+        try:
+            return feeds, _evaluate(model, feeds)
+        except Exception as error:  # each evaluator has its own kinds; the last one is the cause below
+            refusal = error
+    raise UsageError(
+        f"simplify: the original runs on no made-up inputs ({refusal}); name sizes with --shapes, or pass --no-check"
+    ) from refusal
+
+
+def _evaluate(model: onnx.ModelProto, feeds: data.Arrays) -> list[Any]:
+    if peers.version("onnxruntime") is None or model.ByteSize() > _PROTO_LIMIT:
+        from onnx.reference import ReferenceEvaluator
+
+        return list(ReferenceEvaluator(model).run(None, feeds))
+    results: Any = peers.onnxruntime_run(model, feeds, 0)()
+    return list(results)
+
+
+def _rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every fp32 initializer moved by about a unit in the last place, up or down."""
+    moved = onnx.ModelProto()
+    moved.CopyFrom(model)
+    for tensor in moved.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            (array,) = _rounded_arrays({tensor.name: onnx.numpy_helper.to_array(tensor)}).values()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return moved
+
+
+def _rounded_arrays(arrays: data.Arrays) -> data.Arrays:
+    rng = np.random.default_rng(0)
+    moved = {}
+    for name, array in arrays.items():
+        if array.dtype == np.float32:
+            up = rng.integers(0, 2, array.shape, np.uint8).astype(np.bool_)
+            array = np.where(up, array * np.float32(1 + _ULP), array * np.float32(1 - _ULP))
+        moved[name] = array
+    return moved
+
+
+def _difference(want: Any, got: Any) -> float:
+    """Relative L2 difference; infinite if shape, dtype or the places of NaN differ."""
+    if isinstance(want, list):
+        return max(map(_difference, want, got), default=0.0) if len(want) == len(got) else float("inf")
+    want, got = np.asarray(want), np.asarray(got)
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return float("inf")
+    if want.dtype.kind in "OSUb":
+        return 0.0 if np.array_equal(want, got) else float("inf")
+    a, b = want.astype(np.float64).reshape(-1), got.astype(np.float64).reshape(-1)
+    odd = ~np.isfinite(a)
+    if not np.array_equal(a[odd], b[odd], equal_nan=True):
+        return float("inf")
+    distance, norm = float(np.linalg.norm(a[~odd] - b[~odd])), float(np.linalg.norm(a[~odd]))
+    return distance / norm if norm else distance
