@@ -121,6 +121,7 @@ ATTENTION = [
     Sample("Attention", _attended("", (1, 4, 3, 8), (1, 2, 9, 8), (1, 2, 9, 8)), {"scale": 0.3, "is_causal": True, "past": 6}),
     Sample("Attention", _attended("bool", (2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8), (5, 7)), {"scale": 0.35}),
     Sample("Attention", _attended("float", (2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8), (2, 1, 5, 7)), {"scale": 0.35, "softcap": 2.0}),
+    Sample("Attention", _attended("float", (6, 2, 5, 8), (6, 2, 7, 8), (6, 2, 7, 8), (3, 2, 5, 7)), {"scale": 0.35}),
     Sample("Attention", _attended("lengths", (2, 3, 2, 8), (2, 3, 7, 8), (2, 3, 7, 8)), {"scale": 0.35, "is_causal": True}),
     Sample("Attention", _attended("", (2, 5, 24), (2, 7, 12), (2, 7, 12)), {"scale": 0.35, "q_heads": 4, "kv_heads": 2}),
     Sample("Attention", _attended("", (1, 2, 5, 8), (1, 2, 5, 8), (1, 2, 5, 8)), {"scale": 0.35, "left_window": 1, "right_window": 2}),

@@ -392,6 +392,7 @@ ATTENTIONS: list[tuple[int, int, int, int, int, int, int, dict[str, Any]]] = [
     (1, 2, 2, 30, 50, 12, 33, {"causal": True, "past": 20, "left": 6}),
     (2, 2, 1, 19, 31, 12, 17, {"causal": True, "has_lengths": True, "mask": attention.BOOLEAN}),
     (1, 1, 1, 17, 17, 4, 4, {"left": 2, "right": 3}),
+    (6, 2, 2, 10, 11, 8, 7, {"mask": attention.ADDED, "mask_batch": 3}),
 ]
 
 
@@ -407,7 +408,7 @@ def test_attention(target: Target, case: tuple, symbolic: bool) -> None:
     v = rng.standard_normal((b, g, t, dv), np.float32)
     mask, lengths = None, None
     if options.get("mask") == attention.ADDED:
-        mask = rng.standard_normal((b, 1, s, t), np.float32)
+        mask = rng.standard_normal((options.get("mask_batch", b), 1, s, t), np.float32)
     elif options.get("mask") == attention.BOOLEAN:
         mask = rng.random((b, h, s, t)) < 0.6
         mask[:, :, 1] = False

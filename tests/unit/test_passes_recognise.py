@@ -9,7 +9,7 @@ import pytest
 
 from dovetail.core.dims import Dim, sym
 from dovetail.core.dtypes import BOOL, F16, F32
-from dovetail.ir.graph import Module, Value
+from dovetail.ir.graph import Module, Time, Value
 from dovetail.ir.rewriter import RewriteLog
 from dovetail.passes.recognise import RECOGNISE_RULES, recognise
 from dovetail.passes.simplify import simplify
@@ -110,10 +110,11 @@ def attention(
     steps: Dim = 3,
     rank: int = 4,
     axis: int = -1,
+    batch: int = 2,
 ) -> Value:
     heads = () if rank == 3 else (4,)
     few = () if rank == 3 else (4 // groups,)
-    q, k, v = b.input(2, *heads, steps, 8), b.input(2, *few, 5, 8), b.input(2, *few, 5, 6)
+    q, k, v = b.input(batch, *heads, steps, 8), b.input(batch, *few, 5, 8), b.input(batch, *few, 5, 6)
     if groups > 1:
         k, v = (
             b("Reshape", b("Expand", b("Reshape", t, shape=(2, *few, 1, 5, d)), shape=(2, *few, groups, 5, d)), shape=(2, *heads, 5, d))
@@ -129,6 +130,12 @@ def attention(
     if masked == "add":
         mask = b.random(1, 1, 3, 5)
         s = b("Add", s, mask)
+    elif masked in ("windows", "mixed windows"):
+        if masked == "mixed windows":
+            s = b("Add", s, b.input(4, 1, 3, 5))
+        s = b("Add", b("Add", s, b.random(4, 3, 5)), b.random(1, 1, 3, 5))
+        s = b("Add", b("Reshape", s, shape=(2, 2, 4, 3, 5)), b.random(1, 2, 1, 3, 5))
+        s = b("Reshape", s, shape=(4, 4, 3, 5))
     elif masked == "where":
         s = b("Where", b.input(2, 1, 3, 5, dtype=BOOL), s, b.weight(-3.4e38))
     elif masked == "soft where":
@@ -186,6 +193,7 @@ APPLIES: list[tuple[str, str, Build]] = [
     ("recognise_attention", "Attention", lambda b: attention(b, masked="where")),
     ("recognise_attention", "Attention", lambda b: attention(b, groups=2)),
     ("recognise_attention", "Attention", lambda b: attention(b, rank=3)),
+    ("recognise_attention", "Attention", lambda b: attention(b, masked="windows", batch=4)),
     ("recognise_attention", "Attention", half_attention),
     ("transposed_conv_as_conv", "Conv", lambda b: transposed(b, kernel=(2, 2), strides=(2, 2))),
 ]
@@ -226,6 +234,7 @@ DECLINES: list[tuple[str, Build]] = [
     ("recognise_attention", lambda b: attention(b, axis=2)),
     ("recognise_attention", lambda b: attention(b, masked="soft where")),
     ("recognise_attention", lambda b: attention(b, masked="scalar")),
+    ("recognise_attention", lambda b: attention(b, masked="mixed windows", batch=4)),
 ]
 
 
@@ -262,6 +271,14 @@ def test_grouped_heads_lose_their_copies() -> None:
     (node,) = [n for n in module.main.nodes if n.op == "Attention"]
     assert node.input(1).tensor.shape == (2, 2, 5, 8)
     assert ops(module) == {"Attention": 1}
+
+
+def test_a_mask_per_window_stays_small() -> None:
+    """The sum of all biases has one entry per window, not per sample, and no run-time node makes it."""
+    module, _ = rewritten(lambda b: attention(b, masked="windows", batch=4), pipeline)
+    (node,) = [n for n in module.main.nodes if n.op == "Attention"]
+    assert node.input(3).tensor.shape == (2, 4, 3, 5)
+    assert node.input(3).time == Time.WEIGHT
 
 
 def test_read_constants_are_guarded() -> None:

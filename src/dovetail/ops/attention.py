@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dovetail.core.dims import Dim, floor_div
+from dovetail.core.dims import Dim, floor_div, remainder
 from dovetail.core.dtypes import DType
 from dovetail.core.errors import TypeInferenceError
 from dovetail.ir.types import TensorType
@@ -50,6 +50,7 @@ def attention(
 
     q [B, Hq, S, D], k [B, Hkv, T, D], v [B, Hkv, T, Dv] -> [B, Hq, S, Dv]; or packed [B, S, Hq * D] and so on with
     `q_heads`, `kv_heads` set (0 for rank 4). mask: bool (True attends) or float (added), broadcast to [B, Hq, S, T].
+    The batch axis of a rank-4 mask may also be a divisor of B: sample b uses mask b % extent (windows of images, one mask per window).
     lengths: int64 [B], valid keys per sample. Causal: query i sees keys up to i + past (with lengths: the diagonal ends
     at the last valid key). Rows that see nothing are zero. `scores` 0..3 adds the output [B, Hq, S, T]: products,
     after softcap, with bias, probabilities. ONNX Attention-25.
@@ -66,7 +67,10 @@ def attention(
             f"Attention: heads, got {heads} of q and {key_heads} of k, expected a multiple; fix the head counts"
         )
     if mask is not None:
-        broadcast((batch, heads, steps), mask.shape[:-1])
+        lead = mask.shape[:-1]
+        if len(lead) == 3 and lead[0] != 0 and remainder(batch, lead[0]) == 0:
+            lead = lead[1:]
+        broadcast((batch, heads, steps), lead)
     if q.rank == 4:
         y = q.with_shape((batch, heads, steps, value_depth))
     else:

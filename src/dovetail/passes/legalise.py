@@ -10,7 +10,7 @@ import math
 
 from dovetail.codegen.tactic import tactics
 from dovetail.codegen.target import Target
-from dovetail.core.dims import Dim
+from dovetail.core.dims import Dim, floor_div
 from dovetail.core.dtypes import BOOL, I64
 from dovetail.ir.graph import Module, Node, Time, Value
 from dovetail.ir.rewriter import Rewrite, apply_rules, rule
@@ -97,6 +97,9 @@ def _masked_softmax(node: Node, rewrite: Rewrite, scores: Value, rows: Dim, colu
     nothing = _scalar(rewrite, 0.0, scores)
     bias: Value | None = None
     if mask is not None:
+        batch = scores.tensor.shape[0]
+        if mask.tensor.rank == 4 and mask.tensor.shape[0] not in (1, batch):
+            mask = rewrite.emit("Tile", mask, repeats=(floor_div(batch, mask.tensor.shape[0]), 1, 1, 1))
         missing = columns - mask.tensor.shape[-1]
         if missing != 0:
             rank = mask.tensor.rank

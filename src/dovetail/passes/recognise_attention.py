@@ -70,23 +70,32 @@ class _Scores:
     scale: float
     masks: list[Value]
     keep: Value | None  # bool: False masks out
+    per_window: dict[Value, tuple[Dim, ...]]  # masks that repeat over the batch, and their shape [windows, heads, S, T]
 
 
 def _scores(value: Value, scalars: Scalars) -> _Scores | None:
     scale, masks, keep = 1.0, list[Value](), None
+    per_window: dict[Value, tuple[Dim, ...]] = {}
     while True:
         if not used_once(value):
             return None
-        node = made_by(value, "MatMul", "Add", "Mul", "Div", "Where", "Cast")
+        node = made_by(value, "MatMul", "Add", "Mul", "Div", "Where", "Cast", "Reshape")
         if node is None:
             return None
         if node.op == "MatMul":
-            return _Scores(node, scale, masks, keep)
+            return _Scores(node, scale, masks, keep, per_window)
         if node.op == "Cast":
             source = node.input(0)
             if not is_exact_cast(source.tensor.dtype, node.attrs["to"]) or not source.tensor.dtype.is_float:
                 return None
             value = source
+            continue
+        if node.op == "Reshape":
+            window = _windowed(node)
+            if window is None or scale != 1.0 or keep is not None:
+                return None
+            value, repeated, per_window[repeated] = window
+            masks.append(repeated)
             continue
         if node.op == "Where":
             # A mask set from outside the scale, and one only: the order of the operations must stay.
@@ -110,6 +119,23 @@ def _scores(value: Value, scalars: Scalars) -> _Scores | None:
                 return None
             masks.append(mask)
         scale *= factor
+
+
+def _windowed(outer: Node) -> tuple[Value, Value, tuple[Dim, ...]] | None:
+    """(inner scores, mask, its shape [W, 1, S, T]) of scores [B W, H, S, T] that are [B, W, H, S, T] while the mask is added."""
+    add = made_by(outer.input(0), "Add")
+    if add is None or not used_once(add.output) or outer.output.tensor.rank != 4 or add.output.tensor.rank != 5:
+        return None
+    for wide, mask in either_order(add):
+        split = made_by(wide, "Reshape")
+        if split is None or not used_once(wide) or split.input(0).type != outer.output.type:
+            continue
+        full = (1,) * (5 - mask.tensor.rank) + mask.tensor.shape
+        narrow, shape = wide.tensor.shape, outer.output.tensor.shape
+        fits = narrow[2:] == shape[1:] and narrow[0] * narrow[1] == shape[0] and wide.type == add.output.type
+        if fits and full[0] == 1 and full[1] in (1, narrow[1]) and full[-1] == shape[-1]:
+            return split.input(0), mask, full[1:]
+    return None
 
 
 def _absorbs(node: Node) -> bool:
@@ -209,6 +235,13 @@ def _with_heads(value: Value, rewrite: Rewrite) -> Value:
     return rewrite.emit("Reshape", value, shape=(batch, 1, *rest))
 
 
+def _per_window_only(scores: _Scores) -> bool:
+    """Whether all masks are per window or the same for all of the batch, so that their sum is per window."""
+    shapes = [scores.per_window.get(m, m.tensor.shape) for m in scores.masks]
+    leads = {s[0] for s in shapes if len(s) == 4} - {1}
+    return len(leads) <= 1 and all(s[0] == 1 or m in scores.per_window for s, m in zip(shapes, scores.masks, strict=True) if len(s) == 4)
+
+
 def _mask(scores: _Scores, rank: int, rewrite: Rewrite, kind: Value) -> Value | None:
     """All masks as one operand for the softmax of rank-4 scores."""
     parts = []
@@ -217,6 +250,8 @@ def _mask(scores: _Scores, rank: int, rewrite: Rewrite, kind: Value) -> Value | 
         if where is not None and made_by(where.input(1), "MatMul", "Mul", "Div", "Cast") is not None and used_once(mask):
             zero = rewrite.emit("Sub", where.input(2), where.input(2))
             mask = rewrite.emit("Where", where.input(0), zero, where.input(2))
+        if mask in scores.per_window:
+            mask = rewrite.emit("Reshape", mask, shape=scores.per_window[mask])
         if mask.tensor.dtype != kind.tensor.dtype:
             mask = rewrite.emit("Cast", mask, to=kind.tensor.dtype)
         parts.append(mask)
@@ -264,6 +299,8 @@ def recognise_attention(node: Node, rewrite: Rewrite) -> str | None:
         return "the operands differ in element type"
     if softmax.output.tensor.shape != scores.product.output.tensor.shape:
         return "a mask widens the scores"
+    if scores.per_window and not _per_window_only(scores):
+        return "one mask repeats over the batch and another does not"
     scale = q_scale * k_scale * scores.scale
     if not math.isfinite(scale) or scale == 0:
         return "the scale is not a finite number"

@@ -45,13 +45,15 @@ def attention_bias(
 ) -> Array | None:
     """The additive bias, broadcastable to [B, heads, rows, columns], from every kind of mask; None if none.
 
-    `shape` is (batch, rows, columns). A mask shorter than `columns` masks the rest out.
+    `shape` is (batch, rows, columns). A mask shorter than `columns` masks the rest out; one for fewer samples repeats.
     """
-    _, rows, columns = shape
+    batch, rows, columns = shape
     bias: Array | None = None
     if mask is not None:
         boolean = mask.dtype == np.bool_
         bias = np.where(mask, 0.0, -np.inf).astype(numbers) if boolean else mask.astype(numbers)
+        if bias.ndim == 4 and 1 < bias.shape[0] < batch:
+            bias = np.tile(bias, (batch // bias.shape[0], 1, 1, 1))
         missing = columns - mask.shape[-1]
         if missing > 0:
             widths = [(0, 0)] * (mask.ndim - 1) + [(0, missing)]
@@ -105,7 +107,8 @@ def attention(
     Args:
         q: [B, Hq, S, D], or [B, S, Hq * D] with `q_heads` set; the result has the same form.
         k, v: [B, Hkv, T, D] and [B, Hkv, T, Dv], or the rank-3 form with `kv_heads` set.
-        mask: bool (True attends) or float (added), broadcastable to [B, Hq, S, T]; T may be shorter.
+        mask: bool (True attends) or float (added), broadcastable to [B, Hq, S, T]; T may be shorter, and the
+            batch axis a divisor of B: sample b uses mask b % extent.
         lengths: int64 [B], how many keys of each sample are valid.
         past: keys that precede the first query; `is_causal` lets query i see keys up to i + past.
         left_window, right_window: how far from its own position a query sees, -1 for no limit.

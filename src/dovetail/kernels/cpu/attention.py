@@ -38,6 +38,7 @@ class AttentionConfig:
         mask: NO_MASK, BOOLEAN or ADDED.
         mask_strides: along (batch, head, query), 0 where broadcast; contiguous along keys.
         mask_keys: keys that the mask covers; the rest are hidden.
+        mask_batch: samples after which the mask repeats (None: it does not).
         has_lengths: whether an int64 array gives the valid keys per sample.
     """
 
@@ -62,6 +63,7 @@ class AttentionConfig:
     mask: str = NO_MASK
     mask_strides: tuple[Dim, Dim, Dim] = (0, 0, 0)
     mask_keys: Dim = 0
+    mask_batch: Dim | None = None
     has_lengths: bool = False
 
     @property
@@ -140,7 +142,9 @@ def _softmax_row(spec: AttentionConfig) -> str:
         "  }",
         f"  {v} sum = dt_set_{v}(0.0f);",
         f"  for (int64_t t = 0; t < end; t += {lanes}) {{",
-        f"    const {v} e = dt_exp_{v}(dt_load_{v}(s + t) - dt_set_{v}(m));",
+        f"    const {v} x = dt_load_{v}(s + t) - dt_set_{v}(m);",
+        # A probability below the normal numbers adds nothing to the sum, but slows every product that it enters.
+        f"    const {v} e = dt_sel_{v}(dt_lt_{v}(x, dt_set_{v}(-87.0f)), dt_set_{v}(0.0f), dt_exp_{v}(x));",
         f"    dt_store_{v}(s + t, e); sum = sum + e;",
         "  }",
         "  float total = sum[0];",
@@ -213,7 +217,8 @@ def emit(spec: AttentionConfig, dims: DimTable) -> str:
     ]
     if spec.mask:
         batch, head, _ = (text(s) for s in spec.mask_strides)
-        out.append(f"    const {mask_type} *mask = Mask + b * {batch} + h * {head};")
+        sample = "b" if spec.mask_batch is None else f"b % {text(spec.mask_batch)}"
+        out.append(f"    const {mask_type} *mask = Mask + {sample} * {batch} + h * {head};")
     out.append(f"    int64_t valid = {limit}, off = {text(spec.past)};")
     if spec.has_lengths:
         out.append(f"    off = Lengths[b] - {steps}; if (Lengths[b] < valid) valid = Lengths[b]; if (valid < 0) valid = 0;")

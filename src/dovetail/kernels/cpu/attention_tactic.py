@@ -98,14 +98,17 @@ class BlockedAttention(Tactic):
         mask = outer[3] if len(outer) > 3 else None
         mask_strides: tuple[Dim, Dim, Dim]
         kind, mask_strides, mask_keys = NO_MASK, (0, 0, 0), keys
+        mask_batch: Dim | None = None
         if mask is not None:
             kind = BOOLEAN if mask.dtype == BOOL else ADDED
             own = broadcast_strides(mask, 4)
             mask_strides, mask_keys = (own[0], own[1], own[2]), mask.shape[-1]
+            if mask.rank == 4 and mask.shape[0] not in (1, q.shape[0]):
+                mask_batch = mask.shape[0]
         return AttentionConfig(
             Isa.of(target), q.shape[0], heads, key_heads, steps, keys, depth, value_depth, attrs["scale"], q_strides,
             v_strides, out_strides, int(dict(config)["rows"]), attrs["is_causal"], attrs["past"], attrs["left_window"],
-            attrs["right_window"], attrs["softcap"], kind, mask_strides, mask_keys, len(outer) > 4 and outer[4] is not None,
+            attrs["right_window"], attrs["softcap"], kind, mask_strides, mask_keys, mask_batch, len(outer) > 4 and outer[4] is not None,
         )  # fmt: skip
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
