@@ -15,8 +15,9 @@ from dovetail import builder, runtime
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions
 from dovetail.builder.select import by_rule
-from dovetail.builder.verify import content_hash, program_hash, verify_built, weight_hashes
+from dovetail.builder.verify import WeightHashes, content_hash, verify_built
 from dovetail.device.cpu import default_threads
+from dovetail.engine.plan import weights_key
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.runtime.weights import Stored
@@ -61,12 +62,15 @@ def build(
     options = BuildOptions(device, target, precision, shapes, strict_fp32, verify, tune, time_budget)
     team = default_threads() if threads is None else threads
     tuner = Tuner(team, time_budget, progress=progress or (lambda stage, done, total: None)) if tune else None
-    built = builder.build(model, options, progress=progress, choose=by_rule if tuner is None else tuner)
-    hashes = weight_hashes(built.module.weights)
+    with WeightHashes() as hashing:
+        built = builder.build(
+            model, options, progress=progress, choose=by_rule if tuner is None else tuner, after=hashing.after
+        )
+        hashes = hashing.of(built.module.weights)
     content = content_hash(built.graph_text, hashes)
     opened = runtime.RuntimeEngine(
         built.plan, kernels=[built.binary], host=built.host_binary, weights=built.module.weights, threads=threads,
-        stored=Stored(program_hash(built.plan), hashes),
+        stored=Stored(weights_key(built.plan), hashes, checked=True),
     )  # fmt: skip
     certificate = verify_built(
         built, opened.run, lambda: import_onnx(model, shapes), content=content, level=verify, threads=opened.threads,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dovetail.kernels.cpu  # noqa: F401 - registers the tactics
-from dovetail.builder.emit import emit_plan
+from dovetail import __version__
+from dovetail.builder.emit import Emission, emit_plan
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.report import report_data
 from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, select
@@ -19,7 +22,8 @@ from dovetail.codegen.target import Target
 from dovetail.core.env import env
 from dovetail.core.log import logger
 from dovetail.device.cpu import HOST_SOURCE
-from dovetail.engine.plan import Plan
+from dovetail.engine.codec import encode
+from dovetail.engine.plan import WEIGHTS_KEY, NativeSegment, Plan
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module, Node
@@ -137,6 +141,7 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     stages.done("weights", module)
     emission = emit_plan(module, choices | weight_choices, placement, target)
     stages.mark("emit")
+    emission.plan.meta[WEIGHTS_KEY] = _weights_key(emission, target)  # type: ignore[index]  # a dict until it is saved
     text = translation_unit(emission.kernels.values(), target)
     binary, host_binary = compile_kernels(emission.kernels.values(), target)
     stages.mark("compile")
@@ -146,6 +151,15 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     )  # fmt: skip
     emission.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
     return built
+
+
+def _weights_key(emission: Emission, target: Target) -> str:
+    """A hash of all that packed weights depend on, but for the weights: whoever builds the same has the same cache."""
+    program = emission.plan.weights_program
+    steps = [step for segment in program.segments if isinstance(segment, NativeSegment) for step in segment.steps]
+    kernels = [emission.kernels[entry] for entry in sorted({step.kernel for step in steps})]
+    parts = [__version__, str(target), translation_unit(kernels, target), encode(program)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def compile_kernels(kernels: Iterable[Kernel], target: Target) -> tuple[Path, Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dovetail.builder.select import Choice
 from dovetail.codegen.kernel import Kernel
-from dovetail.codegen.tactic import Operand
+from dovetail.codegen.tactic import Emitted, Operand
 from dovetail.codegen.target import Target
 from dovetail.core import dims
 from dovetail.core.dims import Dim
@@ -40,7 +40,7 @@ from dovetail.ir.types import SequenceType, TensorType
 from dovetail.ops.registry import find
 from dovetail.passes.layout import Placement
 from dovetail.passes.views import is_row_major, is_view, same_strides
-from dovetail.passes.weight_time import needed_at
+from dovetail.passes.weight_time import known_at, needed_at
 
 
 @dataclass
@@ -55,9 +55,10 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
     """The plan of a module whose fusions have been chosen and packed."""
     kernels: dict[str, Kernel] = {}
     graph = module.main
-    weights = _MainProgram(graph, choices, placement, target, kernels, Time.WEIGHT)
+    emitted: dict[tuple[object, ...], Emitted] = {}  # by all that kernels depend on
+    weights = _MainProgram(graph, choices, placement, target, kernels, emitted, Time.WEIGHT)
     shapes = _HostProgram(graph, Time.SHAPE, placement)
-    main = _MainProgram(graph, choices, placement, target, kernels)
+    main = _MainProgram(graph, choices, placement, target, kernels, emitted)
     names = module.meta["output_names"]
     # Weights that a rewrite has read away stay, so that a refit of them is checked against their guard.
     used = dict.fromkeys([*(n.attrs["name"] for n in _constants(graph)), *(g.weight for g in module.guards)])
@@ -199,11 +200,11 @@ class _HostProgram:
         needed = needed_at(graph, self.time)
         ports: list[Port] = []
         for node in graph.nodes:
-            if graph.time_of(node) != self.time or node.op == "Constant" or node not in needed:
+            if known_at(node) != self.time or node.op == "Constant" or node not in needed:
                 continue
             outputs = []
             for value in node.outputs:
-                exported = value.is_output or any(graph.time_of(u) > self.time for u in value.consumers)
+                exported = value.is_output or any(known_at(u) > self.time for u in value.consumers)
                 direct = exported and isinstance(value.type, TensorType)
                 kind: BufferKind = "output" if direct else "host"
                 builder.ids[value] = builder.buffer(kind, *_storage(value), value.name if exported else "")
@@ -233,16 +234,16 @@ class _MainProgram:
 
     def __init__(
         self, graph: Graph, choices: dict[Node, Choice], placement: Placement, target: Target, kernels: dict[str, Kernel],
-        time: Time = Time.RUN, top: bool = True,
+        emitted: dict[tuple[object, ...], Emitted], time: Time = Time.RUN, top: bool = True,
     ) -> None:  # fmt: skip
         self.graph, self.choices, self.placement, self.target = graph, choices, placement, target
-        self.kernels, self.time, self.top = kernels, time, top
+        self.kernels, self.emitted, self.time, self.top = kernels, emitted, time, top
         self.builder = _Builder(graph)
         self.last_use: dict[Value, int] = {}
 
     def _runs(self, node: Node) -> bool:
         """Whether a node is computed by this program (a region computes all its nodes itself)."""
-        return node.op != "Constant" and (not self.top or self.graph.time_of(node) == self.time)
+        return node.op != "Constant" and (not self.top or known_at(node) == self.time)
 
     def weights(self) -> Program:
         """The program of the weight-time nodes; its outputs are the values whose memory a later time reads."""
@@ -258,7 +259,7 @@ class _MainProgram:
         return self.program((), list(outputs), (), [v.name for v in outputs])
 
     def _is_read_later(self, value: Value) -> bool:
-        return value.is_output or any(self.graph.time_of(u) > self.time for u in value.consumers)
+        return value.is_output or any(known_at(u) > self.time for u in value.consumers)
 
     def program(
         self, inputs: Sequence[Value], outputs: Sequence[Value], input_names: Sequence[str], output_names: Sequence[str]
@@ -292,7 +293,7 @@ class _MainProgram:
     def _is_free(self, node: Node) -> bool:
         """Views and placed concats take no step."""
         if self.time == Time.RUN:
-            if self.graph.time_of(node) != Time.RUN:
+            if known_at(node) != Time.RUN:
                 return False
             return is_view(node) or (node.op == "Concat" and isinstance(node.output.type, TensorType))
         parents = self.placement.parents
@@ -347,7 +348,7 @@ class _MainProgram:
     # ------------------------------------------------------------------ steps
     def _fusion(self, node: Node, position: int) -> None:
         choice = self.choices[node]
-        emitted = choice.emit(self.target)
+        emitted = choice.emit(self.target, self.emitted)
         builder = self.builder
         for output_index, input_index in emitted.in_place:
             self._share(node, output_index, input_index, position)
@@ -418,7 +419,9 @@ class _MainProgram:
         outputs = tuple(self.reference(v) for v in node.outputs)
         regions = []
         for region in node.regions:
-            inner = _MainProgram(region, self.choices, self.placement, self.target, self.kernels, top=False)
+            inner = _MainProgram(
+                region, self.choices, self.placement, self.target, self.kernels, self.emitted, top=False
+            )
             regions.append(
                 inner.program(
                     region.inputs, region.outputs, [v.name for v in region.inputs],

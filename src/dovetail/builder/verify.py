@@ -7,7 +7,9 @@ far off it was, and what was left out and why. It holds no times, so equal build
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +32,7 @@ from dovetail.engine.plan import Plan, digest
 from dovetail.ir.graph import Module
 from dovetail.tuner.launch import host_pool
 
+Array = np.ndarray[Any, Any]
 Certificate = dict[str, Any]
 
 CERTIFICATE_VERSION = 1
@@ -101,9 +104,31 @@ def verify_built(
     return {"version": CERTIFICATE_VERSION, "ok": True, "level": level, "kernels": kernels, "engine": engine}
 
 
-def weight_hashes(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, str]:
-    """SHA-256 of every initializer."""
-    return {name: digest(array) for name, array in weights.items()}
+class WeightHashes:
+    """SHA-256 of every initializer, computed beside the build that imports them; a context manager."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._begun: dict[str, tuple[Array, Future[str]]] = {}
+
+    def __enter__(self) -> WeightHashes:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def after(self, name: str, module: Module) -> None:
+        """Called after each pass of a build: begins once the weights are there."""
+        if name == "import":
+            self._begun = {n: (array, self._pool.submit(digest, array)) for n, array in module.weights.items()}
+
+    def of(self, weights: Mapping[str, Array]) -> dict[str, str]:
+        """The hashes of the final weights."""
+        result = {}
+        for name, array in weights.items():
+            begun = self._begun.get(name)
+            result[name] = begun[1].result() if begun is not None and begun[0] is array else digest(array)
+        return result
 
 
 def content_hash(graph: str, hashes: Mapping[str, str]) -> str:
@@ -128,9 +153,9 @@ __all__ = [
     "CERTIFICATE_VERSION",
     "NOT_VERIFIED",
     "Certificate",
+    "WeightHashes",
     "content_hash",
     "program_hash",
     "tolerance",
     "verify_built",
-    "weight_hashes",
 ]

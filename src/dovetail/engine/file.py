@@ -15,7 +15,7 @@ from dovetail.core.errors import PlanFormatError, TrustError, UsageError
 from dovetail.engine import container, tensors, trust
 from dovetail.engine.codec import dumps, loads, parse_json
 from dovetail.engine.container import Container
-from dovetail.engine.plan import Json, Plan, digest
+from dovetail.engine.plan import Json, Plan, digests
 
 Array = NDArray[Any]
 
@@ -58,7 +58,7 @@ def write_engine(
     Raises:
         OSError: the file cannot be written; nothing is left behind.
     """
-    hashes = {name: digest(array) for name, array in weights.items()}
+    hashes = digests(weights)
     members: dict[str, container.Content] = {"graph.ir": graph.encode()}
     if not strip_weights:
         members["weights.safetensors"] = b"".join(tensors.serialise(weights))
@@ -176,6 +176,23 @@ class EngineFile:
         return tensors.read(
             self.container.member("weights.safetensors"), f"{self.path}: weights.safetensors"
         )
+
+    def verify(self) -> None:
+        """Check every member against the manifest: weights one by one, so that their hashes are known to be true.
+
+        Raises:
+            PlanFormatError: something does not match.
+        """
+        stored = self.weights()
+        kept = {} if stored is None else stored
+        if stored is not None and set(kept) != set(self.hashes):
+            raise PlanFormatError(f"{self.path}: weights and their hashes have other names; build the engine again")
+        self.container.verify(n for n in self.container.members if n != "weights.safetensors")
+        for name, found in digests(kept).items():
+            if found != self.hashes[name]:
+                raise PlanFormatError(
+                    f"{self.path}: weight {name!r} does not match its hash; the file is damaged, copy or build it again"
+                )
 
     def plan(self, target: str) -> Plan:
         """The plan for a target, decoded but not trusted.

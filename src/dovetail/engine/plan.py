@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,8 @@ from dovetail.core.dtypes import DType
 
 FORMAT_VERSION = 1
 """Version of the plan and container format; a reader refuses a newer one."""
+
+_SERIAL_BYTES = 1 << 20
 
 Postfix = tuple[int | str, ...]
 """A dimension as a postfix program of `core.dims`: ints, "$N" for symbol N, and operators."""
@@ -325,6 +328,26 @@ def attribute(value: object) -> Attr:
     if isinstance(value, tuple | list):
         return tuple(attribute(v) for v in value)
     return DimAttr(tuple(to_program(value)))  # type: ignore[arg-type]  # what is left is an Expr
+
+
+def digests(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """`digest` of each, on all CPUs of the machine."""
+    if sum(a.nbytes for a in arrays.values()) < _SERIAL_BYTES:
+        return {name: digest(array) for name, array in arrays.items()}
+    from concurrent.futures import ThreadPoolExecutor  # a trusted, warm start does without it
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(arrays, pool.map(digest, arrays.values()), strict=True))
+
+
+WEIGHTS_KEY = "weights_program"
+"""Where a plan's metadata keep the hash of its weights program and of the kernels that this calls."""
+
+
+def weights_key(plan: Plan) -> str:
+    """The hash under which packed weights are cached, as the builder stated it; empty if it did not."""
+    stated = plan.meta.get(WEIGHTS_KEY)
+    return stated if isinstance(stated, str) else ""
 
 
 def digest(array: NDArray[Any]) -> str:

@@ -80,7 +80,7 @@ class Node:
         origin: names of the user's nodes that this one computes.
     """
 
-    __slots__ = ("_inputs", "attrs", "erased", "graph", "next", "op", "origin", "outputs", "prev", "regions")
+    __slots__ = ("_inputs", "_mentioned", "attrs", "erased", "graph", "next", "op", "origin", "outputs", "prev", "regions")
 
     def __init__(self, graph: Graph, op: str, attrs: dict[str, Any], regions: tuple[Graph, ...], origin: tuple[str, ...]) -> None:
         self.graph, self.op, self.attrs, self.regions, self.origin = graph, op, attrs, regions, origin
@@ -89,6 +89,8 @@ class Node:
         self.prev: Node | None = None
         self.next: Node | None = None
         self.erased = False
+        # Attributes never change, regions may.
+        self._mentioned = frozenset[str]().union(*(_symbols(v) for k, v in attrs.items() if k != "symbols"))
 
     @property
     def inputs(self) -> tuple[Value | None, ...]:
@@ -119,7 +121,7 @@ class Node:
 
     def symbols(self) -> frozenset[str]:
         """Symbols in the attributes, and those of the graph around it that the regions mention."""
-        found = frozenset().union(*(_symbols(v) for k, v in self.attrs.items() if k != "symbols"))
+        found = self._mentioned
         for region in self.regions:
             mentioned: set[str] = set()
             defined: set[str] = set()
@@ -324,7 +326,7 @@ class Graph:
         if node.attrs.get("impure"):
             return Time.RUN
         time = max((v.time for v in node.operands), default=Time.WEIGHT)
-        for symbol in node.symbols():
+        for symbol in node.symbols() if node.regions else node._mentioned:
             time = max(time, self.symbol_times.get(symbol, Time.SHAPE))
         return time
 

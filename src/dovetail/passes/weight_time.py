@@ -44,13 +44,19 @@ def group_weights(
     return grouping.host()
 
 
+def known_at(node: Node) -> Time:
+    """When a node runs; the times of the graph must be up to date."""
+    return node.outputs[0].time if node.outputs else node.graph.time_of(node)
+
+
 def needed_at(graph: Graph, time: Time) -> set[Node]:
     """Nodes of a time whose results a later time reads, directly or through nodes of this time; BindSymbols always."""
     needed: set[Node] = set()
+    returned = set(graph.outputs)
     for node in reversed(list(graph.nodes)):
-        if graph.time_of(node) != time:
+        if known_at(node) != time:
             continue
-        used = any(v.is_output or any(graph.time_of(u) > time or u in needed for u in v.consumers) for v in node.outputs)
+        used = any(v in returned or any(known_at(u) > time or u in needed for u in v.consumers) for v in node.outputs)
         if used or "symbols" in node.attrs:
             needed.add(node)
     return needed
@@ -73,7 +79,7 @@ class _Grouping:
         self.held: dict[Value, list[Value]] = {}  # the values that lie in another one's buffer
 
     def _later(self, value: Value) -> list[tuple[Node, int]]:
-        return [(n, i) for n, i in value.uses if self.graph.time_of(n) > Time.WEIGHT]
+        return [(n, i) for n, i in value.uses if known_at(n) > Time.WEIGHT]
 
     # ------------------------------------------------------------------ views and copies
     def views(self) -> None:
@@ -197,7 +203,7 @@ class _Grouping:
 
     def _only_for(self, producer: Node, reader: Node) -> bool:
         value = producer.output
-        return value.consumers == (reader,) and not value.is_output and self.graph.time_of(producer) == Time.WEIGHT
+        return value.consumers == (reader,) and not value.is_output and producer.output.time == Time.WEIGHT
 
     def loops(self) -> None:
         """Chains of pointwise nodes; large movements one by one."""

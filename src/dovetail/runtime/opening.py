@@ -13,7 +13,7 @@ from dovetail.core.errors import DeviceError, TrustError, UsageError
 from dovetail.core.log import logger
 from dovetail.device.cpu.features import require
 from dovetail.engine.file import EngineFile
-from dovetail.engine.plan import Plan
+from dovetail.engine.plan import Plan, weights_key
 from dovetail.runtime.engine import Binary, RuntimeEngine
 from dovetail.runtime.weights import Stored
 
@@ -79,17 +79,20 @@ def open(
         binaries = _binaries(files.kernels)
         library: Binary | None = files.host
         if weights is None:
-            known = Stored(files.digest, file.hashes)
+            known = Stored(weights_key(plan) or files.digest, file.hashes)
     except TrustError as error:
         if kernels is None:
             raise
         logger("runtime").info("%s: making kernels again", error)
-        file.container.verify()
+        file.verify()
         provided = kernels(file, chosen)
         plan = file.plan(chosen) if provided.plan is None else provided.plan
         require(str(file.path), plan.arch, plan.cpu_flags)
         binaries, library = list(provided.kernels), provided.host
-        # No `known`: a stranger's word is no key to a cache that other engines share.
+        # A stranger's word is no key to a cache that other engines share. What the provider says of
+        # a plan of its own is none, and the weights' hashes have just been checked.
+        if provided.plan is not None and weights is None and weights_key(plan):
+            known = Stored(weights_key(plan), file.hashes, checked=True)
     stored = file.weights() if weights is None else weights
     return RuntimeEngine(
         plan, kernels=binaries, host=library, weights=stored, threads=threads, stored=known

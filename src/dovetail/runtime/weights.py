@@ -20,15 +20,16 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.env import env
 from dovetail.core.errors import PlanFormatError, RefitError
 from dovetail.core.log import logger
+from dovetail.device.cpu import default_threads
 from dovetail.device.cpu.memory import ALIGNMENT, aligned_empty
-from dovetail.engine.plan import ControlSegment, Plan, Program, WeightSpec, digest
+from dovetail.engine.plan import ControlSegment, Plan, Program, WeightSpec, digest, digests
 from dovetail.runtime.program import ProgramRunner, storage_of
 from dovetail.runtime.stage import Resources
 
 Array = NDArray[Any]
 
 _versions = itertools.count(1)
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 class WeightSet:
@@ -50,10 +51,17 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Stored:
-    """What an engine file says of its contents: SHA-256 of the plan, and of each initializer."""
+    """What identifies packed weights.
 
-    plan: str
+    Attributes:
+        program: a hash of the weights program.
+        hashes: SHA-256 of each initializer.
+        checked: the hashes have been computed from these very arrays, not read from a file.
+    """
+
+    program: str
     hashes: Mapping[str, str]
+    checked: bool = False
 
 
 def new_token() -> int:
@@ -70,7 +78,9 @@ def build(
 ) -> WeightSet:
     """Run the weights program over `arrays`; `runner` makes its runner if there is need of one.
 
-    With `stored` the result is kept in the cache on disk, and found there the next time.
+    Nothing else runs while an engine opens, so all CPUs of the process take part, or `threads` if
+    these are more. With `stored` the result is kept in the cache on disk, and found there the next
+    time.
 
     Raises:
         RefitError: weights are missing or do not fit the plan.
@@ -84,9 +94,10 @@ def build(
         cached = _read_cache(key, plan)
         if cached is not None:
             return WeightSet(kept, cached, known)
-    packed = _pack(plan, kept, runner(), threads)
-    if key is not None:
-        _check_hashes(plan, kept, known)
+    packed = _pack(plan, kept, runner(), max(threads, default_threads()))
+    if key is not None and stored is not None:
+        if not stored.checked:
+            _check_hashes(plan, kept, known)
         _write_cache(key, packed)
     return WeightSet(kept, packed, known)
 
@@ -170,14 +181,15 @@ def _cache_key(plan: Plan, stored: Stored) -> str | None:
     used = sorted(_weights_of(plan.weights_program))
     if not set(used) <= stored.hashes.keys():
         return None
-    parts = [_CACHE_FORMAT, stored.plan, [stored.hashes[n] for n in used]]
+    parts = [_CACHE_FORMAT, stored.program, [stored.hashes[n] for n in used]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _check_hashes(plan: Plan, arrays: Mapping[str, Array], hashes: Mapping[str, str]) -> None:
     """Nothing may enter the cache under the hash of something else."""
-    for name in sorted(_weights_of(plan.weights_program)):
-        if digest(arrays[name]) != hashes[name]:
+    found = digests({name: arrays[name] for name in sorted(_weights_of(plan.weights_program))})
+    for name, value in found.items():
+        if value != hashes[name]:
             raise PlanFormatError(
                 f"weight {name!r}: does not match its hash in the manifest; the file is damaged, "
                 "copy or build it again"

@@ -114,8 +114,29 @@ def _concat_below(value: Value) -> Node | None:
     return None
 
 
+_MAX_REASONS = 4096
+_reasons: dict[tuple[object, ...], str | None] = {}
+
+
 def reason_not_lowerable(node: Node) -> str | None:
-    """None if the node can be in a loop group, else the reason why not."""
+    """None if the node can be in a loop group, else the reason why not.
+
+    Fusion, layout and selection all ask, and models repeat their nodes, so answers are kept by what they depend on:
+    operator, attributes, types, and which operands are the same value.
+    """
+    operands = {v: i for i, v in enumerate(dict.fromkeys(node.operands))}
+    wiring = tuple(None if v is None else operands[v] for v in node.inputs)
+    types = tuple(v.type for v in (*operands, *node.outputs))
+    names = tuple(v.name for v in (*operands, *node.outputs) if not isinstance(v.type, TensorType))
+    key = (node.op, tuple(node.attrs.items()), wiring, types, names)
+    if key not in _reasons:
+        if len(_reasons) >= _MAX_REASONS:
+            _reasons.clear()
+        _reasons[key] = _reason_not_lowerable(node)
+    return _reasons[key]
+
+
+def _reason_not_lowerable(node: Node) -> str | None:
     if find_lowering(node.op) is None:
         return f"{node.op} has no loop form"
     if len(node.outputs) != 1:
