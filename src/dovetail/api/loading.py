@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dovetail import runtime
+from dovetail.api import remade
 from dovetail.api.engine import Artifacts, Engine
 from dovetail.core.errors import CompileError, EngineError, TrustError
 from dovetail.core.log import logger
@@ -81,7 +82,25 @@ def _as_stored(file: EngineFile, target: str) -> runtime.Provided:
 def _make_again(
     file: EngineFile, target: str, weights: Mapping[str, np.ndarray[Any, Any]] | None
 ) -> tuple[Artifacts, runtime.Provided]:
-    """Plan and kernels from the stored graph and tactics."""
+    """Plan and kernels from the stored graph and tactics, or from the cache of what was made of them before."""
+    # Weights from elsewhere have no hashes to go by.
+    key = remade.key_of(file, target) if weights is None else ""
+    made = remade.read(key) if key else None
+    if made is None:
+        made = _compile(file, target, weights)
+        if key:
+            remade.write(key, made)
+    stored = file.plan(target)
+    artifacts = Artifacts(made.graph, made.source, made.kernels, made.host, dict(file.info), file.build)
+    # What a stranger's file says of itself is shown, but as a claim.
+    claimed = {**stored.certificate, "stale": True} if stored.certificate else {}
+    return artifacts, runtime.Provided([made.kernels], made.host, replace(made.plan, certificate=claimed))
+
+
+def _compile(
+    file: EngineFile, target: str, weights: Mapping[str, np.ndarray[Any, Any]] | None
+) -> remade.Remade:
+    """Everything after *recognise*, with the recorded tactics."""
     from dovetail import builder
     from dovetail.builder.restore import as_recorded, options_of, restore
 
@@ -97,7 +116,4 @@ def _make_again(
             f"{file.path}: its kernels are not signed by a trusted key and cannot be made again ({error}); "
             "install a compiler (pip install ziglang), or trust the key: dovetail trust add KEY"
         ) from error
-    artifacts = Artifacts(built.graph_text, built.source, built.binary, built.host_binary, dict(file.info), file.build)
-    # What a stranger's file says of itself is shown, but as a claim.
-    claimed = {**stored.certificate, "stale": True} if stored.certificate else {}
-    return artifacts, runtime.Provided([built.binary], built.host_binary, replace(built.plan, certificate=claimed))
+    return remade.Remade(built.plan, built.graph_text, built.source, built.binary, built.host_binary)

@@ -166,7 +166,7 @@ class EngineFile:
 
     def source(self, target: str) -> str:
         """C text of a target's kernels, for reading; empty if it is not in the file."""
-        name = f"{self._target_folder(target)}/kernels.c"
+        name = f"{self.folder(target)}/kernels.c"
         return self._text(name, _MAX_BUILD) if name in self.container else ""
 
     def weights(self) -> dict[str, Array] | None:
@@ -200,7 +200,7 @@ class EngineFile:
         Raises:
             PlanFormatError: damaged.
         """
-        name = f"{self._target_folder(target)}/plan.json"
+        name = f"{self.folder(target)}/plan.json"
         self.container.verify([name])
         return loads(self.container.member(name))
 
@@ -211,7 +211,7 @@ class EngineFile:
             TrustError: no signature, an unknown key, or changed contents.
             PlanFormatError: damaged.
         """
-        folder = self._target_folder(target)
+        folder = self.folder(target)
         if f"{folder}/signature" not in self.container:
             raise TrustError(
                 f"{self.path}: the binaries for {target} are not signed; build the engine here, or "
@@ -234,7 +234,12 @@ class EngineFile:
             plan, parts.get("kernels.so"), parts.get("host.so"), digest=digests["plan.json"]
         )
 
-    def _target_folder(self, target: str) -> str:
+    def folder(self, target: str) -> str:
+        """The folder of a target's members.
+
+        Raises:
+            UsageError: the file has no such target.
+        """
         if target not in self.targets:
             raise UsageError(
                 f"{self.path}: got the target {target!r}, expected one of "
