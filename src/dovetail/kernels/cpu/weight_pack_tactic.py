@@ -198,7 +198,7 @@ def _winograd(node: Node, source: _Source) -> Step:
     sm, sc, sr, sk = source.strides
     factor = None if source.factor is None else _along(source, 0)
     filters = Filters((m, sm), (c, sc), sr, sk, width, lanes, factor)
-    tile = int(node.attrs["tile"])
+    tile = int(node.attrs.get("tile", 4))
     text = winograd(8 if lanes % 8 == 0 and width % 8 == 0 else 4, factor is not None, tile)
     points = (tile + 2) ** 2
     return _step(text, filters.dims(), source.position, source.factor, m * c * 8 * points, m * c * 4 * (9 + points))
