@@ -31,6 +31,32 @@ def test_placement_never_overlaps_live_buffers_and_stays_near_the_bound():
         assert bound <= total <= 2 * bound + ALIGNMENT
 
 
+def test_an_inverted_bottleneck_reaches_the_bound():
+    # Largest first leaves the last two apart: the narrow one has to lie where the wide one will not be.
+    sizes = [1605632, 1605632, 802816, 2408448]
+    lives = [Lifetime(2, 3), Lifetime(3, 4), Lifetime(4, 5), Lifetime(5, 6)]
+    offsets, total = place(sizes, lives)
+    assert total == lower_bound(sizes, lives) == 1605632 * 2
+    assert place(sizes, lives) == (offsets, total)
+
+
+def test_nothing_to_place():
+    assert place([], []) == ([], 0)
+
+
+def test_random_chains_with_residuals_need_a_tenth_more_than_the_bound_on_average_at_most():
+    rng = random.Random(1)
+    totals, bounds = [], []
+    for _ in range(20):
+        sizes, lives = [], []
+        for position in range(60):
+            sizes.append(rng.choice([1, 2, 3, 4, 6]) * 4096)
+            lives.append(Lifetime(position, position + rng.choice([1, 1, 1, 1, 4, 9])))
+        totals.append(place(sizes, lives)[1])
+        bounds.append(lower_bound(sizes, lives))
+    assert sum(totals) <= 1.1 * sum(bounds)
+
+
 def test_a_chain_needs_two_buffers():
     program = chain(*["k_double"] * 10)
     lives = lifetimes(program)

@@ -6,14 +6,19 @@ when shapes are bound, since sizes are known only then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dovetail.engine.plan import HostSegment, NativeSegment, Program
 
 ALIGNMENT = 64
+
+Ints = NDArray[np.int64]
+
+_REPAIRS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +92,71 @@ def lower_bound(sizes: Sequence[int], lives: Sequence[Lifetime]) -> int:
 def place(sizes: Sequence[int], lives: Sequence[Lifetime]) -> tuple[list[int], int]:
     """Offsets such that buffers alive together do not overlap, and the arena's size.
 
-    Greedy: the largest buffer first, each into the smallest gap that fits among the buffers it is
-    alive with. Offsets are multiples of `ALIGNMENT`; ties keep the given order.
+    Greedy: one buffer after the other, each into the smallest gap that fits among the placed buffers that it is alive
+    with. Which order packs best differs from program to program, so several are tried until one reaches the lower
+    bound: by size, by the load of the fullest position, by birth; then the best of them again with what lies on top
+    placed first. Offsets are multiples of `ALIGNMENT`; the same buffers get the same offsets.
     """
     count = len(sizes)
-    offsets = [0] * count
-    order = sorted(range(count), key=lambda i: (-sizes[i], lives[i].first, i))
-    first = np.array([lives[i].first for i in order], np.int64)
-    last = np.array([lives[i].last for i in order], np.int64)
-    starts = np.zeros(count, np.int64)
-    ends = np.zeros(count, np.int64)
-    total = 0
+    padded = [_align(size) for size in sizes]
+    bound = lower_bound(sizes, lives)
+    first = np.array([life.first for life in lives], np.int64)
+    last = np.array([life.last for life in lives], np.int64)
+    orders: tuple[Callable[[], list[int]], ...] = (
+        lambda: sorted(range(count), key=lambda i: (-padded[i], first[i], i)),
+        lambda: _by_load(padded, first, last),
+        lambda: sorted(range(count), key=lambda i: (first[i], -padded[i], i)),
+        lambda: sorted(range(count), key=lambda i: (-padded[i] * int(last[i] - first[i] + 1), i)),
+    )
+    best, best_total = np.zeros(count, np.int64), -1
+    best_order: list[int] = []
+    for make in orders:
+        order = make()
+        offsets, total = _place_in(order, padded, first, last)
+        if best_total < 0 or total < best_total:
+            best, best_total, best_order = offsets, total, order
+        if best_total <= bound:
+            break
+    order, offsets, total = best_order, best, best_total
+    for _ in range(_REPAIRS if best_total > bound else 0):
+        top = [i for i in order if offsets[i] + padded[i] == total]
+        order = top + [i for i in order if i not in top]
+        offsets, total = _place_in(order, padded, first, last)
+        if total < best_total:
+            best, best_total = offsets, total
+        if best_total <= bound:
+            break
+    return best.tolist(), max(best_total, 0)
+
+
+def _by_load(padded: Sequence[int], first: Ints, last: Ints) -> list[int]:
+    """The fullest position's buffers first, the largest of them first; then those of the next position."""
+    if not len(first):
+        return []
+    begin = int(first.min())
+    load = np.zeros(int(last.max()) - begin + 1, np.int64)
+    for size, low, high in zip(padded, first - begin, last - begin, strict=True):
+        load[low : high + 1] += size
+    rank = np.empty(len(load), np.int64)
+    rank[np.argsort(-load, kind="stable")] = np.arange(len(load))
+    when = [int(rank[low : high + 1].min()) for low, high in zip(first - begin, last - begin, strict=True)]
+    return sorted(range(len(padded)), key=lambda i: (when[i], -padded[i], i))
+
+
+def _place_in(order: Sequence[int], padded: Sequence[int], first: Ints, last: Ints) -> tuple[Ints, int]:
+    """Offsets when buffers are placed in this order, and the arena's size."""
+    at = np.asarray(order, np.int64)
+    firsts, lasts = first[at], last[at]
+    starts, ends, offsets = (np.zeros(len(at), np.int64) for _ in range(3))
     for rank, index in enumerate(order):
-        size = _align(sizes[index])
-        clash = (first[:rank] <= last[rank]) & (last[:rank] >= first[rank])
+        clash = (firsts[:rank] <= lasts[rank]) & (lasts[:rank] >= firsts[rank])
         begins = starts[:rank][clash]
         by_start = np.argsort(begins, kind="stable")
+        size = padded[index]
         offset = _best_gap(begins[by_start].tolist(), ends[:rank][clash][by_start].tolist(), size)
         starts[rank], ends[rank] = offset, offset + size
         offsets[index] = offset
-        total = max(total, offset + size)
-    return offsets, total
+    return offsets, int(ends.max(initial=0))
 
 
 def _best_gap(begins: list[int], ends: list[int], size: int) -> int:
