@@ -146,6 +146,7 @@ def test_winograd_filters(scaled: bool) -> None:
         if scaled:
             w = b("Mul", w, b("Reshape", b.random(m), shape=(m, 1, 1, 1)))
         outputs.append(b("PackWinograd", w, width=width, lanes=16))
+        outputs.append(b("PackWinograd", w, width=width, lanes=16, tile=2))
         outputs.append(b("PackWinograd", w, width=width, lanes=4) if not scaled else outputs[-1])
     plan, got, want = compiled(b, *dict.fromkeys(outputs))
     assert host_ops(plan) == []
