@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from dovetail import reference
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import Error, ExecutionError
@@ -14,39 +16,56 @@ Invoke = Callable[[int, Sequence[Any]], list[Any]]
 """Runs region `i` on arguments and returns its outputs, which share no memory with anything."""
 
 
-def run(segment: ControlSegment, inputs: Sequence[Any], invoke: Invoke) -> tuple[Any, ...]:
-    """The outputs of a control segment; see `ControlSegment` for the wiring.
+class Control:
+    """A control segment with what does not change between runs."""
 
-    Raises:
-        ExecutionError: values that do not fit each other.
-    """
+    def __init__(self, segment: ControlSegment) -> None:
+        self.segment = segment
+        self._function = reference.lookup(segment.kind)
+        self._attrs: dict[str, Any] = {}
+        ports = segment.regions[0].outputs
+        if segment.kind == "Loop":
+            self._attrs = {"carried": segment.carried, "elements": _elements(ports[1 + segment.carried :])}
+        elif segment.kind == "Scan":
+            self._attrs = {
+                "states": segment.carried,
+                "scans": segment.scan_inputs,
+                "input_axes": segment.scan_input_axes,
+                "input_reverse": segment.scan_input_directions,
+                "output_axes": segment.scan_output_axes,
+                "output_reverse": segment.scan_output_directions,
+                "elements": _elements(ports[segment.carried :]),
+            }
 
-    def region(number: int) -> Callable[..., tuple[Any, ...]]:
-        return lambda *arguments: tuple(invoke(number, arguments))
+    def run(self, inputs: Sequence[Any], invoke: Invoke) -> tuple[Any, ...]:
+        """The outputs; see `ControlSegment` for the wiring. None of them shares memory with the inputs.
 
-    attrs: dict[str, Any] = {"regions": [region(i) for i in range(len(segment.regions))]}
-    ports = segment.regions[0].outputs
-    if segment.kind == "Loop":
-        attrs |= {"carried": segment.carried, "elements": _elements(ports[1 + segment.carried :])}
-    elif segment.kind == "Scan":
-        attrs |= {
-            "states": segment.carried,
-            "scans": segment.scan_inputs,
-            "input_axes": segment.scan_input_axes,
-            "input_reverse": segment.scan_input_directions,
-            "output_axes": segment.scan_output_axes,
-            "output_reverse": segment.scan_output_directions,
-            "elements": _elements(ports[segment.carried :]),
-        }
-    try:
-        return tuple(reference.lookup(segment.kind)(*inputs, **attrs))
-    except Error:
-        raise
-    except Exception as error:
-        raise ExecutionError(
-            f"{', '.join(segment.origin) or segment.kind}: {segment.kind} failed "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        Raises:
+            ExecutionError: values that do not fit each other.
+        """
+
+        def region(number: int) -> Callable[..., list[Any]]:
+            return lambda *arguments: invoke(number, arguments)
+
+        regions = [region(i) for i in range(len(self.segment.regions))]
+        try:
+            results = self._function(*inputs, regions=regions, **self._attrs)
+        except Error:
+            raise
+        except Exception as error:
+            raise ExecutionError(
+                f"{', '.join(self.segment.origin) or self.segment.kind}: {self.segment.kind} failed "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        # Regions give new values; a state that no iteration has replaced is the input itself.
+        return tuple(_own(r) if any(r is i for i in inputs) else r for r in results)
+
+
+def _own(value: Any) -> Any:
+    """A copy of an input that became a result."""
+    if isinstance(value, np.ndarray):
+        return np.array(value, order="C")
+    return type(value)(_own(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _elements(ports: Sequence[Port]) -> list[tuple[DType, tuple[int, ...]]]:

@@ -47,21 +47,25 @@ class PortMatcher:
             for p, v in zip(self.ports, values, strict=True)
         )
 
-    def convert(self, index: int, value: Any) -> Any:
-        """An internal value as this port wants it: C-contiguous, of the declared dtype.
+    def convert(self, values: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
+        """Internal values as the ports want them, C-contiguous, and their shapes (None for opaque values).
 
         Raises:
             BindingError: another dtype.
         """
-        if self.ports[index].tensor.shape is None:
-            return value
-        array = np.asarray(value, order="C")
-        if array.dtype != self.dtypes[index]:
-            raise BindingError(
-                f"input {self.ports[index].name!r}: got dtype {array.dtype}, "
-                f"expected {self.dtypes[index]}"
-            )
-        return array
+        arrays: list[Any] = []
+        shapes: list[Any] = []
+        for value, want, port in zip(values, self.dtypes, self.ports, strict=True):
+            if port.tensor.shape is None:
+                arrays.append(value)
+                shapes.append(None)
+                continue
+            array = np.asarray(value, order="C")
+            if array.dtype is not want and array.dtype != want:
+                raise BindingError(f"input {port.name!r}: got dtype {array.dtype}, expected {want}")
+            arrays.append(array)
+            shapes.append(array.shape)
+        return arrays, tuple(shapes)
 
     def match(self, shapes: Sequence[Any], outer: Mapping[str, int]) -> dict[str, int]:
         """Values of the symbols: those of `outer` and those that the shapes define.

@@ -22,6 +22,7 @@ from dovetail.engine.plan import (
     ControlSegment,
     HostSegment,
     KernelRef,
+    NativeSegment,
     Program,
     SymbolDef,
     Tap,
@@ -54,7 +55,7 @@ class ProgramRunner:
         )
         self._blocks: list[NDArray[np.uint8]] = []
         self._stages: dict[Any, Stage] = {}
-        self._regions: dict[tuple[int, int], ProgramRunner] = {}
+        self._controls: dict[int, tuple[control.Control, list[ProgramRunner]]] = {}
         self._taps: dict[int, list[Tap]] = {}
         for tap in program.taps:
             self._taps.setdefault(tap.segment, []).append(tap)
@@ -70,8 +71,17 @@ class ProgramRunner:
                 updates = kind == "input" and buffers[port.tensor.buffer].kind == "output"
                 if kind == "output" or updates:
                     self._owner.setdefault(root[port.tensor.buffer], i)
+        self._owned = {i: r for r, i in self._owner.items()}
         output_roots = [root[p.tensor.buffer] for p in program.outputs]
         self._shared = {r for r in output_roots if output_roots.count(r) > 1}
+        # Buffers that are looked at as arrays; kernels need addresses only.
+        self._viewed = {
+            root[r.buffer]
+            for segment in program.segments
+            if not isinstance(segment, NativeSegment)
+            for r in segment.inputs + segment.outputs
+            if r is not None
+        }.union(output_roots)
         self._with_arrays = self.layout.needs_arrays or len(self._owner) < len(program.outputs)
 
     def stage(self, shapes: tuple[Any, ...], env: Mapping[str, int]) -> Stage:
@@ -110,7 +120,7 @@ class ProgramRunner:
         for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
             if not opaque:
                 frame.addresses[root] = address(value)
-                if with_arrays:
+                if with_arrays and (root in self._viewed or observer is not None):
                     frame.arrays[root] = storage_of(value)
             else:
                 frame.arrays[root] = value
@@ -239,31 +249,36 @@ class ProgramRunner:
         for view, value in zip(code.inputs, inputs, strict=True):
             if view is not None and view.buffer.kind in ("input", "weight", "packed", "shape"):
                 _protect(value)
-        start = time.perf_counter_ns()
+        start = time.perf_counter_ns() if observer is not None else 0
+        results: tuple[Any, ...] = ()
         if isinstance(segment, ControlSegment):
+            node, regions = self._control(code.index, segment)
 
             def invoke(region: int, arguments: Sequence[Any]) -> list[Any]:
-                runner = self._region(code.index, region, segment)
-                values = [runner.matcher.convert(i, a) for i, a in enumerate(arguments)]
-                inner = runner.stage(runner.matcher.shapes(values), stage.env)
+                runner = regions[region]
+                values, shapes = runner.matcher.convert(arguments)
+                inner = runner.stage(shapes, stage.env)
                 return runner.run(inner, values, None, resources, version, threads, observer)
 
-            results = control.run(segment, inputs, invoke)
-        elif segment.op == "BindSymbols":
-            results = ()
-        else:
-            results = _call_reference(segment, inputs, code.attrs)
+            results = node.run(inputs, invoke)
+        elif segment.op != "BindSymbols":
+            # The arena is reused and inputs belong to the caller: host values must stand alone.
+            results = tuple(
+                _detach(r, inputs) for r in _call_reference(segment, inputs, code.attrs)
+            )
         if observer is not None:
             name = segment.kind if isinstance(segment, ControlSegment) else segment.op
             observer.host(segment.origin, name, time.perf_counter_ns() - start)
-        # The arena is reused and inputs belong to the caller: host values must stand alone.
-        return tuple(_detach(r, inputs) for r in results)
+        return results
 
-    def _region(self, index: int, number: int, segment: ControlSegment) -> ProgramRunner:
-        key = (index, number)
-        if key not in self._regions:
-            self._regions[key] = ProgramRunner(segment.regions[number], self._kernels, self._pool)
-        return self._regions[key]
+    def _control(
+        self, index: int, segment: ControlSegment
+    ) -> tuple[control.Control, list[ProgramRunner]]:
+        found = self._controls.get(index)
+        if found is None:
+            regions = [ProgramRunner(r, self._kernels, self._pool) for r in segment.regions]
+            found = self._controls[index] = control.Control(segment), regions
+        return found
 
     def _store(
         self,
@@ -357,8 +372,8 @@ class ProgramRunner:
         with_arrays: bool,
     ) -> None:
         for i, view in stage.outputs:
-            root = view.root
-            if self._owner.get(root) != i:
+            root = self._owned.get(i)
+            if root is None:
                 continue
             given = None if outputs is None else outputs[i]
             if view.buffer.kind == "input":  # the output updates the caller's array in place
@@ -388,10 +403,10 @@ class ProgramRunner:
         results: list[Any],
     ) -> None:
         """Fill the results that no output buffer holds."""
-        for i, port in enumerate(self.program.outputs):
-            if results[i] is not None:
+        for i, result in enumerate(results):
+            if result is not None:
                 continue
-            view = View(port.tensor, self.layout, stage.env)
+            view = stage.result(i)
             value = view.of(frame, resources)
             given = None if outputs is None else outputs[i]
             if given is not None:

@@ -6,6 +6,7 @@ symbols, and the next one is bound when their values are known. Most programs ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,7 @@ class Resources:
 class View:
     """A `TensorRef` with its shape, strides and offset evaluated."""
 
-    __slots__ = ("buffer", "dtype", "offset", "root", "shape", "static", "strides")
+    __slots__ = ("buffer", "dtype", "nbytes", "offset", "root", "shape", "static", "strides", "whole")
 
     def __init__(self, ref: TensorRef, layout: Layout, env: Mapping[str, int]) -> None:
         self.root = layout.root[ref.buffer]
@@ -161,19 +162,9 @@ class View:
             self.offset = run_program(ref.offset, env) * numpy.itemsize
             if ref.strides is not None:
                 self.strides = tuple(run_program(s, env) * numpy.itemsize for s in ref.strides)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the dense tensor."""
-        size = self.dtype.itemsize
-        for extent in self.shape or ():
-            size *= extent
-        return size
-
-    @property
-    def whole(self) -> bool:
-        """Whether the tensor starts its buffer and is dense."""
-        return self.shape is not None and self.strides is None and self.offset == 0
+        # Bytes of the dense tensor, and whether it starts its buffer and is dense.
+        self.nbytes = numpy.itemsize * math.prod(self.shape or ())
+        self.whole = self.shape is not None and self.strides is None and self.offset == 0
 
     def of(self, frame: Frame, resources: Resources) -> Any:
         """The tensor as an array over the buffer's memory, or an opaque host value."""
@@ -364,6 +355,12 @@ class Stage:
             for i, port in enumerate(program.outputs)
             if layout.port_stage[i] == number
         ]
+        self._results: dict[int, View] = dict(parent._results) if parent else {}
+        self._results.update(self.outputs)
+
+    def result(self, index: int) -> View:
+        """The tensor of an output of the program; its shape is known by the last stage."""
+        return self._results[index]
 
     def _bind(
         self,
