@@ -1,10 +1,14 @@
-"""The recognise pass: lifts written-out forms to named ops with kernels of their own, and transposed convolutions to convolutions."""
+"""The recognise pass: lifts written-out forms to named ops with kernels of their own.
+
+Transposed convolutions become convolutions, and cheap branches selections.
+"""
 
 from __future__ import annotations
 
 from dovetail.ir.graph import Module
 from dovetail.ir.rewriter import RewriteLog, apply_rules
 from dovetail.ops.infer import infer
+from dovetail.passes.branches import BRANCH_RULES
 from dovetail.passes.clean import drop_dead_code
 from dovetail.passes.recognise_activations import ACTIVATION_RULES
 from dovetail.passes.recognise_attention import ATTENTION_RULES
@@ -22,7 +26,7 @@ def recognise(module: Module) -> RewriteLog:
     """
     log = RewriteLog([], [])
     while True:
-        done = apply_rules(module, RECOGNISE_RULES, infer)
+        done = apply_rules(module, (*RECOGNISE_RULES, *BRANCH_RULES), infer)
         log.applied += done.applied
         log.declined = done.declined
         drop_dead_code(module.main)
