@@ -326,7 +326,8 @@ class _Writer:
             *(f"  const float *E{n} = p[{2 + self.n_outputs + n}];" for n in range(len(spec.operand_columns))),
             f"  const int64_t U = {rows}, P = {count}, C = {groups} * P, K = {depth};",
             "  int64_t u0, u1, c0, c1;",
-            "  @ENTRY@_grid(tid, nt, U, C, &u0, &u1, &c0, &c1);",
+            f"  @ENTRY@_grid(tid, nt, U, C, U * {self.height * self.inner_rows * spec.chunk_row_bytes // 4} < C * K * {panels.width},"
+            " &u0, &u1, &c0, &c1);",
             f"  for (int64_t ub = u0; ub < u1; ub += {chunk}) {{",
             f"    const int64_t ue = ub + {chunk} < u1 ? ub + {chunk} : u1;",
             "    for (int64_t c = c0; c < c1; c++) {",
@@ -433,16 +434,17 @@ def emit(spec: Contraction, dims: DimTable) -> str:
     return _Writer(spec, dims).kernel()
 
 
-# Threads form a tm x tn grid over (row tiles, panels): the one whose largest share is smallest.
+# Threads form a tm x tn grid over (row tiles, panels): the one whose largest share is smallest; among equals the one
+# with most columns where `wide` (b is larger than a, and should be read by one thread each), else with fewest.
 GRID = """
-static inline void @ENTRY@_grid(int64_t tid, int64_t nt, int64_t U, int64_t C,
+static inline void @ENTRY@_grid(int64_t tid, int64_t nt, int64_t U, int64_t C, int wide,
                                 int64_t *u0, int64_t *u1, int64_t *c0, int64_t *c1) {
   int64_t tm = 1, tn = 1, best = -1;
   for (int64_t n = 1; n <= nt && n <= C; n++) {
     const int64_t m = nt / n < U ? nt / n : U;
     if (m < 1) break;
     const int64_t share = ((U + m - 1) / m) * ((C + n - 1) / n);
-    if (best < 0 || share < best) { best = share; tm = m; tn = n; }
+    if (best < 0 || share < best + wide) { best = share; tm = m; tn = n; }
   }
   if (tid >= tm * tn) { *u0 = *u1 = *c0 = *c1 = 0; return; }
   const int64_t i = tid / tn, j = tid % tn;

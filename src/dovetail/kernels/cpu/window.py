@@ -272,7 +272,7 @@ class _Writer:
             *(f"  const float *E{n} = p[{first + n_out + n}];" for n in range(len(spec.operands))),
             f"  const int64_t U = {text(spec.batch)} * {rows}, C = {self.blocks};",
             "  int64_t u0, u1, c0, c1;",
-            "  @ENTRY@_grid(tid, nt, U, C, &u0, &u1, &c0, &c1);",
+            "  @ENTRY@_grid(tid, nt, U, C, 0, &u0, &u1, &c0, &c1);",
             f"  for (int64_t ub = u0; ub < u1; ub += {chunk}) {{",
             f"    const int64_t ue = ub + {chunk} < u1 ? ub + {chunk} : u1;",
             "    for (int64_t c = c0; c < c1; c++) for (int64_t u = ub; u < ue; u++) {",

@@ -322,7 +322,7 @@ class _Writer:
             *(f"  const float *E{n} = p[{2 + n_out + n}];" for n in range(len(spec.operands))),
             f"  const int64_t T = {tiles}, U = (T + {spec.block - 1}) / {spec.block};",
             "  int64_t u0, u1, c0, c1;",
-            f"  @ENTRY@_grid(tid, nt < {_MAX_THREADS} ? nt : {_MAX_THREADS}, U, {text(panels.count)}, &u0, &u1, &c0, &c1);",
+            f"  @ENTRY@_grid(tid, nt < {_MAX_THREADS} ? nt : {_MAX_THREADS}, U, {text(panels.count)}, 0, &u0, &u1, &c0, &c1);",
             "  if (u0 >= u1 || c0 >= c1) return;",
             f"  float *V = (float *)p[{2 + n_out + len(spec.operands)}] + tid * {spec.scratch}L, *M = V + {spec.points * plane}L;",
             "  for (int64_t u = u0; u < u1; u++) {",
