@@ -3,7 +3,7 @@
     python -m bench.cpu_suite --output build/bench
     python -m bench.cpu_suite --models torchvision_resnet50 --threads 1 --batch 1
 
-Writes results.json and results.md as it goes, so that an interrupted run keeps what it has. The method is that of
+Writes results.json and results.md as it goes, ratios.svg at the end, so that an interrupted run keeps what it has. The method is that of
 `dovetail bench` (docs/performance.md). Per model and thread count, the score is the latency of the faster peer over ours.
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 
 import dovetail
+from bench.ratio_plot import plot_ratios
 from dovetail.benchmark import peers
 from dovetail.benchmark.flops import model_flops
 from dovetail.benchmark.measure import Measurement, confidence, measure
@@ -187,6 +188,8 @@ def main(argv: list[str] | None = None) -> int:
         (args.output / "results.json").write_text(json.dumps([asdict(r) for r in rows], indent=1))
         (args.output / "results.md").write_text(markdown(rows, args.vs))
     print(markdown(rows, args.vs))
+    if rows and args.vs:
+        plot_ratios([asdict(r) for r in rows], args.output / "ratios.svg")
     return 1 if failed else 0
 
 
