@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,19 +15,18 @@ from dovetail.core.dims import Dim
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import ModelError, ShapeError, TypeInferenceError, UnsupportedOpError
 from dovetail.frontend.contents import contents_of
+from dovetail.frontend.declared import InputTypes, ShapeOverride
 from dovetail.frontend.functions import expand
-from dovetail.frontend.reader import ModelSource, element_type, read_model, read_tensor
+from dovetail.frontend.protos import densify, domain_of, free_names, plain
+from dovetail.frontend.reader import ModelSource, read_model, read_tensor
 from dovetail.frontend.registry import OnnxNode, find_importer
 from dovetail.ir.graph import Graph, Guard, Module, Node, Time, Value
-from dovetail.ir.types import SequenceType, TensorType, Type
+from dovetail.ir.types import TensorType, Type
 from dovetail.ops.infer import infer
 from dovetail.ops.registry import find as find_spec
 from dovetail.reference.registry import call
 
-ShapeOverride = Mapping[str, Sequence[int | str]]
 _MAX_CONTENTS = 256
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:@(\d+))?")
 
 
 # What reading a node whose attributes have other types, lengths or ranges than ONNX's may raise.
@@ -78,8 +76,8 @@ class _Session:
     def __init__(self, model: onnx.ModelProto, folder: Path | None) -> None:
         self.folder = folder
         self.module = Module(Graph())
-        self.opsets = {_domain(o.domain): o.version for o in model.opset_import}
-        self.functions = {(_domain(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
+        self.opsets = {domain_of(o.domain): o.version for o in model.opset_import}
+        self.functions = {(domain_of(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
         self.ir_version = model.ir_version
         self.problems: list[str] = []
         self.symbols: set[str] = set()
@@ -89,10 +87,6 @@ class _Session:
         newest = onnx.defs.onnx_opset_version()
         if self.opsets.get("", newest) > newest:
             raise ModelError(f"model: got ai.onnx opset {self.opsets['']}, expected at most {newest}; upgrade the onnx package")
-
-
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
 
 
 class ImportContext:
@@ -117,8 +111,9 @@ class ImportContext:
         unknown = set(shapes) - {v.name for v in inputs}
         if unknown:
             raise ModelError(f"shapes: got {sorted(unknown)}, expected names of inputs: {[v.name for v in inputs]}")
+        types = InputTypes(self.module, self.session.symbols, self.fresh)
         for value in inputs:
-            type_ = self.declared_type(value.type, value.name, shapes.get(value.name))
+            type_ = types.declared(value.type, value.name, shapes.get(value.name))
             if value.name in self.scope:
                 raise ModelError(f"model: input {value.name!r} is declared twice")
             self.scope[value.name] = self.graph.add_input(value.name, type_)
@@ -134,72 +129,13 @@ class ImportContext:
         for tensor in proto.initializer:
             self.initializers[tensor.name] = tensor
         for sparse in proto.sparse_initializer:
-            self.scope[sparse.values.name] = self._weight(sparse.values.name, _densify(sparse, self.session.folder))
+            self.scope[sparse.values.name] = self._weight(sparse.values.name, densify(sparse, self.session.folder))
 
     def import_nodes(self, nodes: Iterable[onnx.NodeProto], outputs: Sequence[str]) -> list[Value | None | _Failed]:
         """Import node protos in order; returns the values named by `outputs` (None where absent)."""
         for proto in nodes:
             self._import_node(proto)
         return [self.look_up(name) if self.defines(name) else None for name in outputs]
-
-    def declared_type(self, proto: onnx.TypeProto, name: str, override: Sequence[int | str] | None = None) -> Type:
-        """The type that a ValueInfoProto declares; unknown dimensions become fresh symbols."""
-        which = proto.WhichOneof("value")
-        if which == "tensor_type":
-            tensor = proto.tensor_type
-            kind = element_type(tensor.elem_type, f"input {name!r}")
-            if not tensor.HasField("shape"):
-                if override is None:
-                    raise ModelError(f"input {name!r}: got no rank in the model; give its shape with shapes={{{name!r}: …}}")
-                return TensorType(kind, tuple(self._dim(d, name, i) for i, d in enumerate(override)))
-            given: list[int | str] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
-            if override is not None:
-                if len(override) != len(given):
-                    raise ModelError(f"shapes: got {len(override)} dimensions for input {name!r}, expected {len(given)}")
-                given = [self._override(new, old) for new, old in zip(override, given, strict=True)]
-            return TensorType(kind, tuple(self._dim(d, name, i) for i, d in enumerate(given)))
-        if which == "sequence_type":
-            return self._sequence(proto.sequence_type.elem_type, name)
-        if which == "optional_type":
-            return self._sequence(proto.optional_type.elem_type, name)
-        raise ModelError(f"input {name!r}: got a {which or 'missing'} type, expected a tensor, sequence or optional")
-
-    def _sequence(self, proto: onnx.TypeProto, name: str) -> SequenceType:
-        inner = proto.sequence_type.elem_type if proto.WhichOneof("value") == "sequence_type" else proto
-        kind = element_type(inner.tensor_type.elem_type, f"input {name!r}")
-        # An extent that the model leaves open may differ from element to element: -1 (see ops/sequences.py).
-        shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in inner.tensor_type.shape.dim)
-        return SequenceType(TensorType(kind, shape))
-
-    def _override(self, new: int | str, old: int | str) -> int | str:
-        # A bound ("1..32") keeps the symbol's own name where it has one.
-        if isinstance(new, str) and _RANGE.fullmatch(new) and isinstance(old, str) and _IDENTIFIER.fullmatch(old):
-            return f"{old}={new}"
-        return new
-
-    def _dim(self, spec: int | str, name: str, axis: int) -> Dim:
-        if isinstance(spec, int):
-            if spec < 0:
-                raise ModelError(f"input {name!r}: got size {spec} on axis {axis}, expected a non-negative size")
-            return spec
-        if not isinstance(spec, str):  # protobuf hands out bytes where the text is not UTF-8
-            raise ModelError(f"input {name!r}: got a dimension name that is not text on axis {axis}; export the model again")
-        symbol, _, bound = spec.rpartition("=") if "=" in spec else ("", "", spec)
-        found = _RANGE.fullmatch(bound)
-        if found:
-            symbol = symbol or self.fresh(re.sub(r"\W", "_", f"{name}_{axis}"))
-            low, high = int(found[1]), int(found[2])
-            if low > high:
-                raise ModelError(f"shapes: got {bound!r} for input {name!r}, expected low..high")
-            self.module.meta.setdefault("symbol_bounds", {})[symbol] = [low, high, int(found[3] or high)]
-            self.session.symbols.add(symbol)
-            return dims.sym(symbol)
-        if bound.isdigit():
-            return int(bound)
-        if _IDENTIFIER.fullmatch(bound) and bound not in ("min", "max"):
-            self.session.symbols.add(bound)
-            return dims.sym(bound)
-        return dims.sym(self.fresh(re.sub(r"\W", "_", f"{name}_{axis}")))
 
     # ------------------------------------------------------------------ names
     def defines(self, name: str) -> bool:
@@ -236,7 +172,7 @@ class ImportContext:
 
     # ------------------------------------------------------------------ nodes
     def _import_node(self, proto: onnx.NodeProto) -> None:
-        domain = _domain(proto.domain)
+        domain = domain_of(proto.domain)
         name = proto.name or next((o for o in proto.output if o), proto.op_type)
         where = f"{name} ({f'{domain}::' if domain else ''}{proto.op_type})"
         opset = self.opsets.get(domain, 1 if domain else onnx.defs.onnx_opset_version())
@@ -256,7 +192,7 @@ class ImportContext:
             if importer is not None:
                 results: Any = importer(self, node)
             elif not domain and find_spec(proto.op_type) is not None:
-                results = self.emit(proto.op_type, *node.inputs, **{k: _plain(v) for k, v in node.attrs.items()})
+                results = self.emit(proto.op_type, *node.inputs, **{k: plain(v) for k, v in node.attrs.items()})
             else:
                 results = expand(node, self)
                 if results is None:
@@ -315,7 +251,7 @@ class ImportContext:
         if kind == onnx.AttributeProto.STRINGS:
             return [s.decode("utf-8", "replace") for s in proto.strings]
         if kind == onnx.AttributeProto.SPARSE_TENSOR:
-            return _densify(proto.sparse_tensor, self.session.folder)
+            return densify(proto.sparse_tensor, self.session.folder)
         try:
             value = onnx.helper.get_attribute_value(proto)
         except ValueError as error:
@@ -325,7 +261,7 @@ class ImportContext:
     # ------------------------------------------------------------------ what importers use
     def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Any:
         """Add an IR node with inferred types; one Value, or a tuple of several (empty for none)."""
-        attrs = {k: _plain(v) for k, v in attrs.items()}
+        attrs = {k: plain(v) for k, v in attrs.items()}
         types = infer(op, inputs, attrs)
         node = self.emit_typed(op, inputs, attrs, types)
         return node.outputs[0] if len(node.outputs) == 1 else node.outputs
@@ -475,7 +411,7 @@ class ImportContext:
         """The outer values that subgraphs read, in order of first use, each once."""
         names: dict[str, None] = {}
         for proto in protos:
-            _free_names(proto, names)
+            free_names(proto, names)
         found: dict[Value, None] = {}
         for name in names:
             value = self.look_up(name)
@@ -504,7 +440,7 @@ class ImportContext:
             captured.time = Time.RUN
             inner_of[value] = captured
         names: dict[str, None] = {}
-        _free_names(proto, names)
+        free_names(proto, names)
         for name in names:
             outer = self.look_up(name)
             inner.scope[name] = inner_of[outer] if isinstance(outer, Value) else outer
@@ -522,7 +458,7 @@ class ImportContext:
     def inline_subgraph(self, proto: onnx.GraphProto) -> list[Value]:
         """Import a subgraph without inputs in place, as the branch of an If that is known to be taken."""
         outer_names: dict[str, None] = {}
-        _free_names(proto, outer_names)
+        free_names(proto, outer_names)
         for name in outer_names:
             self.look_up(name)  # resolved here, so that an initializer becomes one Constant for all its readers
         outer = (self.scope, self.initializers, self.origin, self.node)
@@ -550,7 +486,7 @@ class ImportContext:
         """Import a function body in a scope of its own; its nodes keep the calling node as origin."""
         outer = (self.scope, self.initializers, self.opsets, self.origin, self.node)
         before = len(self.session.problems)
-        self.scope, self.initializers, self.opsets = dict(inputs), {}, {_domain(k): v for k, v in opsets.items()}
+        self.scope, self.initializers, self.opsets = dict(inputs), {}, {domain_of(k): v for k, v in opsets.items()}
         caller = self.origin
         try:
             for proto in nodes:
@@ -565,37 +501,11 @@ class ImportContext:
 
     def function(self, domain: str, name: str, overload: str = "") -> onnx.FunctionProto | None:
         """A function that the model itself defines."""
-        return self.session.functions.get((_domain(domain), name, overload))
+        return self.session.functions.get((domain_of(domain), name, overload))
 
 
 class _Poisoned(Exception):
     """A node reads a value that could not be imported; its own problem is reported already."""
-
-
-def _free_names(proto: onnx.GraphProto, found: dict[str, None]) -> None:
-    bound = {v.name for v in proto.input} | {t.name for t in proto.initializer}
-    for node in proto.node:
-        for name in node.input:
-            if name and name not in bound:
-                found[name] = None
-        for attribute in node.attribute:
-            for graph in [attribute.g, *attribute.graphs] if attribute.type in (5, 10) else ():
-                inner: dict[str, None] = {}
-                _free_names(graph, inner)
-                found.update({n: None for n in inner if n not in bound})
-        bound |= set(node.output)
-    for output in proto.output:
-        if output.name not in bound:
-            found[output.name] = None
-
-
-def _plain(value: Any) -> Any:
-    """An attribute as the IR holds it: lists become tuples, NumPy scalars Python numbers."""
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
 
 
 def _evaluated(attribute: Any, sizes: Mapping[str, int]) -> Any:
@@ -603,18 +513,5 @@ def _evaluated(attribute: Any, sizes: Mapping[str, int]) -> Any:
     if isinstance(attribute, dims.Expr):
         return dims.evaluate(attribute, sizes)
     return tuple(_evaluated(a, sizes) for a in attribute) if isinstance(attribute, tuple) else attribute
-
-
-def _densify(sparse: onnx.SparseTensorProto, folder: Path | None) -> np.ndarray[Any, Any]:
-    values, indices = read_tensor(sparse.values, folder), read_tensor(sparse.indices, folder)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    try:
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-    except IndexError as error:
-        raise ModelError(f"initializer {sparse.values.name!r}: sparse indices leave its shape {tuple(sparse.dims)}") from error
-    return dense
 
 
