@@ -61,6 +61,23 @@ def flattened(b: Builder) -> Value:
     return b("Reshape", y, shape=(2, 3, 5))
 
 
+def windowed_norm(perm: tuple[int, ...] = (0, 1, 3, 2, 4, 5), axis: int = 3, shape: tuple[int, ...] = (2, 2, 3, 2, 3, 5)) -> Build:
+    """A norm cut into windows of 3 x 3, as shifted-window transformers do."""
+
+    def build(b: Builder) -> Value:
+        x = b.input(2, 6, 6, 5)
+        y = b("LayerNormalization", x, b.random(*x.tensor.shape[axis:]), axis=axis)
+        y = b("Transpose", b("Reshape", y, shape=shape), perm=perm)
+        return b("Reshape", y, shape=(8, 9, 5))
+
+    return build
+
+
+def unwindowed(b: Builder) -> Value:
+    """Windows of 3 x 3 back in the order of the image, its axes still split."""
+    return b("Transpose", b("Reshape", b("Relu", b.input(8, 9, 5)), shape=(2, 2, 2, 3, 3, 5)), perm=(0, 1, 3, 2, 4, 5))
+
+
 def branched(b: Builder, dilations: tuple[int, int] = (1, 1), group: int = 1) -> Value:
     """3x3 and 1x1 convolutions of one input, summed."""
     x = b.input(1, 4, 6, 6)
@@ -167,6 +184,21 @@ CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
         flattened,
         {"Reshape": 0},
         lambda b: b("Relu", b("Reshape", b.input(2, 3, 4), shape=(6, 4))),
+    ),
+    "split_before_transpose": (
+        lambda b: b("Reshape", b("Transpose", b("Reshape", b.input(5, 2, 12), shape=(5, 6, 4)), perm=(1, 0, 2)), shape=(2, 3, 5, 2, 2)),
+        {"Reshape": 1, "Transpose": 1},
+        lambda b: b("Reshape", b("Transpose", b("Reshape", b.input(5, 2, 12), shape=(5, 6, 4)), perm=(1, 0, 2)), shape=(3, 10, 4)),
+    ),
+    "split_before_norm": (
+        windowed_norm(),
+        {"Reshape": 2, "Transpose": 1, "LayerNormalization": 1},
+        lambda b: (windowed_norm(axis=2)(b), windowed_norm(shape=(2, 6, 3, 2, 5, 1))(b)),
+    ),
+    "merge_after_add": (
+        lambda b: b("Relu", b("Add", b.input(2, 6, 6, 5), b("Reshape", unwindowed(b), shape=(2, 6, 6, 5)))),
+        {"Reshape": 3, "Transpose": 1},
+        lambda b: b("Add", b.input(6, 5), b("Reshape", unwindowed(b), shape=(2, 6, 6, 5))),
     ),
     "fold_scale": (
         lambda b: (scaled_conv()(b), scaled_conv(group=2)(b), scaled_conv(extents=())(b), scaled_transposed_conv(b)),

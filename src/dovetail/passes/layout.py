@@ -90,8 +90,8 @@ def dominant_order(node: Node, output: TensorType) -> Layout:
         if not isinstance(value.type, TensorType) or value.time != Time.RUN or value.type.rank != output.rank:
             continue
         same = sum(a == b for a, b in zip(value.type.shape, output.shape, strict=True))
-        # Of operands that fit alike, images win that are channels-last already, matrices that are row-major.
-        score = 2 * same + (is_row_major(value.type) != (value.type.rank >= 4))
+        # Of operands that fit alike, images win that are channels-last already, all others that are row-major.
+        score = 2 * same + (is_row_major(value.type) != (value.type.rank in (4, 5)))
         if best is None or score > best[0]:
             best = (score, value.type)
     return Layout(best[1].placement.order) if best is not None else row_major(output.rank)
