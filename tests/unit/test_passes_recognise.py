@@ -206,6 +206,9 @@ TRANSPOSED: list[dict[str, object]] = [
     {"kernel": (3, 5), "strides": (3, 2), "pads": (0, 2, 1, 1), "group": 2},
     {"kernel": (1, 2), "strides": (2, 3)},
     {"kernel": (3, 3)},
+    {"kernel": (3, 3), "dilations": (2, 1)},
+    {"kernel": (2, 3), "dilations": (3, 2), "strides": (2, 2), "pads": (1, 0, 0, 2), "group": 2},
+    {"kernel": (3, 2), "strides": (2, 1), "weights": False},
 ]
 
 
@@ -229,8 +232,7 @@ DECLINES: list[tuple[str, Build]] = [
     ("absorb_norm_bias", lambda b: layer_norm(b, scale=(3, 1))),
     ("recognise_instance_norm", layer_norm),
     ("recognise_group_norm", lambda b: group_norm(b, inner_scale=2.0)),
-    ("transposed_conv_as_conv", lambda b: transposed(b, weights=False)),
-    ("transposed_conv_as_conv", lambda b: transposed(b, dilations=(2, 1))),
+    ("transposed_conv_as_conv", lambda b: transposed(b, pads=(-1, 0, 0, 0))),
     ("recognise_attention", lambda b: attention(b, axis=2)),
     ("recognise_attention", lambda b: attention(b, masked="soft where")),
     ("recognise_attention", lambda b: attention(b, masked="scalar")),

@@ -2,7 +2,8 @@
 
 An output position q * stride + a sums the taps j * stride + a over the inputs q - j. So each phase a is an ordinary
 convolution of stride one, all phases are one convolution with more output channels, and the phases are interleaved
-afterwards by a Reshape, a Transpose and a Reshape. The weights are rearranged at weight time.
+afterwards by a Reshape, a Transpose and a Reshape. The weights are rearranged at weight time, where they are known
+then; those of a dilated convolution get zeros between their taps.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from dovetail.ir.graph import Node, Time, Value
+from dovetail.ir.graph import Node, Value
 from dovetail.ir.rewriter import Rewrite, rule
 from dovetail.passes.clean import replace
 
 
 @dataclass(frozen=True)
 class _Phases:
-    """Fixed extents of a transposed convolution: per axis taps, strides, and taps of each phase."""
+    """Fixed extents of a transposed convolution: per axis taps (those between dilated ones included), strides, and taps of each phase."""
 
     taps: tuple[int, ...]
     strides: tuple[int, ...]
@@ -34,18 +35,30 @@ class _Phases:
 
 def _phases(node: Node) -> _Phases | str:
     w, attrs = node.input(1), node.attrs
-    if w.time != Time.WEIGHT:
-        return "the weights are not known at weight time"
     numbers = [d for d in w.tensor.shape if isinstance(d, int)]
     if len(numbers) != w.tensor.rank:
         return "the weights have symbolic extents"
-    if any(d != 1 for d in attrs["dilations"]):
-        return "it is dilated"
     if any(not isinstance(p, int) or p < 0 for p in (*attrs["pads"], *attrs["output_padding"])):
         return "it has symbolic or negative pads"
     group = int(attrs.get("group", 1))
-    channels, outputs, *taps = numbers
+    channels, outputs, *kernel = numbers
+    taps = ((k - 1) * d + 1 for k, d in zip(kernel, attrs["dilations"], strict=True))
     return _Phases(tuple(taps), tuple(attrs["strides"]), group, channels // group, outputs)
+
+
+def _dilated(rewrite: Rewrite, w: Value, dilations: tuple[int, ...]) -> Value:
+    """[C, M/group, k...] with `dilation - 1` zeros after each tap but the last."""
+    for axis, dilation in enumerate(dilations, 2):
+        shape = w.tensor.shape
+        taps = shape[axis]
+        if dilation == 1 or taps == 1:
+            continue
+        w = rewrite.emit("Reshape", w, shape=(*shape[: axis + 1], 1, *shape[axis + 1 :]))
+        high = tuple(dilation - 1 if a == axis + 1 else 0 for a in range(w.tensor.rank))
+        w = rewrite.emit("Pad", w, pads=(0,) * w.tensor.rank + high)
+        w = rewrite.emit("Reshape", w, shape=(*shape[:axis], taps * dilation, *shape[axis + 1 :]))
+        w = rewrite.emit("Slice", w, starts=(0,), ends=((taps - 1) * dilation + 1,), axes=(axis,), steps=(1,))
+    return w
 
 
 def _phase_weights(rewrite: Rewrite, w: Value, p: _Phases) -> Value:
@@ -80,7 +93,7 @@ def transposed_conv_as_conv(node: Node, rewrite: Rewrite) -> str | None:
     beyond = tuple(max(k + e - h - c, 0) for k, e, h, c in zip(p.taps, extra, high, covered, strict=True))
     pads = tuple(n - 1 for n in p.steps) * 2
     attrs: dict[str, Any] = {"strides": (1,) * rank, "pads": pads, "dilations": (1,) * rank, "group": p.group}
-    inputs = [x, _phase_weights(rewrite, node.input(1), p)]
+    inputs = [x, _phase_weights(rewrite, _dilated(rewrite, node.input(1), node.attrs["dilations"]), p)]
     if bias is not None and not any(beyond):
         wide = rewrite.emit("Expand", rewrite.emit("Reshape", bias, shape=(channels, 1)), shape=(channels, phases))
         inputs.append(rewrite.emit("Reshape", wide, shape=(channels * phases,)))
