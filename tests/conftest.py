@@ -23,6 +23,17 @@ settings.register_profile("dovetail", deadline=None, suppress_health_check=[Heal
 settings.load_profile("dovetail")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--exhaustive` also runs the checks of whole models that take too long for every run."""
+    parser.addoption("--exhaustive", action="store_true", help="every model in every check (about half an hour)")
+
+
+@pytest.fixture
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether every model goes through every check."""
+    return bool(request.config.getoption("--exhaustive"))
+
+
 @pytest.fixture(autouse=True)
 def _own_random_numbers(request: pytest.FixtureRequest) -> None:
     """Seed a module's `RNG` by the test's name, so that no test depends on those before it."""
