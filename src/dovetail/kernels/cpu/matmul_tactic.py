@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from dovetail.codegen.kernel import Param, make_kernel
 from dovetail.codegen.tactic import (
@@ -161,12 +162,13 @@ class PackedGemm(Tactic):
             return None
         rows = contraction.merge_axes([*(x for x in spec.batch if x.b == 0), spec.rows], spec.max_rows)
         step = rows[-1].a
-        if len(rows) != 1 or not isinstance(step, int) or any(x.b != 0 and x.a != 0 for x in spec.batch):
+        even = all(outer.a == inner.extent * inner.a for outer, inner in pairwise(rows))
+        if not even or not isinstance(step, int) or any(x.b != 0 and x.a != 0 for x in spec.batch):
             return None
-        few = isinstance(rows[-1].extent, int) and rows[-1].extent <= tiles.rows_without_conflict(4 * step)
+        extent = product(x.extent for x in rows)
+        few = isinstance(extent, int) and extent <= tiles.rows_without_conflict(4 * step)
         if few or spec.depth <= 512 or spec.columns < 384 or tiles.rows_without_conflict(4 * step) >= max_rows(spec.isa, 2):
             return None
-        extent = rows[-1].extent
         return PadConfig(1, (extent,), spec.depth, ((0, 0),), Image(0, (step,)), pad.dense((extent,), spec.depth + 16))
 
     @staticmethod
