@@ -58,6 +58,65 @@ def test_damaged_models_that_still_import_build_or_raise() -> None:
     assert min(outcomes.values()) > 0
 
 
+def misused(source: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
+    """The model with one node that is well-formed protobuf and wrong ONNX: other attributes, operands, operator or types."""
+    result = onnx.ModelProto()
+    result.CopyFrom(source)
+    graph = result.graph
+    chosen = graph.node[rng.integers(0, len(graph.node))]
+    kind = rng.integers(0, 6)
+    if kind == 0 and chosen.attribute:
+        attribute = chosen.attribute[rng.integers(0, len(chosen.attribute))]
+        odd = [-1, 0, 7, 2**40, [], [1, 2, 3, 4, 5], [-3, 0], 0.5, [0.5], "text", np.zeros((2, 0), np.int64)]
+        value = odd[rng.integers(0, len(odd))]
+        value = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        attribute.CopyFrom(helper.make_attribute(attribute.name, value, attr_type=onnx.AttributeProto.INTS if value == [] else None))
+    elif kind == 1 and chosen.input:
+        del chosen.input[rng.integers(0, len(chosen.input))]
+    elif kind == 2 and chosen.input:
+        chosen.input.insert(int(rng.integers(0, 3)), str(rng.choice(["", *chosen.input])))
+    elif kind == 3:
+        chosen.op_type = graph.node[rng.integers(0, len(graph.node))].op_type
+    elif kind == 4 and graph.initializer:
+        tensor = graph.initializer[rng.integers(0, len(graph.initializer))]
+        array = numpy_helper.to_array(tensor)
+        others = [array.reshape(-1), array[..., None], array.astype(np.float64), array.astype(np.int32), array.reshape(-1)[:0]]
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(others[rng.integers(0, len(others))]), tensor.name))
+    else:
+        dims = graph.input[rng.integers(0, len(graph.input))].type.tensor_type.shape.dim
+        if dims:
+            dims[rng.integers(0, len(dims))].dim_value = int(rng.choice([0, 1, 3, 7, 2**40]))
+    return result
+
+
+@pytest.mark.parametrize("name, count", [("dynamic_loop_if", 250), ("dynamic_decoder_kv_cache", 25), ("dynamic_unet", 60)])
+def test_misused_operators_import_or_raise_a_model_error(name: str, count: int) -> None:
+    source = zoo.load(name)
+    rng = np.random.default_rng(9)
+    refused = 0
+    for _ in range(count):
+        try:
+            import_onnx(misused(source, rng))
+        except dovetail.ModelError as error:
+            assert str(error)
+            refused += 1
+    assert refused > count / 10
+
+
+def test_a_bug_in_an_importer_keeps_its_trace(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from dovetail.frontend import importer
+
+    def broken(*arguments: object) -> None:
+        raise TypeError("unhashable thing")
+
+    monkeypatch.setattr(importer, "find_importer", lambda *key: broken)
+    with caplog.at_level("DEBUG", "dovetail.import"), pytest.raises(dovetail.ModelError, match="unhashable thing") as caught:
+        import_onnx(model(helper.make_node("Relu", ["x"], ["y"])))
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert caught.value.__cause__.__traceback__ is not None
+    assert "in broken" in caplog.text
+
+
 def model(*nodes: onnx.NodeProto, weights: dict | None = None, opset: int = 17) -> onnx.ModelProto:
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in "xy"]
     tensors = [numpy_helper.from_array(np.asarray(v), n) for n, v in (weights or {}).items()]

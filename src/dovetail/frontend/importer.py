@@ -14,6 +14,7 @@ from dovetail.core import dims
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import ModelError, ShapeError, TypeInferenceError, UnsupportedOpError
+from dovetail.core.log import logger
 from dovetail.frontend.contents import contents_of
 from dovetail.frontend.declared import InputTypes, ShapeOverride
 from dovetail.frontend.functions import expand
@@ -26,6 +27,7 @@ from dovetail.ops.infer import infer
 from dovetail.ops.registry import find as find_spec
 from dovetail.reference.registry import call
 
+_log = logger("import")
 _MAX_CONTENTS = 256
 
 
@@ -210,9 +212,11 @@ class ImportContext:
         except (TypeInferenceError, ShapeError) as error:
             raise ModelError(f"{where}: {error}") from error
         except _MALFORMED as error:
+            _log.debug("%s", where, exc_info=True)  # a bug of ours looks the same: its trace is here, and is the cause
             raise ModelError(
                 f"{where}: got inputs or attributes that do not fit it ({type(error).__name__}: {error}), expected "
-                f"{proto.op_type} as ONNX defines it; check the model with onnx.checker"
+                f"{proto.op_type} as ONNX defines it; check the model with onnx.checker; "
+                "if that accepts it, please report it with the trace that DOVETAIL_LOG=import prints"
             ) from error
         self._bind(proto.output, values, where)
 
