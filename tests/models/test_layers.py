@@ -22,6 +22,8 @@ QUICK = {
     "dynamic_decoder_kv_cache", "dynamic_lstm_gru", "dynamic_yolo", "timm_mobilenetv4_conv_small", "torchvision_mobilenet_v3_small",
     "torchvision_squeezenet1_1", "transformers_llama_tiny_opset20", "transformers_t5_opset20", "transformers_whisper_opset20",
 }  # fmt: skip
+# Seeded weights amplify rounding from layer to layer: direct sums alone are 2e-4 from the references inside this one.
+AMPLIFYING = {"torchvision_inception_v3": 1e-3}
 # Of these nothing is named as in the model: one fused loop, or a region only.
 NO_TAPS = {"dynamic_loop_if"}
 
@@ -38,7 +40,7 @@ def test_every_tap_agrees_with_the_references(name: str, exhaustive: bool) -> No
     feed = zoo.inputs(model)
     engine = dovetail.build(model, verify="off", tune=False)
     plain = {k: np.asarray(v).copy() for k, v in engine.run(feed).items()}
-    compared = dovetail.compare(model, engine, inputs=feed, layers=True, tolerance=WINOGRAD)
+    compared = dovetail.compare(model, engine, inputs=feed, layers=True, tolerance=AMPLIFYING.get(name, WINOGRAD))
     assert len(compared.layers) >= (0 if name in NO_TAPS else 3)
     if name in DETECTION:
         # What rounding moves across a threshold is another box; all before the first such choice agrees.
