@@ -15,7 +15,7 @@ from dovetail.codegen.compiler import compile_c
 from dovetail.codegen.kernel import ENTRY, entry_name
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, evaluate, sym
-from dovetail.kernels.cpu import attention, conv, gemm, pack, pad, window, winograd
+from dovetail.kernels.cpu import attention, contraction, conv, gemm, pack, pad, window, winograd
 from dovetail.kernels.cpu.contraction import Axis
 from dovetail.kernels.cpu.conv import ConvConfig
 from dovetail.kernels.cpu.epilogue import Epilogue
@@ -167,6 +167,26 @@ def test_gemm_sums_deep_panels_in_parts(target: Target, costly: bool) -> None:
     got = same_for_all_threads(source, target, [a, packed, out, bias, out], 2)
     x = a.astype(np.float64) @ b + bias
     close(got, x * 0.5 * (erf(x * np.sqrt(0.5)) + 1) + residual, depth=k)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_gemm_of_unknown_rows_sums_deep_panels_in_parts(target: Target) -> None:
+    """One source for few rows (one chunk) and for many (several chunks), some of one tile only."""
+    isa, rng, dims = Isa.of(target), np.random.default_rng(6), DimTable()
+    n, k = 33, 5000
+    config = GemmConfig(isa, (), Axis(sym("M"), k, (n,), (0,)), n, k, 6, 2, (1,), bias_relu(isa))
+    source = gemm.emit(config, dims)
+    assert ("_sum(" in source) == (isa.lanes >= 8 or 4 * k * config.panels.width > contraction.DEPTH_BYTES)
+    b = rng.standard_normal((k, n), np.float32)
+    bias = rng.standard_normal(n, np.float32)
+    packed = packing.pack_gemm_b(b, width=config.panels.width, lanes=config.pack_lanes)
+    for m in (0, 1, 5, 14, 31, 160, 200):
+        a = rng.standard_normal((m, k), np.float32)
+        out = np.full((m, n), GUARD, np.float32)
+        values = [evaluate(e, {"M": m}) for e in dims.entries]
+        got = same_for_all_threads(source, target, [a, packed, out, bias], 2, values)
+        if m:
+            close(got, np.maximum(a.astype(np.float64) @ b + bias, 0), depth=k)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)

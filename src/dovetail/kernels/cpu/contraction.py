@@ -18,8 +18,10 @@ from dovetail.kernels.cpu.epilogue import Access, Epilogue
 from dovetail.kernels.cpu.microkernel import COUNTED, Run, Tile
 from dovetail.kernels.cpu.text import DimTable, Isa, counted_functions, partial_functions
 
+WHOLE_BYTES = 3 << 20
+"""Left operands up to this size are read once per panel: measured best, or equal, up to 3 MB."""
 CHUNK_BYTES = 512 << 10
-"""Left-operand bytes that are reused over all panels before the next rows: a share of the L2 cache."""
+"""Bytes of larger ones that are reused over all panels before the next rows: a share of the L2 cache."""
 
 STREAM_BYTES = 48 << 10
 """Panels of `b` larger than this are fetched ahead by the tiles before: smaller ones are there soon enough."""
@@ -171,8 +173,8 @@ class _Writer:
         """(blocks along k, step of `a` between them); takes the blocks' loop off `runs` or `depth`."""
         spec = self.spec
         counts = [*(n for n, _ in spec.runs), spec.depth]
-        total, tiles = product(counts), self.tiles_per_chunk()
-        if not isinstance(total, int) or not isinstance(tiles, int) or tiles < 2:
+        total, tiles = product(counts), self.most_tiles()
+        if not isinstance(total, int) or tiles < 2:
             return 1, 0
         raw = tiles * self.height * self.inner_rows * spec.panels.width * 4
         if 4 * total * spec.panels.width <= DEPTH_BYTES or raw > RAW_BYTES:
@@ -224,7 +226,7 @@ class _Writer:
             self.tiles[tile.name] = microkernel.emit(tile, spec.isa)
         return tile.name
 
-    def call(self, name: str, start: str, counted: bool, carry: str) -> str:
+    def call(self, name: str, start: str, counted: bool, raw: str) -> str:
         """A call of a tile whose first row is `start` along the tiled axis."""
         arguments = []
         for index in range(len(self.names)):
@@ -235,7 +237,7 @@ class _Writer:
             arguments.append(f"{self.names[index]}r + ({start}) * {stride}")
         arguments += ["cols"] if counted else []
         arguments += ["next", "share"] if self.stream() else []
-        arguments += ["raw"] if carry else []
+        arguments += [raw] if raw else []
         return f"{name}({', '.join(arguments)}, d);"
 
     def stream(self) -> int:
@@ -246,22 +248,19 @@ class _Writer:
         """
         spec = self.spec
         depth = product([spec.depth, *(n for n, _ in spec.runs)])
-        tiles = self.tiles_per_chunk()
-        if spec.isa.lanes < 8 or tiles == 1 or not isinstance(depth, int) or 4 * depth * spec.panels.width < STREAM_BYTES:
+        total = self.total_tiles()
+        if spec.isa.lanes < 8 or self.most_tiles() == 1 or not isinstance(depth, int) or 4 * depth * spec.panels.width < STREAM_BYTES:
             return 0
-        return math.ceil(spec.panels.width / 16 / tiles) if isinstance(tiles, int) else 1
-
-    def tiles_per_chunk(self) -> Dim:
-        """Row tiles that a panel serves before the next one is needed."""
-        tiles = product([*(a.extent for a in self.outer), (self.tiled.extent + (self.height - 1)) // self.height])
-        return min(tiles, self.chunk()) if isinstance(tiles, int) else tiles
+        return math.ceil(spec.panels.width / 16 / self.most_tiles()) if isinstance(total, int) else 1
 
     def unit(self, vectors: int, tail: int, carry: str) -> list[str]:
         """Statements for row tile `t` of the current rows."""
         extent, counted = self.tiled.extent, tail == COUNTED
 
-        def call(height: int, start: str) -> str:
-            return self.call(self.tile(height, vectors, tail, carry), start, counted, carry)
+        def call(height: int, start: str, done: str = "0") -> str:
+            """A tile of `height`, after `done` rows of this unit."""
+            raw = f"raw + {done} * {self.inner_rows * vectors * self.spec.isa.lanes}" if carry else ""
+            return self.call(self.tile(height, vectors, tail, carry), start, counted, raw)
 
         if isinstance(extent, int):
             (big, many), *small = split_evenly(extent, self.height)
@@ -277,7 +276,7 @@ class _Writer:
             f"if (left >= {tallest}) {call(tallest, 'm')}",
             "else {",
         ]
-        out += [f"  if (left & {size}) {{ {call(size, 'm')} m += {size}; }}" for size in powers]
+        out += [f"  if (left & {size}) {{ {call(size, 'm', f"(m - t * {tallest})")} m += {size}; }}" for size in powers]
         return [*out, "}"]
 
     def kernel(self) -> str:
@@ -317,7 +316,6 @@ class _Writer:
         rows = " * ".join([*(dims.text(a.extent) for a in self.outer), tiles])
         groups = " * ".join([*(dims.text(a.extent) for a in spec.groups), "1"])
         count = dims.text(panels.count)
-        chunk = self.chunk()
         depth = " * ".join([*(dims.text(n) for n, _ in spec.runs), dims.text(spec.depth)])
         out = [
             "void @ENTRY@(int64_t tid, int64_t nt, void *const *p, const int64_t *d) {",
@@ -328,8 +326,9 @@ class _Writer:
             "  int64_t u0, u1, c0, c1;",
             f"  @ENTRY@_grid(tid, nt, U, C, U * {self.height * self.inner_rows * spec.chunk_row_bytes // 4} < C * K * {panels.width},"
             " &u0, &u1, &c0, &c1);",
-            f"  for (int64_t ub = u0; ub < u1; ub += {chunk}) {{",
-            f"    const int64_t ue = ub + {chunk} < u1 ? ub + {chunk} : u1;",
+            f"  const int64_t chunk = {self.chunk()};",
+            "  for (int64_t ub = u0; ub < u1; ub += chunk) {",
+            "    const int64_t ue = ub + chunk < u1 ? ub + chunk : u1;",
             "    for (int64_t c = c0; c < c1; c++) {",
             "      const int64_t j = c % P, g = c / P;",
             *("      " + line for line in self.decompose("g", spec.groups, "g")),
@@ -361,25 +360,39 @@ class _Writer:
                 out += ["      } else {", *last, "      }"]
         return [*out, "    }", "  }", "}"]
 
-    def chunk(self) -> int:
-        """Row tiles per pass over the panels.
+    def total_tiles(self) -> Dim:
+        """Row tiles of the whole contraction."""
+        return product([*(a.extent for a in self.outer), (self.tiled.extent + (self.height - 1)) // self.height])
 
-        Small enough that their share of `a` stays in L2 over all panels, and of even size; all of them at once where
-        reading `b` again per chunk would cost more than reading `a` again per panel.
+    def chunk(self) -> int | str:
+        """Row tiles per pass over the panels, as C text where the rows are known at run time only.
+
+        All of them at once while `a` fits WHOLE_BYTES: reading `a` again per panel from L3 then costs less than reading `b`
+        again. Else so few that their share of `a` stays in L2 over all panels, and of even size.
         """
-        spec = self.spec
-        unit = max(1, self.height * self.inner_rows * spec.chunk_row_bytes)
-        most = max(1, CHUNK_BYTES // unit)
-        tiles = (self.tiled.extent + (self.height - 1)) // self.height
-        total = product([*(a.extent for a in self.outer), tiles])
-        if not isinstance(total, int) or total <= most:
-            return most
+        total, (whole, most) = self.total_tiles(), self.chunk_limits()
+        if not isinstance(total, int):
+            return f"(U <= {whole} ? U : {most})"
+        if total <= whole:
+            return max(1, total)
         chunks = math.ceil(total / most)
+        spec = self.spec
         weights = product([spec.depth, *(n for n, _ in spec.runs), spec.panels.packed_columns]) * 4
         count = spec.panels.count
-        if isinstance(weights, int) and isinstance(count, int) and (chunks - 1) * weights > (count - 1) * total * unit:
+        rows = total * self.height * self.inner_rows * spec.chunk_row_bytes
+        if isinstance(weights, int) and isinstance(count, int) and (chunks - 1) * weights > (count - 1) * rows:
             return total
         return math.ceil(total / chunks)
+
+    def chunk_limits(self) -> tuple[int, int]:
+        """(row tiles up to which there is one chunk, row tiles of a chunk beyond)."""
+        unit = max(1, self.height * self.inner_rows * self.spec.chunk_row_bytes)
+        return max(1, WHOLE_BYTES // unit), max(1, CHUNK_BYTES // unit)
+
+    def most_tiles(self) -> int:
+        """Row tiles of the largest chunk."""
+        chunk = self.chunk()
+        return chunk if isinstance(chunk, int) else max(self.chunk_limits())
 
     def units(self, vectors: int, tail: int) -> list[str]:
         """The loop over the row tiles of one chunk for one panel, once per block of k."""
@@ -387,10 +400,9 @@ class _Writer:
         if self.blocks == 1:
             return self.row_tiles(vectors, tail, tiles)
         width, rows = vectors * self.spec.isa.lanes, self.height * self.inner_rows
-        many = self.tiles_per_chunk()
         depth = " * ".join([*(self.dims.text(n) for n, _ in self.runs), self.dims.text(self.depth)])
         return [
-            f"      float sums[{many} * {rows * width}] __attribute__((aligned(64)));",
+            f"      float sums[{self.most_tiles() * rows * width}] __attribute__((aligned(64)));",
             f"      for (int64_t i = 0; i < (ue - ub) * {rows * width}; i++) sums[i] = 0.0f;",
             f"      for (int64_t kb = 0; kb < {self.blocks}; kb++, bp += {depth} * {width}) {{",
             *self.row_tiles(vectors, tail, tiles),
