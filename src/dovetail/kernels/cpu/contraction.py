@@ -276,7 +276,8 @@ class _Writer:
             f"if (left >= {tallest}) {call(tallest, 'm')}",
             "else {",
         ]
-        out += [f"  if (left & {size}) {{ {call(size, 'm', f"(m - t * {tallest})")} m += {size}; }}" for size in powers]
+        done = f"(m - t * {tallest})"
+        out += [f"  if (left & {size}) {{ {call(size, 'm', done)} m += {size}; }}" for size in powers]
         return [*out, "}"]
 
     def kernel(self) -> str:
