@@ -48,8 +48,7 @@ if TYPE_CHECKING:
         VerificationError,
         VerifyError,
     )
-
-__version__ = "0.1.0"
+    from dovetail.core.version import __version__
 
 __all__ = [
     "Binding",
@@ -87,6 +86,7 @@ __all__ = [
 
 _HOMES = {
     "Target": "dovetail.codegen.target",
+    "__version__": "dovetail.core.version",
     **dict.fromkeys(
         ("Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"),
         "dovetail.api",
@@ -99,8 +99,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'dovetail' has no attribute {name!r}")
     home = _HOMES.get(name, "dovetail.core.errors")
     value = getattr(importlib.import_module(home), name)
-    # A reader of a traceback or of help() should see the name they can import.
-    value.__module__ = __name__
+    if name != "__version__":
+        # A reader of a traceback or of help() should see the name they can import.
+        value.__module__ = __name__
     globals()[name] = value
     return value
 

@@ -101,7 +101,7 @@ def _source(model: ModelSource) -> str:
 def _versions() -> dict[str, str]:
     import numpy
 
-    from dovetail import __version__
     from dovetail.codegen.compiler import compiler_version
+    from dovetail.core.version import __version__
 
     return {"dovetail": __version__, "onnx": onnx.__version__, "numpy": numpy.__version__, "compiler": compiler_version()}

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import dovetail.kernels.cpu  # noqa: F401 - registers the tactics
-from dovetail import __version__
 from dovetail.builder.emit import Emission, emit_plan
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.report import report_data
@@ -21,6 +20,7 @@ from dovetail.codegen.lower import reason_not_lowerable
 from dovetail.codegen.target import Target
 from dovetail.core.env import env
 from dovetail.core.log import logger
+from dovetail.core.version import __version__
 from dovetail.device.cpu import HOST_SOURCE
 from dovetail.engine.codec import encode
 from dovetail.engine.plan import WEIGHTS_KEY, NativeSegment, Plan
