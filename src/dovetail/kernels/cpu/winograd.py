@@ -107,10 +107,11 @@ def relative_cost(high: int, wide: int, tile: int) -> int:
 
 
 def default_block(channels: int, tiles: Dim, tile: int = 4) -> int:
-    """Tiles per block: the transformed block fits the L2 cache, and blocks are of nearly equal size."""
+    """Tiles per block: the transformed block fits the L2 cache; blocks are of nearly equal size, and several are an even number."""
     most = max(4, min(_MAX_BLOCK[tile], _SCRATCH_BYTES[tile] // ((tile + 2) ** 2 * channels * 4)))
     if isinstance(tiles, int):
-        return math.ceil(tiles / math.ceil(max(1, tiles) / most)) or 1
+        blocks = math.ceil(max(1, tiles) / most)
+        return math.ceil(tiles / (blocks + blocks % 2 if blocks > 1 else 1)) or 1
     return most
 
 
