@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from dovetail.core.version import __version__
+    from dovetail.device.cpu import set_affinity
 
 __all__ = [
     "Binding",
@@ -82,11 +83,13 @@ __all__ = [
     "build",
     "compare",
     "load",
+    "set_affinity",
 ]
 
 _HOMES = {
     "Target": "dovetail.codegen.target",
     "__version__": "dovetail.core.version",
+    "set_affinity": "dovetail.device.cpu",
     **dict.fromkeys(
         ("Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"),
         "dovetail.api",

@@ -1,6 +1,8 @@
 """Verbs over engine files: build, run, bench, compare, verify, inspect, explain."""
 
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+import dovetail
 from dovetail.cli.inspect_plan import extract
 
 
@@ -68,6 +71,19 @@ def test_run_makes_inputs_where_there_are_none(plan: Path, call: Callable) -> No
 
     assert means("--seed", 1) == means("--seed", 1) != means("--seed", 2)
     assert call("run", plan, "--shapes", "x:[3,3,16,16]", "--json").json["outputs"][0]["shape"] == [3, 5]
+
+
+def test_affinity_is_checked_and_used(plan: Path, inputs: Path, call: Callable) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    try:
+        outcome = call("run", plan, "--inputs", inputs, "--threads", 2, "--affinity", cpu, "--json")
+        assert outcome.json["outputs"][0]["shape"] == [2, 5]
+        pinned = [os.sched_getaffinity(t.native_id) for t in threading.enumerate() if t.name.startswith("dovetail-")]
+        assert pinned == [{cpu}]
+        assert call("run", plan, "--affinity", "none").code == 2
+        assert call("run", plan, "--affinity", "0-100000").code == 2
+    finally:
+        dovetail.set_affinity(())
 
 
 def test_run_of_a_model_builds_it_first(model: Path, inputs: Path, call: Callable) -> None:

@@ -7,8 +7,16 @@ import time
 import numpy as np
 import pytest
 
+from dovetail.core.env import cpu_list
 from dovetail.core.errors import DeviceError, UsageError
-from dovetail.device.cpu import HostLibrary, KernelLibrary, Pool, aligned_bytes, aligned_empty
+from dovetail.device.cpu import (
+    HostLibrary,
+    KernelLibrary,
+    Pool,
+    aligned_bytes,
+    aligned_empty,
+    set_affinity,
+)
 from dovetail.device.cpu import pool as process_pool
 from dovetail.device.cpu.host import NO_BARRIER
 from dovetail.device.cpu.memory import address
@@ -166,6 +174,22 @@ def test_the_portable_pool_gives_the_same(host):
     finally:
         pool.stop()
     assert not any(t.is_alive() for t in pool._threads)
+
+
+@pytest.mark.parametrize("text", ["x", "1-", "-1", "3-1", "0,,1", "0 1"])
+def test_affinity_that_is_no_list_is_refused(text):
+    with pytest.raises(UsageError, match="expected CPU numbers and ranges"):
+        cpu_list(text)
+
+
+def test_affinity_lists():
+    assert cpu_list("") == ()
+    assert cpu_list("2, 0-1,5-5") == (2, 0, 1, 5)
+
+
+def test_affinity_to_a_missing_cpu_is_refused():
+    with pytest.raises(UsageError, match="which this process may use"):
+        set_affinity([0, 100_000])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity")

@@ -82,6 +82,11 @@ def _version() -> str:
 def _guarded(args: argparse.Namespace) -> int:
     """Run a verb; the exit code says what kind of failure there was."""
     try:
+        if getattr(args, "affinity", None):
+            from dovetail.core.env import cpu_list
+            from dovetail.device.cpu import set_affinity
+
+            set_affinity(cpu_list(args.affinity))
         code = int(args.run(args))
         sys.stdout.flush()
         return code

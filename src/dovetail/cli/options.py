@@ -49,8 +49,9 @@ def add_shapes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """`--threads`."""
+    """`--threads` and `--affinity`."""
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of a run (default: all cores)")
+    parser.add_argument("--affinity", metavar="CPUS", help="CPUs to pin worker threads to, such as 0-3,6 (default: none)")
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:

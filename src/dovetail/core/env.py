@@ -24,6 +24,7 @@ class Env:
         dump: folder for IR before and after each pass and kernel sources (DOVETAIL_DUMP).
         verify_ir: run the verifier after each pass (DOVETAIL_VERIFY=1).
         check_nan: check every step's outputs for NaN at run time (DOVETAIL_NAN=1).
+        affinity: CPUs that worker threads are pinned to, in turn; empty pins none (DOVETAIL_AFFINITY=0-3,6).
     """
 
     cache: Path
@@ -34,6 +35,22 @@ class Env:
     dump: str = ""
     verify_ir: bool = False
     check_nan: bool = False
+    affinity: tuple[int, ...] = ()
+
+
+def cpu_list(text: str) -> tuple[int, ...]:
+    """The CPUs of a list such as "0-3,6", in its order.
+
+    Raises:
+        UsageError: the text is no such list.
+    """
+    cpus: list[int] = []
+    for part in text.split(",") if text.strip() else ():
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or part.strip().endswith("-") or int(last or first) < int(first):
+            raise UsageError(f"affinity: got {text!r}, expected CPU numbers and ranges such as 0-3,6")
+        cpus += range(int(first), int(last or first) + 1)
+    return tuple(cpus)
 
 
 def _flag(name: str) -> bool:
@@ -67,6 +84,7 @@ def _read() -> Env:
         dump=os.environ.get("DOVETAIL_DUMP", ""),
         verify_ir=_flag("DOVETAIL_VERIFY"),
         check_nan=_flag("DOVETAIL_NAN"),
+        affinity=cpu_list(os.environ.get("DOVETAIL_AFFINITY", "")),
     )
 
 

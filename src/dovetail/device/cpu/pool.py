@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dovetail.core.env import env
 from dovetail.core.errors import UsageError
 from dovetail.device.cpu.host import HostLibrary
 from dovetail.device.cpu.memory import address, aligned_bytes
@@ -193,7 +194,7 @@ class _Process:
     """What this process shares: the pool, its affinity, and the lock that guards both."""
 
     pool: Pool | None = None
-    affinity: tuple[int, ...] = ()
+    affinity: tuple[int, ...] | None = None  # None: as the environment says
     lock = threading.Lock()
 
 
@@ -203,21 +204,34 @@ def pool(host: HostLibrary) -> Pool:
     if found is None:
         with _Process.lock:
             if _Process.pool is None:
-                _Process.pool = Pool(host, _Process.affinity)
+                asked = env().affinity if _Process.affinity is None else _Process.affinity
+                _Process.pool = Pool(host, _usable(asked))
             found = _Process.pool
     return found
 
 
 def set_affinity(cpus: Iterable[int]) -> None:
-    """Pin workers to these CPUs, in turn; an empty list undoes it. The caller's thread is its own.
+    """Pin worker threads to these CPUs, in turn; an empty list pins none. The calling thread stays as it is.
 
-    Takes effect for workers started from now on: stops the present pool.
+    It holds for all engines of this process, which share their workers, and goes before DOVETAIL_AFFINITY. Runs in progress
+    finish first.
+
+    Raises:
+        UsageError: a CPU that this process may not use.
     """
+    wanted = _usable(tuple(cpus))
     with _Process.lock:
-        _Process.affinity = tuple(cpus)
+        _Process.affinity = wanted
         old, _Process.pool = _Process.pool, None
     if old is not None:
         old.stop()
+
+
+def _usable(cpus: tuple[int, ...]) -> tuple[int, ...]:
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    if missing := sorted(set(cpus) - allowed):
+        raise UsageError(f"affinity: got CPU {missing[0]}, expected some of {sorted(allowed)}, which this process may use")
+    return cpus
 
 
 def _stop_at_exit() -> None:
