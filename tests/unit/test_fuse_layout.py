@@ -127,6 +127,15 @@ def test_rows_take_their_prologue_but_not_a_contractions_epilogue() -> None:
     assert net.bodies() == [["MatMul", "Relu"], ["Softmax"]]
 
 
+def test_rows_between_convolutions_stay_channels_last() -> None:
+    """A normalisation over channels, written for channels-last readers although its only reader is a Transpose."""
+    net = _Net()
+    x = net.conv(net.input(sym("N"), 8, 6, 6), 16)
+    rows = net("Softmax", net("Transpose", x, perm=(0, 2, 3, 1)), axis=-1)
+    placement = net.compile(net.conv(net("Transpose", rows, perm=(0, 3, 1, 2)), 8, 3))
+    assert [name for name, _ in placement.copies] == ["x", net.graph.outputs[0].producer.operands[0].name]  # type: ignore[union-attr]
+
+
 def test_concat_parts_are_written_in_place() -> None:
     net = _Net()
     x = net.conv(net.input(sym("N"), 8, 6, 6), 8)

@@ -14,7 +14,7 @@ from dovetail.codegen.tactic import ANY, CHANNELS_LAST, ROW_MAJOR, ROWS, candida
 from dovetail.codegen.target import Target
 from dovetail.core import dims
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
-from dovetail.ir.layout import Layout, row_major, strided
+from dovetail.ir.layout import Layout, channels_last, row_major, strided
 from dovetail.ir.types import TensorType
 from dovetail.passes.fuse import group_of
 from dovetail.passes.views import (
@@ -97,17 +97,6 @@ def dominant_order(node: Node, output: TensorType) -> Layout:
     return Layout(best[1].placement.order) if best is not None else row_major(output.rank)
 
 
-def _for_readers(value: Value, want: str) -> Layout | None:
-    """The layout in which the only way this value is read, one Transpose, gives dense rows; None if there is no such way."""
-    perms: set[tuple[int, ...]] = {n.attrs["perm"] if n.op == "Transpose" else () for n in value.consumers}
-    if want not in (ANY, ROWS) or len(perms) != 1 or () in perms:
-        return None
-    (perm,) = perms
-    if want == ROWS and perm[-1] != len(perm) - 1:
-        return None
-    return Layout(perm)
-
-
 class _Sweep:
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph, self.target = graph, target
@@ -158,9 +147,28 @@ class _Sweep:
         for value, want in zip(node.outputs, wanted_outputs, strict=True):
             type_ = value.tensor
             layout = (
-                self.pins.get(value) or _for_readers(value, want) or wanted_layout(want, type_) or dominant_order(node, type_)
+                self.pins.get(value) or self._for_readers(value, want) or wanted_layout(want, type_) or dominant_order(node, type_)
             )
             value.type = type_.with_layout(layout)
+
+    def _for_readers(self, value: Value, want: str) -> Layout | None:
+        """The layout in which the only way this value is read, one Transpose, gives what that one's readers want.
+
+        None if there is no such way. Before the readers' wants are known, dense rows are taken as their wish.
+        """
+        perms: set[tuple[int, ...]] = {n.attrs["perm"] if n.op == "Transpose" else () for n in value.consumers}
+        if want not in (ANY, ROWS) or len(perms) != 1 or () in perms:
+            return None
+        (perm,) = perms
+        rank = len(perm)
+        wishes = {
+            self.wants[reader][0][position] if reader in self.wants else ANY
+            for node in value.consumers
+            for reader, position in node.output.uses
+        }
+        channels = CHANNELS_LAST in wishes and wishes <= {CHANNELS_LAST, ANY}
+        order = tuple(perm[axis] for axis in (channels_last(rank).order if channels else range(rank)))
+        return None if want == ROWS and order[-1] != rank - 1 else Layout(order)
 
     def _demand(self, node: Node, position: int, want: str, why: str) -> None:
         value = node.inputs[position]
