@@ -12,7 +12,7 @@ import threading
 import time
 
 from dovetail.codegen.compiler import compile_c
-from dovetail.codegen.target import Target
+from dovetail.codegen.target import CpuTarget, Target
 
 _CHAINS = 12
 _REPEATS = 2_000_000
@@ -32,7 +32,7 @@ void fma_peak(long long repeats, float *out) {{
 """
 
 
-def source(target: Target) -> str:
+def source(target: CpuTarget) -> str:
     """C text of the kernel for a target."""
     chains = [f"c{i}" for i in range(_CHAINS)]
     return _SOURCE.format(
@@ -47,7 +47,7 @@ def source(target: Target) -> str:
     )
 
 
-def measure_gflops(threads: int = 1, target: Target | None = None, seconds: float = 0.3) -> float:
+def measure_gflops(threads: int = 1, target: CpuTarget | None = None, seconds: float = 0.3) -> float:
     """fp32 GFLOP/s of `threads` threads that do FMAs alone (two operations each); best of a few trials.
 
     Raises:

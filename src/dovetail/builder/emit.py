@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dovetail.builder.select import Choice
-from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.kernel import Kernel, TensorMap
 from dovetail.codegen.tactic import Emitted, Operand
 from dovetail.codegen.target import Target
 from dovetail.core import dims
@@ -29,6 +30,7 @@ from dovetail.engine.plan import (
     Symbol,
     SymbolDef,
     Tap,
+    TensorMapArg,
     TensorRef,
     WeightSpec,
     attribute,
@@ -75,11 +77,17 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
         ),
         weights_program=weights.weights(),
         shapes_program=shapes.program(),
-        kernels=tuple(KernelRef(k.entry, len(k.params), len(k.dims)) for k in kernels.values()),
+        kernels=tuple(map(_kernel_ref, kernels.values())),
         arch=target.arch,
         cpu_flags=target.cpu_flags,
     )
     return Emission(plan, kernels)
+
+
+def _kernel_ref(kernel: Kernel) -> KernelRef:
+    """A kernel as the plan names it; what its compiler says of the launch is filled in after compilation."""
+    call = json.loads(kernel.source) if kernel.library else {}
+    return KernelRef(kernel.entry, len(kernel.params), len(kernel.dims), library=kernel.library, call=call)
 
 
 def _constants(graph: Graph) -> list[Node]:
@@ -100,6 +108,15 @@ def _shape(type: TensorType) -> tuple[tuple[int | str, ...], ...]:
 
 # Work that one core does in a microsecond or two: less than waking a team and a barrier may cost.
 _SMALL_FLOPS, _SMALL_BYTES = 64_000, 32_000
+
+
+def _with_map(arg: Arg, tensor_map: TensorMap | None) -> Arg:
+    if tensor_map is None:
+        return arg
+    described = TensorMapArg(
+        tuple(map(postfix, tensor_map.shape)), tuple(map(postfix, tensor_map.strides)), tensor_map.block
+    )
+    return replace(arg, map=described)
 
 
 def _max_threads(kernel: Kernel) -> int:
@@ -356,26 +373,31 @@ class _MainProgram:
         for index, step in enumerate(emitted.steps):
             kernel = step.kernel
             self.kernels.setdefault(kernel.entry, kernel)
-            workspace = -1
+            own: dict[str, int] = {}
             if any(a.role == "workspace" for a in step.args):
-                workspace = builder.buffer("workspace", "u8", kernel.workspace_bytes)
-            args = tuple(self._argument(node, a, temps, workspace) for a in step.args)
+                own["workspace"] = builder.buffer("workspace", "u8", kernel.workspace_bytes)
+            if any(a.role == "counters" for a in step.args):
+                assert kernel.launch is not None
+                own["counters"] = builder.buffer("counters", "i32", kernel.launch.counters)
+            args = tuple(self._argument(node, a, temps, own) for a in step.args)
+            if kernel.launch is not None and kernel.launch.maps:
+                args = tuple(map(_with_map, args, kernel.launch.maps))
             name = choice.tactic.name + (f".{index}" if len(emitted.steps) > 1 else "")
             builder.steps.append(
                 Step(
                     kernel.entry, args, tuple(map(postfix, kernel.dims)), max_threads=_max_threads(kernel),
-                    origin=node.origin, tactic=name,
+                    origin=node.origin, tactic=name, grid=() if kernel.launch is None else tuple(map(postfix, kernel.launch.grid)),
                 )
             )  # fmt: skip
         if self.time == Time.RUN:
             for value in node.outputs:
                 builder.taps.append(Tap(value.name, self.reference(value), len(builder.segments), len(builder.steps) - 1))
 
-    def _argument(self, node: Node, operand: Operand, temps: list[int], workspace: int) -> Arg:
+    def _argument(self, node: Node, operand: Operand, temps: list[int], own: dict[str, int]) -> Arg:
         if operand.role == "temp":
             return Arg(temps[operand.index])
-        if operand.role == "workspace":
-            return Arg(workspace)
+        if operand.role in own:
+            return Arg(own[operand.role])
         value = node.operands[operand.index] if operand.role == "in" else node.outputs[operand.index]
         type_ = value.tensor
         offset = type_.placement.base(type_.shape) * type_.dtype.itemsize

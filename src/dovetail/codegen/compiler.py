@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dovetail.codegen.target import Target
+from dovetail.codegen.target import CpuTarget, Target
 from dovetail.core.env import env
 from dovetail.core.errors import CompileError
 from dovetail.core.log import logger
@@ -102,13 +102,14 @@ def compiler_version() -> str:
 
 def flags(target: Target) -> tuple[str, ...]:
     """Compiler flags for `target`, without input and output names."""
+    cpu = CpuTarget.of(target)
     result = [*_COMMON]
     if not env().cc:
-        result.append(f"--target={target.arch}-linux-gnu")
-    if target.march:
-        result.append(f"-march={target.march}")
-    result += [f"-m{feature}" for feature in target.features]
-    if target.vector_bytes == 64:
+        result.append(f"--target={cpu.arch}-linux-gnu")
+    if cpu.march:
+        result.append(f"-march={cpu.march}")
+    result += [f"-m{feature}" for feature in cpu.features]
+    if cpu.vector_bytes == 64:
         result.append("-mprefer-vector-width=512")
     return tuple(result)
 

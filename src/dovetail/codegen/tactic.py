@@ -75,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Operand:
-    """A kernel argument: ("in", i), ("out", i) of the group, ("temp", i) between its kernels, or ("workspace", 0)."""
+    """A kernel argument: ("in", i), ("out", i) of the group, ("temp", i) between its kernels, ("workspace", 0) or ("counters", 0)."""
 
     role: str
     index: int

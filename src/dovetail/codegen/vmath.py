@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import re
 
-from dovetail.codegen.target import Target
+from dovetail.codegen.target import CpuTarget, Target
 
 # Functions of one template: F = float type, I = integer type, $ = name suffix.
 _TEMPLATE = """
@@ -509,13 +509,14 @@ def prelude(target: Target, source: str | None = None) -> str:
     mention are left out, which saves most of the compiler's fixed time. The text is guarded, so that a
     unit may hold it several times.
     """
-    widths = [4, 8, 16] if target.arch == "x86_64" else [4]
-    lanes = [n for n in widths if n <= max(4, target.vector_floats)]
+    cpu = CpuTarget.of(target)
+    widths = [4, 8, 16] if cpu.arch == "x86_64" else [4]
+    lanes = [n for n in widths if n <= max(4, cpu.vector_floats)]
     double = True
     if source is not None:
         lanes = [n for n in lanes if f"v{n}f" in source]
         double = not _DOUBLE_NAMES.isdisjoint(_NAME.findall(source))
-    return _prelude(target.has_f16_conversion, tuple(lanes), double)
+    return _prelude(cpu.has_f16_conversion, tuple(lanes), double)
 
 
 _NAME = re.compile(r"dt_\w+")

@@ -48,6 +48,7 @@ def check(plan: Plan) -> None:
             names = {f"d{i}" for i in range(kernel.dims)}
             for extent in kernel.extents:
                 _expect(_names(extent) <= names, where, "extents over its dims")
+        _launch(kernel, where)
         kernels[kernel.entry] = kernel
     _distinct((w.name for w in plan.weights), "plan.weights")
     for spec in plan.weights:
@@ -72,6 +73,20 @@ def check(plan: Plan) -> None:
     _Checker(kernels, static).program(plan.shapes_program, symbols, "plan.shapes_program", 0)
     static["shape"] = {p.name for p in plan.shapes_program.outputs}
     _Checker(kernels, static).program(plan.main, set(), "plan.main", 0)
+
+
+def _launch(kernel: KernelRef, where: str) -> None:
+    """Bounds on what is handed to the driver."""
+    launch = kernel.launch
+    _expect(kernel.library in ("", "cublaslt", "cudnn"), where, "a known library")
+    _expect(not (kernel.library and launch), where, "a kernel or a library call")
+    if launch is None:
+        return
+    _expect(0 < launch.threads <= 1024 and launch.threads % 32 == 0, where, "32 to 1024 threads in warps")
+    _expect(0 <= launch.shared <= 232448, where, "at most 227 KiB of shared memory")
+    _expect(0 <= launch.scratch <= 1 << 20 and 0 < launch.scratch_align <= 4096, where, "at most 1 MiB of scratch a block")
+    _expect(1 <= launch.cluster <= 16, where, "clusters of 1 to 16 blocks")
+    _expect(len(launch.descriptors) <= kernel.pointers, where, "at most one descriptor per parameter")
 
 
 class _Checker:
@@ -171,10 +186,16 @@ class _Checker:
                 _expect(len(step.args) == kernel.pointers, at, f"{kernel.pointers} arguments")
                 _expect(len(step.dims) == kernel.dims, at, f"{kernel.dims} dims")
                 _expect(0 <= step.max_threads <= 64, at, "max_threads of 0 to 64")
-                _symbols(step.dims, known, at)
+                _expect(len(step.grid) == (3 if kernel.launch is not None else 0), at, "a grid for a kernel of a GPU, and for no other")
+                _symbols((*step.dims, *step.grid), known, at)
                 for arg in step.args:
                     _expect(0 <= arg.buffer < len(roots), at, "buffers of the program")
                     _symbols((arg.offset,), known, at)
+                    if arg.map is not None:
+                        rank = len(arg.map.shape)
+                        _expect(1 <= rank <= 5 and rank == len(arg.map.strides) == len(arg.map.block), at, "a map of one rank, 1 to 5")
+                        _expect(all(0 < b <= 1024 for b in arg.map.block), at, "tiles of 1 to 1024 elements an axis")
+                        _symbols((*arg.map.shape, *arg.map.strides), known, at)
                     root = roots[arg.buffer]
                     kind = program.buffers[root].kind
                     if kind == "host":

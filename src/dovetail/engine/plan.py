@@ -42,7 +42,7 @@ _SERIAL_BYTES = 1 << 20
 Postfix = tuple[int | str, ...]
 """A dimension as a postfix program of `core.dims`: ints, "$N" for symbol N, and operators."""
 
-BufferKind = Literal["weight", "packed", "shape", "input", "output", "arena", "workspace", "host"]
+BufferKind = Literal["weight", "packed", "shape", "input", "output", "arena", "workspace", "counters", "host"]
 ControlKind = Literal["If", "Loop", "Scan"]
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -71,6 +71,7 @@ class Buffer:
       bound by the caller.
     - `arena`: placed by lifetime; contents are undefined before the first write. `workspace`: the
       same, live during the steps that name it only.
+    - `counters`: zero when a context is made, and zero again after each step that uses it (CUDA).
     - `host`: allocated by the host or control step that writes it: data-dependent sizes, strings,
       sequences. `size` may mention the symbols that the writer defines.
 
@@ -111,11 +112,21 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorMapArg:
+    """What a tensor descriptor describes: shape and strides in elements (the last stride is 1), and the tile of one copy."""
+
+    shape: tuple[Postfix, ...]
+    strides: tuple[Postfix, ...]
+    block: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Arg:
-    """One pointer argument of a kernel: a buffer and an offset in bytes."""
+    """One pointer argument of a kernel: a buffer and an offset in bytes; with `map`, a tensor descriptor at that address."""
 
     buffer: int
     offset: Postfix = (0,)
+    map: TensorMapArg | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +135,7 @@ class Step:
 
     `barrier` False: the next step does not depend on this one (nor on the ones before that lack a
     barrier), so that the team need not wait. `max_threads` 0 means the whole team. `origin` holds
-    the names of the ONNX nodes.
+    the names of the ONNX nodes. `grid` counts the programs of a CUDA kernel along three axes.
     """
 
     kernel: str
@@ -134,6 +145,7 @@ class Step:
     max_threads: int = 0
     origin: tuple[str, ...] = ()
     tactic: str = ""
+    grid: tuple[Postfix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +282,29 @@ class Guard:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaLaunch:
+    """What the compiler says of a CUDA kernel, as the launch needs it.
+
+    `threads` per block, `shared` bytes of dynamic shared memory, `scratch` bytes of global memory per block (aligned to
+    `scratch_align`), `pdl`: it waits for the kernel ahead of it by itself. `descriptors` has one record per tensor-map parameter, in
+    order: `swizzle`, `element` (bytes), `kind` (CUtensorMapDataType) and `box`, the tile of one hardware copy.
+    """
+
+    threads: int
+    shared: int
+    scratch: int = 0
+    scratch_align: int = 1
+    pdl: bool = False
+    cluster: int = 1
+    descriptors: tuple[Mapping[str, Json], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class KernelRef:
     """An exported kernel: its entry name, and how many pointers and dims it takes.
+
+    `launch` is given for kernels of a GPU. `library` names the library that a step calls instead ("cublaslt", "cudnn"), and
+    `call` says what, as data that `device.cuda` understands.
 
     `extents`, where given, bounds what the kernel touches: bytes from each pointer, as postfix
     programs over `d0`, `d1`, ... (its dims). Binding then refuses a step that would leave its
@@ -282,6 +315,9 @@ class KernelRef:
     pointers: int
     dims: int
     extents: tuple[Postfix, ...] | None = None
+    launch: CudaLaunch | None = None
+    library: str = ""
+    call: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

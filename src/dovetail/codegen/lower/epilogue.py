@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dovetail.codegen.c_scalar import literal, unsupported
-from dovetail.codegen.loop_ir import Call, Const, Expr, Leaf, Scope, leaf
+from dovetail.codegen.loop_ir import Call, Const, Expr, Leaf, Scope, compute_dtype, leaf
 from dovetail.codegen.lower.context import Context, Index, NotLowerable, find_lowering
 from dovetail.core.dtypes import BOOL, F32
 from dovetail.ir.graph import Graph, Node, Value
@@ -47,8 +47,8 @@ class EpilogueCode:
     results: tuple[str, ...]
 
 
-class _Elementwise(Context):
-    """Lowers pointwise nodes at one element, whose operands are C variables."""
+class Elementwise(Context):
+    """Lowers pointwise nodes at one element; `names` gives the variables of the operands that are there."""
 
     def __init__(self, names: Mapping[Value, str]) -> None:
         super().__init__(Scope(), {})
@@ -60,7 +60,7 @@ class _Elementwise(Context):
 
     def _value(self, value: Value) -> Expr:
         if value in self._names:
-            return leaf(self._names[value], F32)
+            return leaf(self._names[value], compute_dtype(value.tensor.dtype))
         node = value.producer
         if node is None:
             raise NotLowerable(f"operand {value.name} has not been loaded")
@@ -117,7 +117,7 @@ def epilogue_code(
     Raises:
         NotLowerable: `epilogue_reason` gives the same reason beforehand.
     """
-    ctx = _Elementwise(names)
+    ctx = Elementwise(names)
     printer = _VectorPrinter(vector, prefix)
     results = tuple(printer.emit(ctx.value(v)) for v in body.outputs)
     return EpilogueCode(tuple(printer.statements), results)

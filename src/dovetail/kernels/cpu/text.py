@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dovetail.codegen.target import Target
+from dovetail.codegen.target import CpuTarget, Target
 from dovetail.core.dims import Dim
 
 
@@ -23,7 +23,8 @@ class Isa:
     @staticmethod
     def of(target: Target) -> Isa:
         """The vector shape of a target."""
-        return Isa(target.vector_floats, target.n_registers)
+        cpu = CpuTarget.of(target)
+        return Isa(cpu.vector_floats, cpu.n_registers)
 
     @property
     def vector(self) -> str:
