@@ -13,8 +13,8 @@ from dovetail.ir.graph import Node
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import attention, pack
 from dovetail.kernels.cpu.attention import ADDED, BOOLEAN, NO_MASK, AttentionConfig
-from dovetail.kernels.cpu.fused import attributes, broadcast_strides
 from dovetail.kernels.cpu.text import DimTable, Isa
+from dovetail.kernels.fused import attributes, broadcast_strides
 
 
 def _head_strides(type_: TensorType, heads: int) -> tuple[tuple[Dim, Dim, Dim], Dim, Dim, Dim]:

@@ -11,7 +11,7 @@ from dovetail.codegen.target import Target
 from dovetail.core.dims import product
 from dovetail.kernels.cpu import conv
 from dovetail.kernels.cpu.conv import ConvConfig
-from dovetail.kernels.cpu.fused import attributes, in_place, make_epilogue, sides
+from dovetail.kernels.cpu.fused import make_epilogue
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
@@ -24,6 +24,7 @@ from dovetail.kernels.cpu.images import (
 )
 from dovetail.kernels.cpu.microkernel import max_rows
 from dovetail.kernels.cpu.text import DimTable, Isa
+from dovetail.kernels.fused import attributes, in_place, sides
 
 
 @tactic

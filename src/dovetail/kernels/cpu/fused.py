@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from dovetail.codegen.lower.epilogue import epilogue_code, epilogue_reason, side_inputs
 from dovetail.codegen.tactic import Group
-from dovetail.core.dims import Dim
 from dovetail.core.dtypes import F32
-from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu.epilogue import Epilogue
 from dovetail.kernels.cpu.text import Isa
-from dovetail.ops.registry import spec
 
 # Ops that compile to a few instructions; any other makes an epilogue costly.
 _CHEAP = frozenset({"Add", "Sub", "Mul", "Max", "Min", "Relu", "Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "Neg", "Abs"})
-
-
-@dataclass(frozen=True)
-class Side:
-    """An epilogue operand: body value, kernel input position, strides along the axes of the output (0 = broadcast)."""
-
-    value: Value
-    position: int
-    strides: tuple[Dim, ...]
-
-
-def attributes(node: Node) -> dict[str, Any]:
-    """A node's attributes with the defaults of its op filled in."""
-    declared = spec(node.op)
-    return declared.complete({k: v for k, v in node.attrs.items() if k in declared.attributes})
 
 
 def type_reason(group: Group) -> str | None:
@@ -53,29 +33,6 @@ def epilogue_problem(group: Group) -> str | None:
         if value.tensor.shape != shape:
             return f"output {value.name} has another shape than {group.anchor.op}"
     return epilogue_reason(group.body, group.anchor)
-
-
-def broadcast_strides(type_: TensorType, rank: int) -> tuple[Dim, ...]:
-    """Element strides of an operand along the `rank` axes of a result it is broadcast to."""
-    strides = type_.placement.strides(type_.shape)
-    own = tuple(0 if d == 1 else s for d, s in zip(type_.shape, strides, strict=True))
-    return (0,) * (rank - len(own)) + own
-
-
-def sides(group: Group) -> list[Side]:
-    """The epilogue's operands, in the order of its body."""
-    assert group.anchor is not None
-    rank = group.anchor.output.tensor.rank
-    found = []
-    for value in side_inputs(group.body, group.anchor):
-        outer = group.inputs[value.index]
-        found.append(Side(value, value.index, broadcast_strides(outer.tensor, rank)))
-    return found
-
-
-def is_run_time(group: Group, value: Value) -> bool:
-    """Whether a body input is computed in every run (others always lie row-major)."""
-    return group.inputs[value.index].time == Time.RUN
 
 
 def make_epilogue(group: Group, isa: Isa, bias: bool, before: Sequence[str] = ()) -> Epilogue:
@@ -102,12 +59,3 @@ def make_epilogue(group: Group, isa: Isa, bias: bool, before: Sequence[str] = ()
     others = [n.op for n in group.body.nodes if n is not anchor]
     costly = any(op not in _CHEAP for op in others)
     return Epilogue(len(values) + bias, len(group.outputs), body, costly)
-
-
-def in_place(group: Group, found: Sequence[Side]) -> tuple[tuple[int, int], ...]:
-    """(output, input) pairs that may share memory: operands read only where the result is written."""
-    assert group.anchor is not None
-    read = set(group.anchor.operands)
-    shape = group.outputs[0].tensor.shape
-    pairs = [(0, s.position) for s in found if s.value not in read and s.value.tensor.shape == shape]
-    return tuple(pairs) if len(group.outputs) == 1 else ()

@@ -12,16 +12,10 @@ from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import pad
 from dovetail.kernels.cpu.conv import Image
-from dovetail.kernels.cpu.fused import (
-    Side,
-    attributes,
-    epilogue_problem,
-    is_run_time,
-    sides,
-    type_reason,
-)
+from dovetail.kernels.cpu.fused import epilogue_problem, type_reason
 from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable
+from dovetail.kernels.fused import Side, attributes, is_run_time, sides
 
 
 def image_of(type_: TensorType) -> Image:

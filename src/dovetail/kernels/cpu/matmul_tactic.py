@@ -25,18 +25,12 @@ from dovetail.ir.graph import Node, Time
 from dovetail.kernels.cpu import contraction, gemm, pack, pad, tiles
 from dovetail.kernels.cpu.contraction import Axis
 from dovetail.kernels.cpu.conv import Image
-from dovetail.kernels.cpu.fused import (
-    broadcast_strides,
-    epilogue_problem,
-    in_place,
-    make_epilogue,
-    sides,
-    type_reason,
-)
+from dovetail.kernels.cpu.fused import epilogue_problem, make_epilogue, type_reason
 from dovetail.kernels.cpu.gemm import GemmConfig
 from dovetail.kernels.cpu.microkernel import max_rows
 from dovetail.kernels.cpu.pad import PadConfig
 from dovetail.kernels.cpu.text import DimTable, Isa
+from dovetail.kernels.fused import broadcast_strides, in_place, sides
 
 
 def _operands(group: Group) -> tuple[Node, int, int]:

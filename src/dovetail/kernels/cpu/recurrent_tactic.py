@@ -24,13 +24,13 @@ from dovetail.ir.graph import Node, Time
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import contraction, gemm, recurrent, recurrent_pack
 from dovetail.kernels.cpu.contraction import Axis
-from dovetail.kernels.cpu.fused import attributes
 from dovetail.kernels.cpu.gemm import GemmConfig
 from dovetail.kernels.cpu.microkernel import max_rows
 from dovetail.kernels.cpu.recurrent import RecurrentConfig
 from dovetail.kernels.cpu.recurrent_gates import Cell, Function, activation_reason
 from dovetail.kernels.cpu.recurrent_pack import RecurrentPackConfig
 from dovetail.kernels.cpu.text import DimTable, Isa
+from dovetail.kernels.fused import attributes
 from dovetail.ops.packing import recurrent_panels
 
 _OPS = ("LSTM", "GRU", "RNN")

@@ -11,14 +11,7 @@ from dovetail.core.dims import product
 from dovetail.ir.graph import Node
 from dovetail.kernels.cpu import window
 from dovetail.kernels.cpu.conv import Image
-from dovetail.kernels.cpu.fused import (
-    attributes,
-    epilogue_problem,
-    in_place,
-    make_epilogue,
-    sides,
-    type_reason,
-)
+from dovetail.kernels.cpu.fused import epilogue_problem, make_epilogue, type_reason
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
@@ -30,6 +23,7 @@ from dovetail.kernels.cpu.images import (
 )
 from dovetail.kernels.cpu.text import DimTable, Isa
 from dovetail.kernels.cpu.window import AVERAGE, DEPTHWISE, MAXIMUM, WindowConfig
+from dovetail.kernels.fused import attributes, in_place, sides
 
 _Pairs = tuple[tuple[int, int], tuple[int, int]]
 

@@ -9,7 +9,7 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Pack, Step,
 from dovetail.codegen.target import Target
 from dovetail.core.dims import product
 from dovetail.kernels.cpu import winograd
-from dovetail.kernels.cpu.fused import attributes, in_place, make_epilogue, sides
+from dovetail.kernels.cpu.fused import make_epilogue
 from dovetail.kernels.cpu.images import (
     bias_of,
     bias_operands,
@@ -20,6 +20,7 @@ from dovetail.kernels.cpu.images import (
 )
 from dovetail.kernels.cpu.text import DimTable, Isa
 from dovetail.kernels.cpu.winograd import WinogradConfig
+from dovetail.kernels.fused import attributes, in_place, sides
 
 _LEAST_CHANNELS = 32  # below, the transforms cost more than the multiplications they save
 _LEAST_EXTENT = 12  # below, tiles of four waste too much of the last row and column

@@ -1,0 +1,4 @@
+"""CUDA kernels: Triton templates for contractions, generated loops, library calls, and the tactics that use them.
+
+Importing this package registers the tactics; those imported first are preferred.
+"""
