@@ -10,7 +10,7 @@ import pytest
 
 from dovetail.codegen.compiler import cache_key, compile_c, compile_many, compile_parts
 from dovetail.codegen.kernel import ENTRY, make_kernel, translation_unit
-from dovetail.codegen.target import ISAS, Target
+from dovetail.codegen.target import ISAS, CudaTarget, Target
 from dovetail.codegen.vmath import prelude
 from dovetail.core.env import override
 from dovetail.core.errors import CompileError, UsageError
@@ -119,7 +119,8 @@ def test_targets():
     assert Target.parse("cpu") == Target.host() and Target.host().supports_host()
     assert Target.parse(Target.host().name) == Target.host()
     assert str(Target.parse("cpu:generic")) == "cpu:generic"
-    for text in ("gpu", "cpu:sse9", "cuda:sm_90"):
+    assert isinstance(Target.parse("cuda:sm_90"), CudaTarget) and Target.parse("sm_80").name == "cuda:sm_80"
+    for text in ("gpu", "cpu:sse9", "cuda:sm_1"):
         with pytest.raises(UsageError, match="expected cpu or one of"):
             Target.parse(text)
 

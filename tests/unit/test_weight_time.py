@@ -13,7 +13,7 @@ from onnx import helper
 
 import dovetail
 from dovetail import builder, runtime
-from dovetail.builder import compile_kernels
+from dovetail.builder.machine_code import compile_cpu_kernels
 from dovetail.builder.emit import emit_plan
 from dovetail.builder.select import choose_weights
 from dovetail.codegen.lower import reason_not_lowerable
@@ -61,7 +61,7 @@ def compiled(b: Builder, *outputs: Value) -> tuple[Plan, list[Array], list[Array
     group_weights(module, TARGET, reason_not_lowerable, placement)
     verify(module)
     emission = emit_plan(module, choose_weights(module, TARGET), placement, TARGET)
-    binary, host = compile_kernels(emission.kernels.values(), TARGET)
+    binary, host = compile_cpu_kernels(emission.kernels.values(), TARGET)
     results = []
     for threads in (1, 3):
         engine = runtime.RuntimeEngine(

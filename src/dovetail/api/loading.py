@@ -15,7 +15,7 @@ from dovetail.api import remade
 from dovetail.api.engine import Artifacts, Engine
 from dovetail.core.errors import CompileError, EngineError, TrustError
 from dovetail.core.log import logger
-from dovetail.engine.file import EngineFile
+from dovetail.engine.file import EngineFile, kernels_member
 
 _log = logger("load")
 
@@ -67,14 +67,14 @@ def _member(file: EngineFile, target: str, name: str) -> bytes | None:
 
 def _stored_artifacts(file: EngineFile, target: str) -> Artifacts:
     return Artifacts(
-        file.graph, file.source(target), _member(file, target, "kernels.so"), _member(file, target, "host.so"),
+        file.graph, file.source(target), _member(file, target, kernels_member(target)), _member(file, target, "host.so"),
         dict(file.info), file.build,
     )  # fmt: skip
 
 
 def _as_stored(file: EngineFile, target: str) -> runtime.Provided:
     """The binaries of the file, on the caller's word."""
-    kernels = _member(file, target, "kernels.so")
+    kernels = _member(file, target, kernels_member(target))
     _log.warning("%s: running unsigned machine code because trust=True", file.path)
     return runtime.Provided([] if kernels is None else [kernels], _member(file, target, "host.so"))
 

@@ -31,7 +31,7 @@ class Remade:
     Attributes:
         plan: the plan, made on this machine.
         graph: canonical IR text.
-        source: C text of the kernels.
+        source: text of the kernels.
         kernels, host: compiled libraries.
     """
 
@@ -39,7 +39,7 @@ class Remade:
     graph: str
     source: str
     kernels: Path
-    host: Path
+    host: Path | None
 
 
 def key_of(file: EngineFile, target: str) -> str:
@@ -73,8 +73,9 @@ def read(key: str) -> Remade | None:
         _log.warning("the cached plan %s cannot be read (%s): making it again", key, error)
         return None
     try:
-        kernels, host = env().cache / data["kernels"], env().cache / data["host"]
-        if data["key"] != key or not kernels.is_file() or not host.is_file():
+        kernels = env().cache / data["kernels"]
+        host = env().cache / data["host"] if data["host"] else None
+        if data["key"] != key or not kernels.is_file() or (host is not None and not host.is_file()):
             return None
         return Remade(loads(data["plan"].encode()), str(data["graph"]), str(data["source"]), kernels, host)
     except (AttributeError, KeyError, TypeError, PlanFormatError) as error:
@@ -88,7 +89,8 @@ def write(key: str, made: Remade) -> None:
     try:
         document = {
             "key": key, "plan": dumps(made.plan).decode(), "graph": made.graph, "source": made.source,
-            "kernels": made.kernels.relative_to(root).as_posix(), "host": made.host.relative_to(root).as_posix(),
+            "kernels": made.kernels.relative_to(root).as_posix(),
+            "host": made.host.relative_to(root).as_posix() if made.host is not None else "",
         }  # fmt: skip
         _path(key).parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(".tmp", key[:16], _path(key).parent)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import dovetail.kernels.cpu  # noqa: F401 - registers the tactics
+import dovetail.kernels.cpu
+import dovetail.kernels.cuda  # noqa: F401 - both register their tactics
 from dovetail.builder.emit import Emission, emit_plan
+from dovetail.builder.machine_code import compile_plan, source_text
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.report import report_data
 from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, select
-from dovetail.codegen.compiler import compile_c, compile_parts
-from dovetail.codegen.kernel import Kernel, translation_unit
+from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.lower import reason_not_lowerable
 from dovetail.codegen.target import Target
 from dovetail.core.env import env
 from dovetail.core.log import logger
 from dovetail.core.version import __version__
-from dovetail.device.cpu import HOST_SOURCE
 from dovetail.engine.codec import encode
 from dovetail.engine.plan import WEIGHTS_KEY, NativeSegment, Plan
 from dovetail.frontend.importer import import_onnx
@@ -40,8 +40,6 @@ from dovetail.passes.simplify import simplify
 from dovetail.passes.weight_time import group_weights
 
 PASSES = ("import", "simplify", "recognise", "legalise", "horizontal", "fuse", "layout", "select", "weights")
-_LONG_KERNEL = 4000  # characters of source
-_SHORT_KERNELS = 12  # compiled together
 _log = logger("builder")
 
 
@@ -53,8 +51,9 @@ class Built:
         plan: the program of the engine.
         weights: the module's named initializers.
         graph_text: canonical IR (after recognise), as stored in the engine.
-        source: C text of all kernels.
-        binaries: compiled kernels, then the host library.
+        source: text of all kernels.
+        binary: compiled kernels.
+        host_binary: the host library of a CPU target.
         module, choices, placement, fusion_log: the compiler's own view, for verification and reports.
         weight_choices: what computes the groups of the weights program.
         weight_host: (node, reason) of its host steps.
@@ -66,7 +65,7 @@ class Built:
     source: str
     kernels: dict[str, Kernel]
     binary: Path
-    host_binary: Path
+    host_binary: Path | None
     target: Target
     choices: dict[Node, Choice]
     placement: Placement
@@ -142,14 +141,13 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     emission = emit_plan(module, choices | weight_choices, placement, target)
     stages.mark("emit")
     emission.plan.meta[WEIGHTS_KEY] = _weights_key(emission, target)  # type: ignore[index]  # a dict until it is saved
-    text = translation_unit(emission.kernels.values(), target)
-    binary, host_binary = compile_kernels(emission.kernels.values(), target)
+    code = compile_plan(emission.plan, emission.kernels, target, stages.compiling)
     stages.mark("compile")
     built = Built(
-        emission.plan, module, graph_text, text, emission.kernels, binary, host_binary, target, choices, placement,
+        code.plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
         fusion_log, weight_choices, weight_host, stages.seconds,
     )  # fmt: skip
-    emission.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
+    built.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
     return built
 
 
@@ -158,24 +156,8 @@ def _weights_key(emission: Emission, target: Target) -> str:
     program = emission.plan.weights_program
     steps = [step for segment in program.segments if isinstance(segment, NativeSegment) for step in segment.steps]
     kernels = [emission.kernels[entry] for entry in sorted({step.kernel for step in steps})]
-    parts = [__version__, str(target), translation_unit(kernels, target), encode(program)]
+    parts = [__version__, str(target), source_text(kernels, target), encode(program)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def compile_kernels(kernels: Iterable[Kernel], target: Target) -> tuple[Path, Path]:
-    """Shared objects of the kernels and of the host library (cached by content).
-
-    Long kernels are compiled one by one, so that they run in parallel and are found again in the cache whatever model they
-    come from; short ones share the cost of reading the prelude.
-
-    Raises:
-        CompileError: no compiler, or it rejects the source.
-    """
-    ordered = sorted(kernels, key=lambda k: k.entry)
-    short = [k for k in ordered if len(k.source) < _LONG_KERNEL]
-    parts = [[k] for k in ordered if len(k.source) >= _LONG_KERNEL]
-    parts += [short[i : i + _SHORT_KERNELS] for i in range(0, len(short), _SHORT_KERNELS)] or [[]]
-    return compile_parts([translation_unit(part, target) for part in parts], target), compile_c(HOST_SOURCE, target)
 
 
 def _dump(name: str, module: Module) -> None:
@@ -202,6 +184,11 @@ class _Stages:
             self.after(name, module)
         self.last = time.perf_counter()  # what `after` does is no part of the next stage
 
+    def compiling(self, done: int, total: int) -> None:
+        """So many kernels have been compiled."""
+        if self.progress is not None and total:
+            self.progress("compile", done, total)
+
     def mark(self, name: str) -> None:
         """A stage has ended."""
         now = time.perf_counter()
@@ -213,4 +200,4 @@ class _Stages:
             self.progress("build", self.count, len(PASSES) + 2)
 
 
-__all__ = ["PASSES", "BuildOptions", "Built", "build", "compile_kernels", "compile_module", "optimise"]
+__all__ = ["PASSES", "BuildOptions", "Built", "build", "compile_module", "optimise"]

@@ -27,7 +27,7 @@ _MAX_BUILD = 64 << 20
 class TargetFiles:
     """What an engine file holds for one target.
 
-    `kernels` and `host` are the compiled kernels and host library; `source` is the kernels' C text,
+    `kernels` and `host` are the compiled kernels and host library; `source` is the kernels' text,
     `digest` the SHA-256 of the plan as stored (known of files that were read).
     """
 
@@ -99,16 +99,26 @@ def add_target(path: str | Path, target: str, files: TargetFiles, *, sign: bool 
     container.write(path, members, manifest)
 
 
-_SIGNED = ("plan.json", "kernels.so", "host.so")
+_SIGNED = ("plan.json", "kernels.so", "kernels.cubins", "host.so")
+
+
+def kernels_member(target: str) -> str:
+    """The name of the compiled kernels in a target's folder: a shared object, or a bundle of cubins."""
+    return "kernels.cubins" if target.startswith("cuda:") else "kernels.so"
+
+
+def source_member(target: str) -> str:
+    """The name of the kernels' text in a target's folder."""
+    return "kernels.py" if target.startswith("cuda:") else "kernels.c"
 
 
 def _target_members(target: str, files: TargetFiles, sign: bool) -> dict[str, container.Content]:
     folder = _folder(target)
     parts: dict[str, container.Content] = {"plan.json": dumps(files.plan)}
     if files.source:
-        parts["kernels.c"] = files.source.encode()
+        parts[source_member(target)] = files.source.encode()
     if files.kernels is not None:
-        parts["kernels.so"] = _binary(files.kernels)
+        parts[kernels_member(target)] = _binary(files.kernels)
     if files.host is not None:
         parts["host.so"] = _binary(files.host)
     if sign:
@@ -165,8 +175,8 @@ class EngineFile:
         return data if isinstance(data, dict) else {}
 
     def source(self, target: str) -> str:
-        """C text of a target's kernels, for reading; empty if it is not in the file."""
-        name = f"{self.folder(target)}/kernels.c"
+        """The text of a target's kernels, for reading; empty if it is not in the file."""
+        name = f"{self.folder(target)}/{source_member(target)}"
         return self._text(name, _MAX_BUILD) if name in self.container else ""
 
     def weights(self) -> dict[str, Array] | None:
@@ -231,7 +241,7 @@ class EngineFile:
             raise TrustError(f"{self.path}: {error}") from None
         plan = loads(parts["plan.json"])
         return TargetFiles(
-            plan, parts.get("kernels.so"), parts.get("host.so"), digest=digests["plan.json"]
+            plan, parts.get(kernels_member(target)), parts.get("host.so"), digest=digests["plan.json"]
         )
 
     def folder(self, target: str) -> str:

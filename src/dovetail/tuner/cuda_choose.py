@@ -1,0 +1,287 @@
+"""Chooses tactics and configurations for a GPU: what compiles without spilling, and of that what is fastest.
+
+Candidates of all distinct groups are written and compiled together, in parallel processes. With a GPU, a `Timer` measures them;
+without one, the first candidate in order of preference that compiles is taken, and the engine is marked untuned. From the
+same times the choice is always the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.tactic import Config, Emitted, Group, Tactic
+from dovetail.codegen.target import CudaTarget, Target
+from dovetail.codegen.triton_compiler import Compiled, compile_kernels, triton_version
+from dovetail.core import dims
+from dovetail.core.errors import CompileError
+from dovetail.core.log import logger
+from dovetail.ir.fingerprint import fingerprint
+from dovetail.ir.graph import Time
+from dovetail.passes.layout import fulfils
+from dovetail.tuner.launch import symbols_of
+from dovetail.tuner.measure import Candidate
+from dovetail.tuner.timing_cache import TimingCache, template_version
+
+NOISE = 0.02
+"""Times closer than this share count as equal."""
+
+UNABLE = 1e9
+"""Stands for the time of a candidate that does not compile or run."""
+
+# Candidates of one group that are compiled at optimization levels 0 to 5.
+CANDIDATES = (1, 4, 10, 24, 48, 96)
+_DEFAULT_SIZE = 64
+_log = logger("tune")
+
+Decision = tuple[Tactic, Config, tuple[tuple[str, float], ...]]
+Machine = Mapping[str, Compiled | str]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate with its kernels."""
+
+    candidate: Candidate
+    group: Group
+    emitted: Emitted
+
+    @property
+    def name(self) -> str:
+        """Tactic and configuration."""
+        return self.candidate.name
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """Its kernels in order."""
+        return [step.kernel for step in self.emitted.steps]
+
+
+class Timer(Protocol):
+    """Measures contenders on a device."""
+
+    environment: str
+    """All of the device and its libraries that times depend on."""
+
+    def measure(self, contenders: Sequence[Contender], machine: Machine, sizes: Mapping[str, int]) -> list[float]:
+        """Microseconds of each; `UNABLE` for one that failed to run."""
+
+
+@dataclass
+class _Contest:
+    """A distinct group with its contenders, in order of preference."""
+
+    key: str
+    group: Group
+    contenders: list[Contender]
+    sizes: Mapping[str, int]
+    times: dict[str, float]
+    count: int = 1
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> int:
+        """Work of all occurrences, for the order of measuring."""
+        kernels = self.contenders[0].kernels
+        return self.count * sum(dims.evaluate(k.flops, self.sizes) // 64 + dims.evaluate(k.bytes, self.sizes) for k in kernels)
+
+
+class CudaTuner:
+    """Decides for all groups of a model at once; a `Chooser`.
+
+    Args:
+        timer: measures on a GPU; None chooses by order of preference.
+        budget_s: seconds that compiling and measuring may take.
+        level: optimization level, 0 to 5: how many candidates compete.
+        cache: known times.
+        sizes: values of shape symbols to measure at; others are taken as 1 for the first axis and 64 elsewhere.
+        progress: called as progress(stage, done, total).
+        jobs: compiler processes.
+    """
+
+    def __init__(
+        self,
+        timer: Timer | None,
+        budget_s: float,
+        level: int = 3,
+        cache: TimingCache | None = None,
+        sizes: Mapping[str, int] | None = None,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        jobs: int | None = None,
+    ) -> None:
+        self.timer, self.budget_s, self.level, self.jobs = timer, budget_s, level, jobs
+        self.given, self.progress = dict(sizes or {}), progress
+        self.cache = TimingCache() if cache is None else cache
+        self.interrupted = False
+
+    def __call__(self, groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
+        """One decision per group, in order.
+
+        Raises:
+            CompileError: a group of which no candidate compiles.
+        """
+        cuda = CudaTarget.of(target)
+        contests: dict[str, _Contest] = {}
+        keys: list[str] = []
+        for group, able in groups:
+            key, sizes = self._key(group, cuda)
+            keys.append(key)
+            if key in contests:
+                contests[key].count += 1
+            else:
+                contests[key] = _Contest(key, group, self._contenders(group, able, cuda), sizes, self.cache.get(key))
+        start = time.monotonic()
+        if self.timer is not None and self.level > 0:
+            self._tune(list(contests.values()), cuda, start)
+        chosen = self._settle(list(contests.values()), cuda)
+        decisions: list[Decision] = []
+        for key in keys:
+            contest, contender = contests[key], chosen[key]
+            times = tuple((c.name, contest.times[c.name]) for c in contest.contenders if c.name in contest.times)
+            decisions.append((contender.candidate.tactic, contender.candidate.config, times))
+        return decisions
+
+    # ------------------------------------------------------------------ candidates
+    def _key(self, group: Group, target: CudaTarget) -> tuple[str, dict[str, int]]:
+        sizes = self._sizes(group)
+        outer = ";".join(f"{v.type} {v.time.name} {v.producer is None}" for v in (*group.inputs, *group.outputs))
+        environment = "" if self.timer is None else self.timer.environment
+        parts = (
+            fingerprint(group.body, sizes), outer, repr(target), environment, triton_version(), template_version(), str(self.level),
+        )  # fmt: skip
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40], sizes
+
+    def _sizes(self, group: Group) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for value in (*group.inputs, *group.outputs, *group.body.inputs):
+            for name in symbols_of(value.tensor):
+                sizes.setdefault(name, _DEFAULT_SIZE)
+            for axis, d in enumerate(value.tensor.shape):
+                for name in sorted(dims.symbols(d)):
+                    sizes[name] = min(sizes.get(name, _DEFAULT_SIZE), 1 if axis == 0 else _DEFAULT_SIZE)
+        return sizes | {k: v for k, v in self.given.items() if k in sizes}
+
+    def _contenders(self, group: Group, able: Sequence[Tactic], target: CudaTarget) -> list[Contender]:
+        fitting = [t for t in able if t is able[0] or _accepts(t, group, target)]
+        found: list[Contender] = []
+        for tactic in fitting:
+            limit = CANDIDATES[min(self.level, len(CANDIDATES) - 1)]
+            # Without times only the order counts; a few more stand by in case the first ones do not compile.
+            count = limit if self.timer is not None else 6
+            for config in list(tactic.configs(group, target))[:count]:
+                candidate = Candidate(tactic, tuple(config))
+                packed, emitted = candidate.emit(group, target)
+                found.append(Contender(candidate, packed, emitted))
+        return found
+
+    # ------------------------------------------------------------------ measuring
+    def _tune(self, contests: list[_Contest], target: CudaTarget, start: float) -> None:
+        assert self.timer is not None
+        open_ = [c for c in contests if any(x.name not in c.times for x in c.contenders) and len(c.contenders) > 1]
+        open_ = [c for c in open_ if self.cache.skipped(c.key) < self.budget_s]
+        open_.sort(key=lambda c: (-c.weight, c.key))
+        done = 0
+        try:
+            # All at once: processes are never idle, and what is measured first is what was compiled first.
+            kernels = [k for c in open_ for x in c.contenders for k in x.kernels]
+            machine = compile_kernels(kernels, target, jobs=self.jobs, done=lambda done, total: self.progress("compile", done, total))
+            for contest in open_:
+                self.progress("tune", done, len(open_))
+                if time.monotonic() - start > self.budget_s:
+                    break
+                self._measure(contest, machine)
+                done += 1
+            for contest in open_[done:]:
+                self.cache.skip(contest.key, self.budget_s)
+        except KeyboardInterrupt:
+            # What has been measured counts; the rest is chosen by preference, so the engine is whole.
+            self.interrupted = True
+            _log.warning("interrupted: %d of %d groups are tuned, the others take their default", done, len(open_))
+        finally:
+            self.cache.flush()
+        self.progress("tune", len(open_), len(open_))
+        _log.info("measured %d of %d groups in %.1f s", done, len(open_), time.monotonic() - start)
+
+    def _measure(self, contest: _Contest, machine: Machine) -> None:
+        assert self.timer is not None
+        able = []
+        for contender in contest.contenders:
+            reason = refused(contender, machine)
+            if reason is None:
+                able.append(contender)
+            else:
+                contest.refused[contender.name] = reason
+        us = self.timer.measure(able, machine, contest.sizes) if able else []
+        contest.times = {c.name: UNABLE for c in contest.contenders}
+        contest.times |= {c.name: round(min(t, UNABLE), 3) for c, t in zip(able, us, strict=True)}
+        self.cache.put(contest.key, contest.times)
+        _log.debug("%s: %s; refused: %s", contest.group.node.where, contest.times, contest.refused)
+
+    # ------------------------------------------------------------------ deciding
+    def _settle(self, contests: Sequence[_Contest], target: CudaTarget) -> dict[str, Contender]:
+        """The winner of each contest: the fastest within the noise, else the first that compiles without spilling."""
+        waiting = {c.key: self._ranking(c) for c in contests}
+        chosen: dict[str, Contender] = {}
+        reasons: dict[str, list[str]] = {c.key: [] for c in contests}
+        spilling: dict[str, Contender] = {}
+        while waiting:
+            kernels = [k for ranking in waiting.values() for k in ranking[0].kernels]
+            machine = compile_kernels(kernels, target, jobs=self.jobs, done=lambda done, total: self.progress("compile", done, total))
+            for key in list(waiting):
+                contender = waiting[key].pop(0)
+                reason = refused(contender, machine)
+                if reason is None:
+                    chosen[key] = contender
+                else:
+                    reasons[key].append(f"{contender.name}: {reason}")
+                    if reason.startswith("spills"):
+                        spilling.setdefault(key, contender)
+                if reason is not None and not waiting[key] and key in spilling:
+                    chosen[key] = spilling[key]  # slow, but right
+                if key in chosen:
+                    del waiting[key]
+                elif not waiting[key]:
+                    where = next(c.group.node.where for c in contests if c.key == key)
+                    raise CompileError(f"{where}: no candidate compiles for {target}; tried {'; '.join(reasons[key])}")
+        return chosen
+
+    @staticmethod
+    def _ranking(contest: _Contest) -> list[Contender]:
+        """Contenders, the one to take first: measured ones by time with ties in order of preference, then the others."""
+        times = contest.times
+        finite = [t for t in times.values() if t < UNABLE]
+        known = [c for c in contest.contenders if c.name in times and times[c.name] in finite]
+        unknown = [c for c in contest.contenders if c.name not in times]
+        limit = min(finite, default=0.0) * (1 + NOISE)
+        first = [c for c in known if times[c.name] <= limit][:1]
+        rest = sorted((c for c in known if c not in first), key=lambda c: times[c.name])
+        return [*first, *rest, *unknown] or list(contest.contenders)
+
+
+def refused(contender: Contender, machine: Machine) -> str | None:
+    """None if all kernels of a contender compiled well, else the reason why it is out."""
+    for kernel in contender.kernels:
+        compiled = machine.get(kernel.entry)
+        if kernel.launch is None:
+            continue
+        if compiled is None:
+            return "was not compiled"
+        if isinstance(compiled, str):
+            return compiled
+        if compiled.stack:
+            return f"spills: {compiled.stack} bytes of local memory a thread"
+    return None
+
+
+def _accepts(tactic: Tactic, group: Group, target: Target) -> bool:
+    """Whether the operands already lie as a tactic wants them; constants are packed anyway."""
+    wanted_inputs, wanted_outputs = tactic.layouts(group, target)
+    inputs = all(v.time != Time.RUN or fulfils(w, v.tensor) for v, w in zip(group.inputs, wanted_inputs, strict=True))
+    return inputs and all(fulfils(w, v.tensor) for v, w in zip(group.outputs, wanted_outputs, strict=True))
+
+
+__all__ = ["CANDIDATES", "NOISE", "UNABLE", "Contender", "CudaTuner", "Timer", "refused"]
