@@ -1,0 +1,1 @@
+"""Benchmarks on an NVIDIA GPU against torch; never part of the tests."""
