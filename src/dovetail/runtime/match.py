@@ -138,7 +138,11 @@ def _programs(program: Program) -> Iterator[Postfix]:
         if isinstance(segment, NativeSegment):
             for step in segment.steps:
                 yield from step.dims
-                yield from (a.offset for a in step.args)
+                yield from step.grid
+                for arg in step.args:
+                    yield arg.offset
+                    if arg.map is not None:
+                        yield from (*arg.map.shape, *arg.map.strides)
             continue
         for ref in segment.inputs + segment.outputs:
             if ref is not None:

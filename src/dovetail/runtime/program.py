@@ -30,11 +30,22 @@ from dovetail.engine.plan import (
 from dovetail.runtime import control
 from dovetail.runtime.match import PortMatcher, outer_symbols
 from dovetail.runtime.observe import Observer
-from dovetail.runtime.stage import CallCode, Frame, Layout, NativeCode, Resources, Stage, View
+from dovetail.runtime.stage import (
+    Bound,
+    CallCode,
+    Frame,
+    Layout,
+    NativeCode,
+    Resources,
+    Stage,
+    View,
+)
 
 _CACHED_SHAPES = 16
 
-Kernels = Mapping[str, tuple[int, KernelRef]]
+Kernels = Mapping[str, tuple[Any, KernelRef]]
+"""What a step calls, by entry: an address or whatever else the device launches."""
+
 Array = NDArray[Any]
 
 
@@ -94,7 +105,7 @@ class ProgramRunner:
         found = self._stages.get(key)
         if found is None:
             symbols = self.matcher.match(shapes, env)
-            found = Stage(self.layout, 0, symbols, None, self._blocks, self._kernels)
+            found = self._bind(0, symbols, None)
             self._check_input_sizes(found, shapes)
             _remember(self._stages, key, found)
         return found
@@ -115,15 +126,7 @@ class ProgramRunner:
         None or per output None or a writable C-contiguous array to fill. `version` identifies
         `resources`: step tables are pointed to it again when it differs from the last run's.
         """
-        frame = Frame(stage.frame.addresses.copy(), stage.frame.arrays.copy())
-        with_arrays = self._with_arrays or observer is not None
-        for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
-            if not opaque:
-                frame.addresses[root] = address(value)
-                if with_arrays and (root in self._viewed or observer is not None):
-                    frame.arrays[root] = storage_of(value)
-            else:
-                frame.arrays[root] = value
+        frame = self._frame(stage, inputs, observer)
         dying = self.layout.dying
         results: list[Any] = [None] * len(self.program.outputs)
         results_of_definer: tuple[Any, ...] = ()
@@ -132,21 +135,15 @@ class ProgramRunner:
                 for native in stage.natives:
                     native.point_to(resources)
                 stage.version = version
-            self._allocate_outputs(stage, frame, outputs, results, inputs, with_arrays)
+            self._allocate_outputs(stage, frame, outputs, results, inputs, observer)
             first = self.layout.stages[stage.number][0]
             if stage.pending:
                 self._store(stage.pending, results_of_definer, frame, resources, "")
                 if observer is not None:
                     self._tap(first - 1, None, stage, frame, resources, observer)
             for index, code in enumerate(stage.code, first):
-                if isinstance(code, NativeCode):
-                    pointers, addresses = code.pointers, frame.addresses
-                    for at, root, offset in code.dynamic:
-                        pointers[at] = addresses[root] + offset
-                    if observer is None:
-                        self._launch(code.table, len(code.segment.steps), min(threads, code.team))
-                    else:
-                        self._observe(code, stage, frame, resources, threads, observer)
+                if isinstance(code, Bound):
+                    self._native(code, stage, frame, resources, threads, observer)
                 else:
                     results_of_definer = self._call(
                         code, stage, frame, resources, version, threads, observer
@@ -156,7 +153,7 @@ class ProgramRunner:
                         self._store(code.outputs, results_of_definer, frame, resources, origin)
                         if observer is not None:
                             self._tap(code.index, None, stage, frame, resources, observer)
-                if isinstance(code, NativeCode) or not code.segment.defines:
+                if isinstance(code, Bound) or not code.segment.defines:
                     for root in dying[index]:
                         frame.arrays[root] = None
             if stage.number + 1 == len(self.layout.stages):
@@ -165,15 +162,70 @@ class ProgramRunner:
             stage = self._next(stage, results_of_definer, code, frame, resources)
             for root in dying[index]:
                 frame.arrays[root] = None
-            frame = Frame(
-                _merge(frame.addresses, stage.frame.addresses),
-                [
-                    new if old is None else old
-                    for old, new in zip(frame.arrays, stage.frame.arrays, strict=True)
-                ],
-            )
+            self._join(frame, stage)
         self._collect(stage, frame, resources, outputs, results)
         return results
+
+    # --- what depends on where memory is; `runtime.cuda.program` has other answers ---------------
+
+    def _bind(self, number: int, env: Mapping[str, int], parent: Stage | None) -> Stage:
+        return Stage(self.layout, number, env, parent, self._blocks, self._kernels)
+
+    def _frame(self, stage: Stage, inputs: Sequence[Any], observer: Observer | None) -> Frame:
+        """Where everything is when a run begins."""
+        frame = Frame(stage.frame.addresses.copy(), stage.frame.arrays.copy())
+        with_arrays = self._with_arrays or observer is not None
+        for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
+            if not opaque:
+                frame.addresses[root] = address(value)
+                if with_arrays and (root in self._viewed or observer is not None):
+                    frame.arrays[root] = storage_of(value)
+            else:
+                frame.arrays[root] = value
+        return frame
+
+    def _join(self, frame: Frame, stage: Stage) -> None:
+        """Add the memory that a later stage has placed."""
+        frame.addresses = _merge(frame.addresses, stage.frame.addresses)
+        frame.arrays = [
+            new if old is None else old
+            for old, new in zip(frame.arrays, stage.frame.arrays, strict=True)
+        ]
+
+    def _native(
+        self,
+        code: Bound,
+        stage: Stage,
+        frame: Frame,
+        resources: Resources,
+        threads: int,
+        observer: Observer | None,
+    ) -> None:
+        assert isinstance(code, NativeCode)
+        pointers, addresses = code.pointers, frame.addresses
+        for at, root, offset in code.dynamic:
+            pointers[at] = addresses[root] + offset
+        if observer is None:
+            self._launch(code.table, len(code.segment.steps), min(threads, code.team))
+        else:
+            self._observe(code, stage, frame, resources, threads, observer)
+
+    def _read(self, view: View, frame: Frame, resources: Resources) -> Any:
+        """A tensor as an array on the host."""
+        return view.of(frame, resources)
+
+    def _put(self, view: View, value: Array, frame: Frame, resources: Resources) -> None:
+        """Write an array of the right dtype and shape to where a tensor is."""
+        if view.buffer.kind == "host":
+            value = np.asarray(value, order="C")
+            frame.arrays[view.root] = storage_of(value)
+            frame.addresses[view.root] = address(value)
+        else:
+            np.copyto(view.of(frame, resources), value)
+
+    def _region(self, program: Program) -> ProgramRunner:
+        """A runner for a region of a control segment."""
+        return ProgramRunner(program, self._kernels, self._pool)
 
     # --- native ---------------------------------------------------------------------------------
 
@@ -223,7 +275,7 @@ class ProgramRunner:
     ) -> None:
         for tap in self._taps.get(segment, ()):
             if observer.wants(tap.name) and step in (None, tap.step):
-                value = View(tap.tensor, self.layout, stage.env).of(frame, resources)
+                value = self._read(View(tap.tensor, self.layout, stage.env), frame, resources)
                 steps = self.program.segments[segment]
                 origin = (
                     steps.origin
@@ -245,7 +297,7 @@ class ProgramRunner:
         observer: Observer | None,
     ) -> tuple[Any, ...]:
         segment = code.segment
-        inputs = [None if v is None else v.of(frame, resources) for v in code.inputs]
+        inputs = [None if v is None else self._read(v, frame, resources) for v in code.inputs]
         for view, value in zip(code.inputs, inputs, strict=True):
             if view is not None and view.buffer.kind in ("input", "weight", "packed", "shape"):
                 _protect(value)
@@ -276,7 +328,7 @@ class ProgramRunner:
     ) -> tuple[control.Control, list[ProgramRunner]]:
         found = self._controls.get(index)
         if found is None:
-            regions = [ProgramRunner(r, self._kernels, self._pool) for r in segment.regions]
+            regions = [self._region(r) for r in segment.regions]
             found = self._controls[index] = control.Control(segment), regions
         return found
 
@@ -305,18 +357,13 @@ class ProgramRunner:
                     f"{origin or view.buffer.name}: the host step returned {value.dtype} "
                     f"{value.shape}, expected {view.dtype} {view.shape}"
                 )
-            if view.buffer.kind == "host":
-                value = np.asarray(value, order="C")
-                frame.arrays[view.root] = storage_of(value)
-                frame.addresses[view.root] = address(value)
-            else:
-                np.copyto(view.of(frame, resources), value)
+            self._put(view, value, frame, resources)
 
     def _next(
         self,
         stage: Stage,
         results: Sequence[Any],
-        code: NativeCode | CallCode,
+        code: Bound | CallCode,
         frame: Frame,
         resources: Resources,
     ) -> Stage:
@@ -330,7 +377,7 @@ class ProgramRunner:
             for definition, value in zip(segment.defines, values, strict=True):
                 env[definition.symbol] = value
             number = stage.number + 1
-            child = Stage(self.layout, number, env, stage, self._blocks, self._kernels)
+            child = self._bind(number, env, stage)
             _remember(stage.children, key, child)
         return child
 
@@ -346,7 +393,7 @@ class ProgramRunner:
         if definition.output is not None:
             return int(np.shape(results[definition.output])[definition.index])
         view = code.inputs[0]
-        flat = np.empty(0) if view is None else np.asarray(view.of(frame, resources)).reshape(-1)
+        flat = np.empty(0) if view is None else np.asarray(self._read(view, frame, resources)).reshape(-1)
         if definition.index >= flat.size:
             raise ExecutionError(
                 f"{where}: got {flat.size} values, expected at least {definition.index + 1} "
@@ -369,8 +416,9 @@ class ProgramRunner:
         outputs: Sequence[Any] | None,
         results: list[Any],
         inputs: Sequence[Any],
-        with_arrays: bool,
+        observer: Observer | None,
     ) -> None:
+        with_arrays = self._with_arrays or observer is not None
         for i, view in stage.outputs:
             root = self._owned.get(i)
             if root is None:
@@ -407,7 +455,7 @@ class ProgramRunner:
             if result is not None:
                 continue
             view = stage.result(i)
-            value = view.of(frame, resources)
+            value = self._read(view, frame, resources)
             given = None if outputs is None else outputs[i]
             if given is not None:
                 np.copyto(given, value)

@@ -22,6 +22,7 @@ from dovetail.device.cpu.memory import address, aligned_bytes
 from dovetail.device.cpu.pool import MAX_THREADS
 from dovetail.engine import memory
 from dovetail.engine.plan import (
+    Arg,
     Attr,
     Buffer,
     ControlSegment,
@@ -32,6 +33,7 @@ from dovetail.engine.plan import (
     Postfix,
     Program,
     Segment,
+    Step,
     TensorRef,
 )
 
@@ -187,10 +189,23 @@ class View:
             ) from error
 
 
-class NativeCode:
+class Bound:
+    """A native segment bound to shapes: what it launches, once it knows where the weights are."""
+
+    __slots__ = ("segment",)
+
+    def __init__(self, segment: NativeSegment) -> None:
+        self.segment = segment
+
+    def point_to(self, resources: Resources) -> None:
+        """Fill in the addresses of weights and shape results."""
+        raise NotImplementedError
+
+
+class NativeCode(Bound):
     """A native segment with its step table filled in."""
 
-    __slots__ = ("_keep", "dims", "dynamic", "pointers", "segment", "static", "table", "team")
+    __slots__ = ("_keep", "dims", "dynamic", "pointers", "static", "table", "team")
 
     def __init__(
         self,
@@ -201,7 +216,7 @@ class NativeCode:
         base: Sequence[int],
         kernels: Mapping[str, tuple[int, KernelRef]],
     ) -> None:
-        self.segment = segment
+        super().__init__(segment)
         n_pointers = sum(len(s.args) for s in segment.steps)
         n_dims = sum(len(s.dims) for s in segment.steps)
         pointers = np.zeros(n_pointers + 1, np.uint64)
@@ -214,7 +229,7 @@ class NativeCode:
         for row, step in enumerate(segment.steps):
             entry, kernel = kernels[step.kernel]
             values = [run_program(d, env) for d in step.dims]
-            reach = _extents(kernel, values)
+            reach = extents_of(kernel, values)
             table[row] = (
                 entry,
                 address(pointers) + 8 * at,
@@ -227,15 +242,7 @@ class NativeCode:
             for position, arg in enumerate(step.args):
                 root = layout.root[arg.buffer]
                 buffer = layout.program.buffers[root]
-                offset = run_program(arg.offset, env)
-                size = sizes[arg.buffer]
-                need = reach[position] if reach is not None else 0
-                if size is None or not 0 <= offset <= size or offset + need > size:
-                    raise PlanFormatError(
-                        f"plan: step {step.kernel} of {', '.join(step.origin) or 'the program'} "
-                        f"reaches bytes {offset} to {offset + need} of buffer {arg.buffer} of "
-                        f"{size} bytes; rebuild the engine"
-                    )
+                offset, size = reached(step, arg, env, sizes, reach[position] if reach else 0)
                 if buffer.kind in STATIC_KINDS:
                     self.static.append((at, buffer, offset, size))
                 elif buffer.kind in _PLACED_KINDS:
@@ -261,7 +268,26 @@ class NativeCode:
             self.pointers[at] = address(array) + offset
 
 
-def _extents(kernel: KernelRef, dims: Sequence[int]) -> list[int] | None:
+def reached(
+    step: Step, arg: Arg, env: Mapping[str, int], sizes: Sequence[int | None], need: int
+) -> tuple[int, int]:
+    """Byte offset of an argument and the size of its buffer.
+
+    Raises:
+        PlanFormatError: the kernel would leave the buffer.
+    """
+    offset = run_program(arg.offset, env)
+    size = sizes[arg.buffer]
+    if size is None or not 0 <= offset <= size or offset + need > size:
+        raise PlanFormatError(
+            f"plan: step {step.kernel} of {', '.join(step.origin) or 'the program'} reaches bytes "
+            f"{offset} to {offset + need} of buffer {arg.buffer} of {size} bytes; rebuild the engine"
+        )
+    return offset, size
+
+
+def extents_of(kernel: KernelRef, dims: Sequence[int]) -> list[int] | None:
+    """Bytes that a kernel touches from each pointer, where it is known."""
     if kernel.extents is None:
         return None
     env = {f"d{i}": value for i, value in enumerate(dims)}
@@ -319,8 +345,8 @@ class Stage:
         number: int,
         env: Mapping[str, int],
         parent: Stage | None,
-        blocks: list[NDArray[np.uint8]],
-        kernels: Mapping[str, tuple[int, KernelRef]],
+        blocks: list[Any],
+        kernels: Mapping[str, tuple[Any, KernelRef]],
     ) -> None:
         program = layout.program
         self.number = number
@@ -346,10 +372,10 @@ class Stage:
             definer = program.segments[start - 1]
             assert not isinstance(definer, NativeSegment)
             self.pending = views(definer.outputs, layout, self.env)
-        self.code: list[NativeCode | CallCode] = [
+        self.code: list[Bound | CallCode] = [
             self._bind(program.segments[i], i, layout, kernels) for i in range(start, end)
         ]
-        self.natives = [c for c in self.code if isinstance(c, NativeCode)]
+        self.natives = [c for c in self.code if isinstance(c, Bound)]
         self.outputs = [
             (i, View(port.tensor, layout, self.env))
             for i, port in enumerate(program.outputs)
@@ -367,8 +393,8 @@ class Stage:
         segment: Segment,
         index: int,
         layout: Layout,
-        kernels: Mapping[str, tuple[int, KernelRef]],
-    ) -> NativeCode | CallCode:
+        kernels: Mapping[str, tuple[Any, KernelRef]],
+    ) -> Bound | CallCode:
         if isinstance(segment, NativeSegment):
             addresses = self.frame.addresses
             return NativeCode(segment, layout, self.env, self.sizes, addresses, kernels)
@@ -383,7 +409,7 @@ class Stage:
                     f"{layout.root[buffer.id]} of {whole} bytes; rebuild the engine"
                 )
 
-    def _place(self, layout: Layout, blocks: list[NDArray[np.uint8]]) -> None:
+    def _place(self, layout: Layout, blocks: list[Any]) -> None:
         buffers = layout.program.buffers
         placed = [
             root
