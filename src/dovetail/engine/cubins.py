@@ -1,79 +1,65 @@
-"""The machine code of a CUDA plan's kernels as one member of an engine file, `kernels.cubins`.
+"""A bundle of cubins: the machine code of a CUDA plan, one piece per kernel, as the member `kernels.cubins`.
 
-    8 bytes   "DTCUBIN1"
-    8 bytes   length of the index, little-endian
-    index     JSON: entry name -> [offset, size], offsets from the start of the file
-    cubins    each at a multiple of 64
-
-The same kernels give the same bytes.
+A header of little-endian integers, so that reading needs no parser: magic, count, then per kernel the length of its entry
+name, the offset and the length of its code; the names; the code, each piece aligned to 64 bytes.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import struct
 from collections.abc import Mapping
 
 from dovetail.core.errors import PlanFormatError
-from dovetail.engine.codec import parse_json
 
-MEMBER = "kernels.cubins"
-"""Name of the member, beside the plan."""
-
-_MAGIC = b"DTCUBIN1"
+_MAGIC = b"DVTLCUB1"
+_HEAD = struct.Struct("<8sQ")
+_RECORD = struct.Struct("<QQQ")
+_MAX_KERNELS = 1 << 20
 _ALIGNMENT = 64
-_MAX_INDEX = 16 << 20
-_MAX_KERNELS = 1 << 16
-_ENTRY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
 def pack(kernels: Mapping[str, bytes]) -> bytes:
-    """Put machine code by entry name into one member."""
+    """The bundle of kernels by entry name; equal mappings give equal bytes."""
     names = sorted(kernels)
-    # Offsets are part of the index whose length they depend on: leave room for the longest ones.
-    room = len(json.dumps({name: [1 << 53, 1 << 53] for name in names}))
-    at = _aligned(16 + room)
-    index: dict[str, list[int]] = {}
-    parts = []
-    for name in names:
-        code = kernels[name]
-        index[name] = [at, len(code)]
-        parts.append(code + bytes(_aligned(len(code)) - len(code)))
-        at += len(parts[-1])
-    text = json.dumps(index).encode()
-    head = _MAGIC + len(text).to_bytes(8, "little") + text
-    return head + bytes(_aligned(16 + room) - len(head)) + b"".join(parts)
+    encoded = [name.encode() for name in names]
+    at = _HEAD.size + _RECORD.size * len(names) + sum(map(len, encoded))
+    records, pieces = [], []
+    for name, text in zip(names, encoded, strict=True):
+        padding = -at % _ALIGNMENT
+        pieces += [bytes(padding), kernels[name]]
+        records.append(_RECORD.pack(len(text), at + padding, len(kernels[name])))
+        at += padding + len(kernels[name])
+    return b"".join([_HEAD.pack(_MAGIC, len(names)), *records, *encoded, *pieces])
 
 
-def unpack(data: bytes | memoryview) -> dict[str, bytes]:
-    """The machine code by entry name.
+def unpack(data: bytes | memoryview) -> dict[str, memoryview]:
+    """The kernels of a bundle, as views of it.
 
     Raises:
-        PlanFormatError: not such a member, or a damaged one.
+        PlanFormatError: it is damaged.
     """
-    view = memoryview(data)
-    if len(view) < 16 or bytes(view[:8]) != _MAGIC:
-        raise _error(f"got {bytes(view[:8])!r} at the start, expected {_MAGIC!r}")
-    length = int.from_bytes(view[8:16], "little")
-    if length > min(_MAX_INDEX, len(view) - 16):
-        raise _error(f"got an index of {length} bytes in {len(view)} bytes")
-    index = parse_json(view[16 : 16 + length], MEMBER, _MAX_INDEX)
-    if not isinstance(index, dict) or len(index) > _MAX_KERNELS:
-        raise _error("got an index that is none")
-    found: dict[str, bytes] = {}
-    for name, span in index.items():
-        if not _ENTRY.fullmatch(name) or not isinstance(span, list) or len(span) != 2 or not all(type(n) is int for n in span):
-            raise _error(f"got a damaged record of {name[:40]!r}")
-        start, size = span
-        if not 16 + length <= start <= start + size <= len(view):
-            raise _error(f"the kernel {name!r} leaves the file")
-        found[name] = bytes(view[start : start + size])
+    view = memoryview(data).cast("B")
+    if len(view) < _HEAD.size or bytes(view[:8]) != _MAGIC:
+        raise _error("no bundle of cubins")
+    _, count = _HEAD.unpack_from(view)
+    at = _HEAD.size + _RECORD.size * count
+    if count > _MAX_KERNELS or at > len(view):
+        raise _error(f"{count} kernels in {len(view)} bytes")
+    found: dict[str, memoryview] = {}
+    for index in range(count):
+        length, offset, size = _RECORD.unpack_from(view, _HEAD.size + _RECORD.size * index)
+        if at + length > len(view) or offset + size > len(view) or offset < at:
+            raise _error(f"kernel {index} outside the bundle")
+        try:
+            name = str(view[at : at + length], "ascii")
+        except ValueError:
+            raise _error(f"a damaged name of kernel {index}") from None
+        if name in found:
+            raise _error(f"kernel {name[:40]} twice")
+        found[name] = view[offset : offset + size]
+        at += length
     return found
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
 def _error(what: str) -> PlanFormatError:
-    return PlanFormatError(f"{MEMBER}: {what}; the file is damaged, build the engine again")
+    return PlanFormatError(f"kernels.cubins: got {what}, expected a bundle of cubins; build the engine again")
