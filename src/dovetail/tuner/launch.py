@@ -27,7 +27,7 @@ from dovetail.device.cpu import (
 )
 from dovetail.device.cpu.host import STEP_WORDS
 from dovetail.device.cpu.memory import address
-from dovetail.ir.graph import Graph
+from dovetail.ir.graph import Graph, Time
 from dovetail.ir.types import TensorType
 from dovetail.ops.infer import infer
 
@@ -119,7 +119,13 @@ def symbols_of(type_: TensorType) -> frozenset[str]:
 def with_packs(group: Group, tactic: Tactic, config: Config, target: Target) -> Group:
     """The group as `tactic.emit` expects it: a copy of its node whose packed operands have packed types."""
     graph = Graph("launch")
-    values = [graph.add_input(v.name, v.type) for v in group.inputs]
+    # What is known before the run stays so: kernels may read it early.
+    values = [
+        graph.add("Constant", (), {"name": v.name}, types=[v.type], names=[v.name]).output
+        if v.time == Time.WEIGHT
+        else graph.add_input(v.name, v.type)
+        for v in group.inputs
+    ]
     node = graph.add(
         "Fusion", values, group.node.attrs, types=[v.type for v in group.outputs],
         regions=[group.body], origin=group.node.origin,
@@ -128,7 +134,10 @@ def with_packs(group: Group, tactic: Tactic, config: Config, target: Target) -> 
         attrs = dict(pack.attrs)
         value = node.input(pack.position)
         (type_,) = infer(pack.op, (value,), attrs)
-        graph.set_input(node, pack.position, graph.add_input(f"{value.name}.packed", type_))
+        name = f"{value.name}.packed"
+        packed = graph.add("Constant", (), {"name": name}, types=[type_], names=[name], before=node).output
+        graph.set_input(node, pack.position, packed if value.time == Time.WEIGHT else graph.add_input(name, type_))
+    graph.update_times()
     return replace(group, node=node)
 
 

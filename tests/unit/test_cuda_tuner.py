@@ -1,0 +1,150 @@
+"""Choosing candidates for a GPU: what compiles, what is fastest, what is remembered; on host memory in place of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Tactic, single
+from dovetail.codegen.target import CudaTarget, Target
+from dovetail.codegen.triton_interpreter import interpret
+from dovetail.core.dtypes import F16
+from dovetail.core.errors import CompileError
+from dovetail.device.cuda.driver_host import HostDriver
+from dovetail.ir.graph import Value
+from dovetail.kernels.cuda.writer import Writer
+from dovetail.tuner.cuda_choose import UNABLE, CudaTuner
+from dovetail.tuner.cuda_launch import DeviceLaunch, Functions
+from dovetail.tuner.cuda_time import GraphTimer
+from dovetail.tuner.launch import place, with_packs
+from dovetail.tuner.timing_cache import TimingCache
+from tests.unit.cuda_harness import SM90, Body, aot, fused
+
+KERNELS: dict[str, Kernel] = {}
+
+
+class Doubling(Tactic):
+    """y = 2x, by blocks of a configured size; a block of 3 does not compile."""
+
+    name = "doubling"
+    device = "cuda"
+    kinds = ("doubling",)
+
+    def supports(self, group: Group, target: Target) -> str | None:
+        return None
+
+    def configs(self, group: Group, target: Target) -> Sequence[Config]:
+        return ((("block", 3),), (("block", 64),), (("block", 128),))
+
+    def emit(self, group: Group, config: Config, target: Target) -> Emitted:
+        w = Writer(CudaTarget.of(target))
+        x, y = w.pointer(Operand("in", 0), group.inputs[0].tensor), w.pointer(Operand("out", 0), group.outputs[0].tensor)
+        n, block = group.outputs[0].tensor.size, dict(config)["block"]
+        body = [
+            *w.wait,
+            f"i = tl.program_id(0) * {block} + tl.arange(0, {block})",
+            f"tl.store({y} + i, tl.load({x} + i, mask=i < {n}) * 2, mask=i < {n})",
+        ]
+        kernel = w.kernel(body, grid=(-(-int(n) // int(block)), 1, 1), warps=1, stages=1, tactic=self.name, config=config, bytes=4 * n)
+        KERNELS[kernel.entry] = kernel
+        return single(kernel)
+
+
+def doubling() -> Group:
+    def body(b: Body) -> Value:
+        x = b.input(F16, 200)
+        return b("Add", x, x)
+
+    return fused(body, kind="doubling")
+
+
+def host_driver() -> HostDriver:
+    def run(code: bytes, entry: str, grid: tuple[int, int, int], values: Sequence[object]) -> None:
+        kernel = KERNELS[entry]
+        interpret(kernel, values[: len(kernel.params)], values[len(kernel.params) :], grid)
+
+    return HostDriver(run)
+
+
+class Scripted:
+    """A timer that gives the times it was told."""
+
+    environment = "test"
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times, self.calls = times, 0
+
+    def measure(self, contenders, machine, sizes):
+        self.calls += 1
+        return [self.times[c.name] for c in contenders]
+
+
+def choose(tmp_path, timer, **options):
+    tuner = CudaTuner(timer, 60.0, cache=TimingCache(tmp_path / "times.jsonl"), jobs=1, **options)
+    ((_, config, times),) = tuner([(doubling(), [Doubling()])], SM90)
+    return dict(config)["block"], dict(times)
+
+
+def test_without_a_device_the_first_that_compiles_wins(tmp_path):
+    assert choose(tmp_path, None) == (64, {})
+
+
+def test_the_fastest_wins_and_ties_keep_the_order(tmp_path):
+    block, times = choose(tmp_path, Scripted({"doubling block=64": 2.0, "doubling block=128": 1.0}))
+    assert block == 128 and times["doubling block=3"] == UNABLE
+    tie = Scripted({"doubling block=64": 1.01, "doubling block=128": 1.0})
+    assert choose(tmp_path / "other", tie)[0] == 64
+
+
+def test_known_times_are_not_measured_again(tmp_path):
+    timer = Scripted({"doubling block=64": 2.0, "doubling block=128": 1.0})
+    assert choose(tmp_path, timer)[0] == 128 and timer.calls == 1
+    assert choose(tmp_path, timer)[0] == 128 and timer.calls == 1
+    other = Scripted({"doubling block=64": 1.0, "doubling block=128": 2.0})
+    other.environment = "another device"
+    assert choose(tmp_path, other)[0] == 64 and other.calls == 1
+
+
+def test_an_interrupted_build_takes_the_default(tmp_path):
+    class Impatient(Scripted):
+        def measure(self, contenders, machine, sizes):
+            raise KeyboardInterrupt
+
+    assert choose(tmp_path, Impatient({}))[0] == 64
+
+
+def test_nothing_that_compiles_is_an_error_with_reasons(tmp_path):
+    class Broken(Doubling):
+        def configs(self, group, target):
+            return ((("block", 3),),)
+
+    with pytest.raises(CompileError, match=r"(?s)no candidate compiles for cuda:sm_90; tried doubling block=3: .*power of 2"):
+        CudaTuner(None, 60.0, jobs=1)([(doubling(), [Broken()])], SM90)
+
+
+def test_times_come_from_graphs_on_the_device():
+    driver = host_driver()
+    group, tactic = doubling(), Doubling()
+    timer = GraphTimer(driver, pool_bytes=1 << 20)
+    tuner = CudaTuner(timer, 60.0, jobs=1)
+    ((_, _, times),) = tuner([(group, [tactic])], SM90)
+    assert times and all(t > 0 for _, t in times)
+    assert driver.log["launch_graph"] >= 4
+
+
+def test_groups_run_between_guards():
+    group, tactic = doubling(), Doubling()
+    config = (("block", 64),)
+    packed = with_packs(group, tactic, config, SM90)
+    emitted = tactic.emit(packed, config, SM90)
+    machine = aot([s.kernel for s in emitted.steps], SM90)
+    x = np.arange(200, dtype=np.float16)
+    inputs, outputs = [place(group.inputs[0].tensor, {}, x)], [place(group.outputs[0].tensor, {})]
+    run = DeviceLaunch(emitted, inputs, outputs, {}, Functions(host_driver(), machine))
+    run.run()
+    run.close()
+    np.testing.assert_array_equal(outputs[0].array, 2 * x)
+    assert inputs[0].intact() and outputs[0].intact()
