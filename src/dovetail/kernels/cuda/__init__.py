@@ -2,3 +2,7 @@
 
 Importing this package registers the tactics; those imported first are preferred.
 """
+
+from dovetail.kernels.cuda import conv_tactic
+
+__all__ = ["conv_tactic"]

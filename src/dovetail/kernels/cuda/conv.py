@@ -1,0 +1,310 @@
+"""Convolution of channels-last images as an implicit matrix product: the text of one Triton kernel.
+
+Rows are output positions of all images, columns are filters, and the sum runs over taps and blocks of channels: a row's operand for a
+tap lies at a fixed distance from its operand for the first tap. What lies in the padding is loaded as zero: per row one bit for each
+tap says whether it is inside. A 1x1 convolution without stride and padding is a plain matrix product over merged rows.
+
+Groups of channels are blocks of columns with a range of channels of their own. Where groups are narrow, a program takes several of
+them: filters are then zero outside of their group's channels.
+
+With `split` the sum is cut into parts of one program each; the last one to arrive adds all parts in order, so that results never vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.tactic import Config, Group, Operand
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.dims import Dim, ceil_div
+from dovetail.core.dtypes import F32, I32, DType
+from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
+from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, tile_epilogue
+
+MAX_TAPS = 31
+"""Taps of an axis whose bits fit one word."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A configuration.
+
+    Attributes:
+        bm, bn, bk: output positions, filters and channels of a tile.
+        warps, stages: of the program and its pipeline.
+        split: programs that share one tile's sum.
+        pack: groups of channels that one program takes together.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    split: int = 1
+    pack: int = 1
+
+    @staticmethod
+    def of(config: Config) -> Tile:
+        """The tile of a configuration."""
+        return Tile(**{name: int(value) for name, value in config})
+
+    @property
+    def config(self) -> Config:
+        """The configuration of a tile; what does nothing is left out."""
+        found = [("bm", self.bm), ("bn", self.bn), ("bk", self.bk), ("warps", self.warps), ("stages", self.stages)]
+        extra = [("split", self.split), ("pack", self.pack)]
+        return (*found, *((name, value) for name, value in extra if value != 1))
+
+
+def precision(dtype: DType, target: CudaTarget) -> str:
+    """The argument of `tl.dot` that keeps fp32 products exact unless the target may round them."""
+    return f', input_precision="{"tf32" if target.tf32 else "ieee"}"' if dtype == F32 else ""
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """How tiles cover a convolution.
+
+    Attributes:
+        rows: tiles of output positions.
+        blocks: sets of groups of channels.
+        columns: tiles of filters per block.
+        depth, width: channels and filters of a block.
+        steps: blocks of channels of all taps.
+    """
+
+    rows: Dim
+    blocks: int
+    columns: int
+    depth: int
+    width: int
+    steps: int
+
+
+def _tiles(conv: Convolution, tile: Tile) -> _Tiles:
+    depth, width = conv.depth * tile.pack, conv.width * tile.pack
+    steps = conv.window.taps * -(-depth // tile.bk)
+    return _Tiles(ceil_div(conv.window.pixels, tile.bm), conv.groups // tile.pack, -(-width // tile.bn), depth, width, steps)
+
+
+def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
+    """The kernel of a dense or grouped convolution of channels-last images."""
+    conv = convolution_of(group)
+    window, tiles = conv.window, _tiles(conv, tile)
+    anchor = group.anchor
+    assert anchor is not None
+    w = Writer(target)
+    x = w.pointer(Operand("in", anchor.input(0).index), window.x)
+    f = w.pointer(Operand("in", conv.weights), group.inputs[conv.weights].tensor)
+    lines = _program(tiles, tile)
+    inner, rows, row_mask = _rows(w, window, tile.bm, lines)
+    column_mask = _columns(conv, tiles, tile, lines)
+    lines.append(f"rk = tl.arange(0, {tile.bk})")
+    guarded = [axis for axis, padded in enumerate(window.padded) if padded]
+    offset, starts = corner(w, window, inner, lines, guarded)
+    lines.append(f"xo = ({offset})[:, None] + rk[None, :]" if offset != "0" else "xo = tl.zeros_like(rm)[:, None] + rk[None, :]")
+    if tiles.blocks > 1:
+        lines.append(f"xo += block * {tiles.depth}")
+    inside = _inside(w, window, starts, lines)
+    weight_mask = _filters(conv, tiles, tile, lines)
+    epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
+    lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
+    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target))
+    lines += _loop(body, tiles.steps, tile.split)
+    lines += w.release
+    counters, workspace = 0, 0
+    if tile.split > 1:
+        total = tiles.rows * tiles.columns * tiles.blocks
+        assert isinstance(total, int), "split sums need a known number of tiles"
+        counters, workspace = total, total * tile.split * tile.bm * tile.bn * 4
+        lines += _last_arriver(w, tile, epilogue.late)
+    else:
+        lines += epilogue.late
+    return w.kernel(
+        lines, grid=(tiles.rows * tiles.columns * tiles.blocks, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name,
+        config=tile.config, flops=conv.flops, bytes=conv.bytes, workspace_bytes=workspace, counters=counters,
+    )  # fmt: skip
+
+
+def _program(tiles: _Tiles, tile: Tile) -> list[str]:
+    """Which tile a program has: columns fastest, so that neighbours read the same rows."""
+    lines = ["tile = tl.program_id(0)"]
+    across = tiles.columns * tiles.blocks
+    if across == 1:
+        lines.append("row_tile = tile")
+    else:
+        lines += [f"row_tile = tile // {across}", f"column_tile = tile % {across}"]
+    if tiles.blocks > 1:
+        lines.append(f"block = column_tile // {tiles.columns}" if tiles.columns > 1 else "block = column_tile")
+        if tiles.columns > 1:
+            lines.append(f"column_tile = column_tile % {tiles.columns}")
+    if tile.split > 1:
+        lines.append("part = tl.program_id(1)")
+    return lines
+
+
+def _rows(w: Writer, window: Window, bm: int, lines: list[str]) -> tuple[Rows, Rows, str]:
+    """(rows for loads: clamped to the last one; rows for stores; which of those are inside)."""
+    lines.append(f"rm = row_tile * {bm} + tl.arange(0, {bm})")
+    rows = window.rows("rm")
+    if is_multiple(window.pixels, bm):
+        return rows, rows, ""
+    count = w.dim(window.pixels)
+    lines.append(f"rc = tl.minimum(rm, {count} - 1)")
+    return window.rows("rc"), rows, f"rm < {count}"
+
+
+def _columns(conv: Convolution, tiles: _Tiles, tile: Tile, lines: list[str]) -> str:
+    """Defines `rn`, the filters of a tile, and `rl`, their numbers inside the block; returns which are inside."""
+    start = f"column_tile * {tile.bn} + " if tiles.columns > 1 else ""
+    lines.append(f"rl = {start}tl.arange(0, {tile.bn})")
+    lines.append(f"rn = block * {tiles.width} + rl" if tiles.blocks > 1 else "rn = rl")
+    return "" if tiles.width % tile.bn == 0 else f"rl < {tiles.width}"
+
+
+def _inside(w: Writer, window: Window, starts: dict[int, str], lines: list[str]) -> list[tuple[str, Sequence[int]]]:
+    """Words whose bit t says whether tap t of a row's window is inside, and the axes that number their taps."""
+    guarded = [axis for axis, padded in enumerate(window.padded) if padded]
+    if not guarded:
+        return []
+    words: dict[int, str] = {}
+    for axis in guarded:
+        extent, dilation = w.dim(window.space[axis]), window.dilations[axis]
+        terms = []
+        for t in range(window.kernel[axis]):
+            at = f"{starts[axis]} + {t * dilation}" if t else starts[axis]
+            ok = f"(({at} >= 0) & ({at} < {extent})).to(tl.int32)"
+            terms.append(f"({ok} << {t})" if t else ok)
+        words[axis] = w.fresh("v")
+        lines.append(f"{words[axis]} = {' + '.join(terms)}")
+    if window.taps > MAX_TAPS:
+        return [(words[axis], (axis,)) for axis in guarded]
+    # One word for all axes: bits of the inner axes, once for each inside tap of the outer ones.
+    factors, step = [], 1
+    for axis in reversed(range(window.rank)):
+        k = window.kernel[axis]
+        if axis in guarded:
+            spread = words[axis]
+            if step > 1 and k > 1:
+                spread = w.fresh("v")
+                lines.append(f"{spread} = " + " + ".join(f"((({words[axis]} >> {t}) & 1) << {t * step})" for t in range(k)))
+            factors.append(spread)
+        elif k > 1:
+            factors.append(str(sum(1 << (t * step) for t in range(k))))
+        step *= k
+    lines.append(f"inside = {' * '.join(factors)}")
+    return [("inside", tuple(range(window.rank)))]
+
+
+def _filters(conv: Convolution, tiles: _Tiles, tile: Tile, lines: list[str]) -> list[str]:
+    """Defines `fo`, the offsets of the filters of a tile for the first step; returns what masks them, [bk, bn] or broadcast to it."""
+    row = conv.window.taps * conv.depth
+    clamped = "rn"
+    if tiles.width % tile.bn:
+        limit = f"block * {tiles.width} + {tiles.width - 1}" if tiles.blocks > 1 else str(tiles.width - 1)
+        lines.append(f"rf = tl.minimum(rn, {limit})")
+        clamped = "rf"
+    if tile.pack == 1:
+        lines.append(f"fo = {clamped}[None, :] * {row} + rk[:, None]")
+        return []
+    assert tiles.depth <= tile.bk, "packed groups fit one block of channels"
+    lines.append(f"fo = {clamped}[None, :] * {row} + (rk % {conv.depth})[:, None]")
+    lines.append(f"own = (rk // {conv.depth})[:, None] == (rl // {conv.width})[None, :]")
+    return ["own"]
+
+
+def _step(
+    w: Writer, conv: Convolution, tiles: _Tiles, tile: Tile, x: str, f: str, inside: list[tuple[str, Sequence[int]]],
+    weight_mask: list[str], options: str,
+) -> list[str]:  # fmt: skip
+    """The statements of step k of the sum."""
+    window, strides = conv.window, conv.window.x_strides
+    blocks = -(-tiles.depth // tile.bk)
+    lines: list[str] = []
+    channel = "0"
+    if window.taps == 1:
+        tap = "0"
+        channel = f"k * {tile.bk}" if blocks > 1 else "0"
+    elif blocks == 1:
+        tap = "k"
+    else:
+        lines += [f"tap = k // {blocks}", f"c0 = (k % {blocks}) * {tile.bk}"]
+        tap, channel = "tap", "c0"
+    index = _tap_index(window, tap, lines)
+    terms = [] if channel == "0" else [channel]
+    for axis, number in index.items():
+        terms.append(f"{number} * {w.dim(window.dilations[axis] * strides[axis + 2])}")
+    masks = []
+    for word, axes in inside:
+        bit = tap if len(axes) == window.rank else index.get(axes[0], "0")
+        masks.append(f"((({word} >> {bit}) & 1) != 0)[:, None]" if bit != "0" else f"(({word} & 1) != 0)[:, None]")
+    weights = list(weight_mask)
+    if tiles.depth % tile.bk:
+        left = f"{tiles.depth} - {channel}" if channel != "0" else str(tiles.depth)
+        masks.append(f"(rk < {left})[None, :]")
+        weights.append(f"(rk < {left})[:, None]")
+    weight_terms = [t for t in (f"{tap} * {conv.depth}" if tap != "0" else "", channel if channel != "0" else "") if t]
+    lines.append(f"a = tl.load({' + '.join([x, *_scalar(terms)])} + xo{_masked(masks)})")
+    lines.append(f"b = tl.load({' + '.join([f, *_scalar(weight_terms)])} + fo{_masked(weights)})")
+    lines.append(f"acc = tl.dot(a, b, acc{options})")
+    return lines
+
+
+def _scalar(terms: list[str]) -> list[str]:
+    return [f"({' + '.join(terms)})"] if terms else []
+
+
+def _masked(masks: list[str]) -> str:
+    return f", mask={' & '.join(masks)}, other=0.0" if masks else ""
+
+
+def _tap_index(window: Window, tap: str, lines: list[str]) -> dict[int, str]:
+    """The index of a tap along each axis with several of them; appends what defines them."""
+    axes = [axis for axis, k in enumerate(window.kernel) if k > 1]
+    if len(axes) <= 1:
+        return dict.fromkeys(axes, tap)
+    found: dict[int, str] = {}
+    rest = tap
+    for axis in reversed(axes):
+        if axis == axes[0]:
+            found[axis] = rest
+            break
+        lines.append(f"t{axis} = {rest} % {window.kernel[axis]}")
+        lines.append(f"u{axis} = {rest} // {window.kernel[axis]}")
+        found[axis], rest = f"t{axis}", f"u{axis}"
+    return found
+
+
+def _loop(body: list[str], steps: int, split: int) -> list[str]:
+    """All steps, or those of one part."""
+    if steps == 1:
+        return body
+    inner = ["    " + line for line in body]
+    if split == 1:
+        return [f"for k in range(0, {steps}):", *inner]
+    share = -(-steps // split)
+    end = f"part * {share} + {share}"
+    if steps % split:
+        end = f"tl.minimum({end}, {steps})"
+    return [f"for k in range(part * {share}, {end}):", *inner]
+
+
+def _last_arriver(w: Writer, tile: Tile, late: Sequence[str]) -> list[str]:
+    """Parts through memory; the last program adds them in order and goes on."""
+    size = tile.bm * tile.bn
+    parts, counter = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
+    load = f"tl.load({parts} + tile * {tile.split * size} + {{}} + po, cache_modifier=\".cg\")"
+    return [
+        f"po = (tl.arange(0, {tile.bm}) * {tile.bn})[:, None] + tl.arange(0, {tile.bn})[None, :]",
+        f"tl.store({parts} + (tile * {tile.split} + part) * {size} + po, acc)",
+        "tl.debug_barrier()",
+        f"arrived = tl.atomic_add({counter} + tile, 1, sem=\"acq_rel\")",
+        f"if arrived == {tile.split - 1}:",
+        f"    tl.store({counter} + tile, 0)",
+        f"    acc = {load.format(0)}",
+        *(f"    acc += {load.format(n * size)}" for n in range(1, tile.split)),
+        *("    " + line for line in late),
+    ]

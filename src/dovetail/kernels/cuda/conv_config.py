@@ -1,0 +1,146 @@
+"""Which tiles a convolution tries: all that fit, ranked by a model of the machine.
+
+The model counts cycles of one multiprocessor: products, operands from L2, latency that the pipeline does not hide, waves of
+programs. It ranks well enough to keep the measured list short; builds without a GPU take its first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.dtypes import F32
+from dovetail.kernels.cuda.conv import Tile
+from dovetail.kernels.cuda.conv_shape import Convolution
+from dovetail.kernels.cuda.writer import typical
+
+# Pipeline depths of one tile that are worth measuring.
+_DEPTHS = 2
+
+TYPICAL = 8
+"""What a symbolic batch is taken for."""
+
+# Cycles: of a first load until its product, of one load from L2, of what a step does besides, of an epilogue, and of passing parts
+# through memory.
+_START, _LATENCY, _STEP, _END, _PART = 1600, 900, 120, 700, 1500
+# Bytes a cycle that one multiprocessor gets from L2, and registers of one.
+_L2_BYTES, _REGISTERS = 28, 65536
+
+
+def rank(conv: Convolution, tiles: Iterable[Tile], target: CudaTarget, operands: int, keep: int) -> list[Tile]:
+    """The most promising tiles, best first.
+
+    Args:
+        operands: tensors of the result's size that the epilogue reads or writes.
+        keep: how many.
+    """
+    able = [(cycles(conv, t, target, operands), n, t) for n, t in enumerate(dict.fromkeys(tiles)) if fits(conv, t, target)]
+    kept: list[Tile] = []
+    depths: Counter[Tile] = Counter()
+    for _, _, t in sorted(able, key=lambda item: item[:2]):
+        depths[replace(t, stages=0)] += 1
+        if depths[replace(t, stages=0)] <= _DEPTHS and len(kept) < keep:
+            kept.append(t)
+    return kept
+
+
+def shared_bytes(conv: Convolution, t: Tile) -> int:
+    """Shared memory of the operands in flight."""
+    return t.stages * (t.bm + t.bn) * t.bk * conv.dtype.itemsize
+
+
+def fits(conv: Convolution, t: Tile, target: CudaTarget) -> bool:
+    """Whether accumulators fit the registers, operands the shared memory, and the pipeline is no deeper than the sum is long."""
+    accumulators = t.bm * t.bn // (32 * t.warps)
+    if t.stages > max(2, _steps(conv, t) + 1):
+        return False
+    return accumulators <= 128 and shared_bytes(conv, t) <= target.shared_bytes - 4096
+
+
+def cycles(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> float:
+    """Estimated cycles of the whole convolution."""
+    pixels = typical(conv.window.pixels, TYPICAL)
+    width = conv.width * t.pack
+    columns = -(-width // t.bn) * (conv.groups // t.pack)
+    programs = -(-pixels // t.bm) * columns * t.split
+    steps = _steps(conv, t)
+    size = conv.dtype.itemsize
+    threads = 32 * t.warps
+    registers = t.bm * t.bn // threads + 48 + (t.bm + t.bn) * t.bk * size // threads // 16 * 2
+    resident = max(1, min(target.shared_bytes // max(1, shared_bytes(conv, t)), 2048 // threads, _REGISTERS // (registers * threads)))
+    processors = target.multiprocessors
+    active = min(resident, -(-programs // processors))
+    # A warp group's product has 64 rows; smaller tiles take other instructions at about half the rate.
+    peak = (2700 if target.capability >= 90 and t.bm >= 64 and t.warps >= 4 else 1400) if size == 2 else (250 if not target.tf32 else 1200)
+    product = 2 * t.bm * t.bn * t.bk / peak
+    load = (t.bm + t.bn) * t.bk * size / _L2_BYTES
+    step = _STEP + max(_LATENCY / max(1, t.stages - 1), active * product, active * load)
+    if not steps > 1:
+        step = _LATENCY + active * (product + load)
+    end = _END + active * t.bm * t.bn * size * operands / _L2_BYTES
+    if t.split > 1:
+        end += _PART + t.bm * t.bn * 4 * (active + t.split) / _L2_BYTES
+    waves = math.ceil(programs / (processors * resident))
+    return waves * (_START + steps * step + end)
+
+
+def _steps(conv: Convolution, t: Tile) -> int:
+    """Steps of one program's sum."""
+    return -(-conv.window.taps * -(-conv.depth * t.pack // t.bk) // t.split)
+
+
+def dense_tiles(conv: Convolution, target: CudaTarget) -> list[Tile]:
+    """All tiles worth ranking for a convolution without groups."""
+    narrow = conv.dtype == F32
+    small = target.capability < 90
+    found = []
+    for bm in (16, 32, 64, 128, 256):
+        for bn in (16, 32, 64, 128, 256):
+            area = bm * bn
+            if area > (64 * 64 if narrow and not target.tf32 else 128 * 256) or (bn > 16 and bn >= 2 * conv.filters):
+                continue
+            for warps in _warps(area, bm, narrow and not target.tf32):
+                for bk in (16, 32) if narrow else (16, 32, 64, 128):
+                    if not _depth_fits(conv.depth, bk):
+                        continue
+                    for stages in (3, 4, 2) if small or narrow else (3, 4, 5, 2):
+                        found.append(Tile(bm, bn, bk, warps, stages))
+    return [s for t in found for s in _splits(conv, t)]
+
+
+def _warps(area: int, bm: int, plain: bool) -> Sequence[int]:
+    if area >= 128 * 128 or plain:
+        return (8,)
+    return (4, 8) if area >= 64 * 128 and bm >= 128 else (4,) if area >= 32 * 32 else (2, 4)
+
+
+def _depth_fits(depth: int, bk: int) -> bool:
+    """Whether blocks of channels waste little."""
+    least = min(bk for bk in (16, 32, 64, 128) if bk >= min(depth, 32))
+    return bk >= least and (bk == least or -(-depth // bk) * bk <= depth * 1.34)
+
+
+def _splits(conv: Convolution, t: Tile) -> list[Tile]:
+    """The tile with its sum in 1, 2, 4 or 8 parts, where rows are known and parts are no shorter than two steps."""
+    if not isinstance(conv.window.pixels, int):
+        return [t]
+    steps = conv.window.taps * -(-conv.depth // t.bk)
+    return [t, *(replace(t, split=n) for n in (2, 4, 8) if steps >= 2 * n and t.bm * t.bn <= 128 * 128)]
+
+
+def grouped_tiles(conv: Convolution, target: CudaTarget) -> list[Tile]:
+    """All tiles worth ranking for groups: one group per block, or several narrow ones."""
+    found = []
+    packs = [p for p in (1, 2, 4, 8, 16) if conv.groups % p == 0 and (p == 1 or conv.depth * p <= 64)]
+    for pack in packs:
+        depth, width = conv.depth * pack, conv.width * pack
+        bk = max(16, min(64, 1 << (depth - 1).bit_length()))
+        bn = max(16, min(128, 1 << (width - 1).bit_length()))
+        for bm in (32, 64, 128, 256):
+            for stages in (3, 2, 4):
+                found.append(Tile(bm, bn, bk, 8 if bm * bn >= 128 * 128 else 4, stages, pack=pack))
+    narrow = conv.dtype == F32 and not target.tf32
+    return [t for t in found if not narrow or t.bm * t.bn <= 64 * 64]

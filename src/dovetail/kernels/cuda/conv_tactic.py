@@ -1,0 +1,73 @@
+"""Conv by an implicit matrix product over channels-last images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dovetail.codegen.tactic import Config, Emitted, Group, Pack, Tactic, single, tactic
+from dovetail.codegen.target import CudaTarget, Target
+from dovetail.kernels.cuda.conv import MAX_TAPS, Tile, implicit_gemm
+from dovetail.kernels.cuda.conv_config import dense_tiles, grouped_tiles, rank
+from dovetail.kernels.cuda.conv_shape import Convolution, conv_reason, convolution_of, image_layouts
+from dovetail.kernels.fused import in_place, sides
+
+_KEEP = 18
+
+
+def filter_packs(conv: Convolution) -> tuple[Pack, ...]:
+    """Filters [M, C/group, k...] as [M, k..., C/group], then as a matrix; those of one tap are that already."""
+    if conv.window.taps == 1:
+        return ()
+    rank_ = conv.window.rank + 2
+    perm = (0, *range(2, rank_), 1)
+    shape = (conv.filters, conv.window.taps * conv.depth)
+    return (
+        Pack(conv.weights, "Transpose", (("perm", perm),)),
+        Pack(conv.weights, "Reshape", (("shape", shape),)),
+    )  # fmt: skip
+
+
+def epilogue_operands(group: Group) -> int:
+    """Tensors of the result's size that a group's epilogue reads or writes."""
+    assert group.anchor is not None
+    shape = group.anchor.output.tensor.shape
+    return len(group.outputs) + sum(s.value.tensor.shape == shape for s in sides(group))
+
+
+@tactic
+class ImplicitGemm(Tactic):
+    """Convolution, grouped or not, 1 to 3 spatial axes."""
+
+    name = "implicit_gemm"
+    device = "cuda"
+    kinds = ("conv",)
+
+    def supports(self, group: Group, target: Target) -> str | None:
+        """Floats with filters known before the run."""
+        reason = conv_reason(group)
+        if reason is None and any(k > MAX_TAPS for k in convolution_of(group).window.kernel):
+            return f"an axis of the filters has more than {MAX_TAPS} taps"
+        return reason
+
+    def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Channels last."""
+        return image_layouts(group)
+
+    def configs(self, group: Group, target: Target) -> Sequence[Config]:
+        """The tiles that a model of the machine ranks highest."""
+        conv, cuda = convolution_of(group), CudaTarget.of(target)
+        tiles = dense_tiles(conv, cuda) if conv.groups == 1 else grouped_tiles(conv, cuda)
+        return [t.config for t in rank(conv, tiles, cuda, epilogue_operands(group), _KEEP)]
+
+    def packs(self, group: Group, config: Config, target: Target) -> tuple[Pack, ...]:
+        """The filters, channels inside."""
+        return filter_packs(convolution_of(group))
+
+    def emit(self, group: Group, config: Config, target: Target) -> Emitted:
+        """One kernel."""
+        kernel = implicit_gemm(group, Tile.of(config), CudaTarget.of(target), self.name)
+        return single(kernel, in_place(group, sides(group)))
+
+    def relative_error(self) -> float:
+        """Sums in another order than the reference's."""
+        return 1e-5
