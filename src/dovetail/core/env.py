@@ -24,6 +24,7 @@ class Env:
         dump: folder for IR before and after each pass and kernel sources (DOVETAIL_DUMP).
         verify_ir: run the verifier after each pass (DOVETAIL_VERIFY=1).
         check_nan: check every step's outputs for NaN at run time (DOVETAIL_NAN=1).
+        cublaslt, cudnn: the shared libraries to use instead of those found (DOVETAIL_CUBLASLT, DOVETAIL_CUDNN).
         affinity: CPUs that worker threads are pinned to, in turn; empty pins none (DOVETAIL_AFFINITY=0-3,6).
     """
 
@@ -35,6 +36,8 @@ class Env:
     dump: str = ""
     verify_ir: bool = False
     check_nan: bool = False
+    cublaslt: str = ""
+    cudnn: str = ""
     affinity: tuple[int, ...] = ()
 
 
@@ -84,6 +87,8 @@ def _read() -> Env:
         dump=os.environ.get("DOVETAIL_DUMP", ""),
         verify_ir=_flag("DOVETAIL_VERIFY"),
         check_nan=_flag("DOVETAIL_NAN"),
+        cublaslt=os.environ.get("DOVETAIL_CUBLASLT", ""),
+        cudnn=os.environ.get("DOVETAIL_CUDNN", ""),
         affinity=cpu_list(os.environ.get("DOVETAIL_AFFINITY", "")),
     )
 
