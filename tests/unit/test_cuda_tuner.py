@@ -75,11 +75,20 @@ class Scripted:
     environment = "test"
 
     def __init__(self, times: dict[str, float]) -> None:
-        self.times, self.calls = times, 0
+        self.times, self.calls, self.whole = times, 0, dict[str, float]()
 
     def measure(self, contenders, machine, sizes):
         self.calls += 1
         return [self.times[c.name] for c in contenders]
+
+    def network(self, groups, machine):
+        outer = self
+
+        class Whole:
+            def compare(self, choices, replays):
+                return [sum(outer.whole.get(c.name, 100.0) for c in chosen.values()) for chosen in choices]
+
+        return Whole()
 
 
 def choose(tmp_path, timer, **options):
@@ -108,6 +117,17 @@ def test_known_times_are_not_measured_again(tmp_path):
     assert choose(tmp_path, other)[0] == 64 and other.calls == 1
 
 
+def test_what_is_close_alone_is_decided_in_the_network(tmp_path):
+    timer = Scripted({"doubling block=64": 1.0, "doubling block=128": 1.1})
+    timer.whole = {"doubling block=128": 90.0}
+    assert choose(tmp_path, timer)[0] == 128
+    timer.whole = {}
+    assert choose(tmp_path, timer)[0] == 128  # remembered
+    far = Scripted({"doubling block=64": 1.0, "doubling block=128": 2.0})
+    far.whole, far.environment = {"doubling block=128": 90.0}, "another device"
+    assert choose(tmp_path, far)[0] == 64
+
+
 def test_an_interrupted_build_takes_the_default(tmp_path):
     class Impatient(Scripted):
         def measure(self, contenders, machine, sizes):
@@ -131,6 +151,7 @@ def test_times_come_from_graphs_on_the_device():
     timer = GraphTimer(driver, pool_bytes=1 << 20)
     tuner = CudaTuner(timer, 60.0, jobs=1)
     ((_, _, times),) = tuner([(group, [tactic])], SM90)
+    assert driver.log["launch_graph"] >= 4 + 2 * 15, "two candidates are compared in the network, too"
     assert times and all(t > 0 for _, t in times)
     assert driver.log["launch_graph"] >= 4
 

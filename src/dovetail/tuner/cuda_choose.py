@@ -18,7 +18,7 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_compiler import Compiled, compile_kernels, triton_version
 from dovetail.core import dims
-from dovetail.core.errors import CompileError
+from dovetail.core.errors import CompileError, Error
 from dovetail.core.log import logger
 from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Time
@@ -32,6 +32,9 @@ NOISE = 0.02
 
 UNABLE = 1e9
 """Stands for the time of a candidate that does not compile or run."""
+
+# What is compared in the network: so many of a contest, if they are this close to its winner; a change must gain this share.
+_RIVALS, _CLOSE, _GAIN, _REPLAYS = 4, 1.15, 0.0015, 15
 
 # Candidates of one group that are compiled at optimization levels 0 to 5.
 CANDIDATES = (1, 4, 10, 24, 48, 96)
@@ -61,6 +64,24 @@ class Contender:
         return [step.kernel for step in self.emitted.steps]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A group where it stands in a model, with what competes for it; equal groups have equal keys."""
+
+    key: str
+    group: Group
+    contenders: Sequence[Contender]
+    sizes: Mapping[str, int]
+
+
+class NetworkTimer(Protocol):
+    """Times choices for all groups of a model between their neighbours."""
+
+    def compare(self, choices: Sequence[Mapping[str, Contender]], replays: int) -> list[float]:
+        """Microseconds of the whole with each of several choices (contender by key)."""
+        ...
+
+
 class Timer(Protocol):
     """Measures contenders on a device."""
 
@@ -69,6 +90,11 @@ class Timer(Protocol):
 
     def measure(self, contenders: Sequence[Contender], machine: Machine, sizes: Mapping[str, int]) -> list[float]:
         """Microseconds of each; `UNABLE` for one that failed to run."""
+        ...
+
+    def network(self, groups: Sequence[Placed], machine: Machine) -> NetworkTimer:
+        """All groups of a model in order."""
+        ...
 
 
 @dataclass
@@ -82,6 +108,7 @@ class _Contest:
     times: dict[str, float]
     count: int = 1
     refused: dict[str, str] = field(default_factory=dict)
+    preferred: str = ""
 
     @property
     def weight(self) -> int:
@@ -137,6 +164,9 @@ class CudaTuner:
         start = time.monotonic()
         if self.timer is not None and self.level > 0:
             self._tune(list(contests.values()), cuda, start)
+            if self.level > 1 and not self.interrupted:
+                order = [(key, group) for key, (group, _) in zip(keys, groups, strict=True)]
+                self._refine(order, contests, cuda, start)
         chosen = self._settle(list(contests.values()), cuda)
         decisions: list[Decision] = []
         for key in keys:
@@ -221,6 +251,66 @@ class CudaTuner:
         self.cache.put(contest.key, contest.times)
         _log.debug("%s: %s; refused: %s", contest.group.node.where, contest.times, contest.refused)
 
+    # ------------------------------------------------------------------ in the network
+    def _refine(self, order: Sequence[tuple[str, Group]], contests: Mapping[str, _Contest], target: CudaTarget, start: float) -> None:
+        """Let the best few of each contest compete once more, between the neighbours that they will have."""
+        assert self.timer is not None
+        rivals = {key: self._rivals(contest) for key, contest in contests.items()}
+        names = {key: [c.name for c in found] for key, found in rivals.items()}
+        record_key = hashlib.sha256(repr(([k for k, _ in order], names)).encode()).hexdigest()[:40]
+        known = self.cache.records.get(record_key)
+        preferred = known.get("preferred") if known is not None else None
+        if not isinstance(preferred, dict) and any(len(found) > 1 for found in rivals.values()):
+            preferred = self._compare(order, contests, rivals, target, start)
+            if preferred is not None:
+                self.cache.records.put(record_key, {"preferred": preferred})
+                self.cache.flush()
+        for key, name in (preferred or {}).items():
+            if key in contests:
+                contests[key].preferred = str(name)
+
+    def _rivals(self, contest: _Contest) -> list[Contender]:
+        """The winner of a contest, and the others that come close to it."""
+        ranking = self._ranking(contest)
+        known = [c for c in ranking if contest.times.get(c.name, UNABLE) < UNABLE]
+        if not known:
+            return ranking[:1]
+        limit = contest.times[known[0].name] * _CLOSE + 0.3
+        return [c for c in known if contest.times[c.name] <= limit][:_RIVALS]
+
+    def _compare(
+        self, order: Sequence[tuple[str, Group]], contests: Mapping[str, _Contest], rivals: Mapping[str, list[Contender]],
+        target: CudaTarget, start: float,
+    ) -> dict[str, str] | None:  # fmt: skip
+        """The names of what is best in the network, where that is not what is best alone; None if it was not measured to the end."""
+        assert self.timer is not None
+        placed = [Placed(key, group, rivals[key], contests[key].sizes) for key, group in order]
+        kernels = [k for found in rivals.values() for c in found for k in c.kernels]
+        machine = compile_kernels(kernels, target, jobs=self.jobs)
+        if any(refused(found[0], machine) is not None for found in rivals.values()):
+            return None  # what is chosen in its place shows only later
+        open_ = sorted((c for c in contests.values() if len(rivals[c.key]) > 1), key=lambda c: (-c.weight, c.key))
+        chosen = {key: found[0] for key, found in rivals.items()}
+        preferred: dict[str, str] = {}
+        try:
+            network = self.timer.network(placed, machine)
+            for done, contest in enumerate(open_):
+                self.progress("refine", done, len(open_))
+                if time.monotonic() - start > self.budget_s:
+                    return None
+                options = [chosen | {contest.key: c} for c in rivals[contest.key]]
+                us = network.compare(options, _REPLAYS)
+                best = min(range(len(us)), key=lambda i: us[i])
+                if us[best] < us[0] * (1 - _GAIN):
+                    chosen[contest.key] = rivals[contest.key][best]
+                    preferred[contest.key] = chosen[contest.key].name
+                    _log.debug("%s: %s in the network, %s us for %s", contest.group.node.where, preferred[contest.key], us[best], us[0])
+        except Error as error:
+            _log.warning("the network could not be timed as a whole: %s", error)
+            return None
+        self.progress("refine", len(open_), len(open_))
+        return preferred
+
     # ------------------------------------------------------------------ deciding
     def _settle(self, contests: Sequence[_Contest], target: CudaTarget) -> dict[str, Contender]:
         """The winner of each contest: the fastest within the noise, else the first that compiles without spilling."""
@@ -259,7 +349,8 @@ class CudaTuner:
         limit = min(finite, default=0.0) * (1 + NOISE)
         first = [c for c in known if times[c.name] <= limit][:1]
         rest = sorted((c for c in known if c not in first), key=lambda c: times[c.name])
-        return [*first, *rest, *unknown] or list(contest.contenders)
+        ranking = [*first, *rest, *unknown] or list(contest.contenders)
+        return sorted(ranking, key=lambda c: c.name != contest.preferred)
 
 
 def refused(contender: Contender, machine: Machine) -> str | None:
