@@ -131,6 +131,13 @@ class Tactic(ABC):
     def supports(self, group: Group, target: Target) -> str | None:
         """None if this tactic computes the group, else the reason why not."""
 
+    def prologue(self, anchor: Node, producer: Node, target: Target) -> str | None:
+        """None if groups around `anchor` may compute `producer`, a pointwise node ahead of its first operand, as they load; else why not.
+
+        `supports` has the last word on the whole group; one that it refuses is built without its prologue.
+        """
+        return f"{anchor.op} takes no prologue"
+
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(per input, per output) placement wanted: ANY, ROWS, ROW_MAJOR or CHANNELS_LAST (any pitch)."""
         return (ANY,) * len(group.node.inputs), (ANY,) * len(group.outputs)

@@ -3,7 +3,8 @@
 Groups grow backwards from their last node. A producer joins when every reader of it is in the group already, so a group
 never hides a value that others need and never closes a cycle. A group has at most one *anchor*: a contraction with a
 template of its own, or a reduction, row or window of the loop IR. What follows the anchor (epilogue) must have its
-shape; loop anchors also take pointwise producers (prologue). Views stay outside: they cost nothing as strides.
+shape; loop anchors also take pointwise producers (prologue), templates those that a tactic computes as it loads. Views stay
+outside: they cost nothing as strides.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dovetail.codegen.tactic import Group, candidates
+from dovetail.codegen.tactic import Group, candidates, tactics
 from dovetail.codegen.target import Target
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.types import TensorType
@@ -78,8 +79,14 @@ def fuse(module: Module, target: Target, not_lowerable: Lowerable, graph: Graph 
         reason = reasons[node]
         draft = None
         if node.op in TEMPLATE_KINDS or reason is None:
-            draft = _grow(node, positions, reasons, grouped, log)
+            draft = _grow(node, positions, reasons, grouped, log, target)
             fused, reason = materialise(graph, draft, target)
+            if fused is None and draft.anchor is not None and draft.anchor.op in TEMPLATE_KINDS:
+                ahead = [n for n in draft.nodes if n is not draft.anchor and _reaches(n, draft)]
+                if ahead:
+                    log.declined += [(n.where, draft.anchor.where, reason or "") for n in ahead]
+                    draft.nodes = {n: None for n in draft.nodes if n not in ahead}
+                    fused, reason = materialise(graph, draft, target)
             if fused is None and len(draft.nodes) > 1:
                 log.declined.append((draft.anchor.where if draft.anchor else node.where, node.where, reason or ""))
                 draft = Draft(node, _kind(node, reasons), {node: None}, node if _is_anchor(node) else None)
@@ -114,7 +121,7 @@ def _kind(node: Node, reasons: dict[Node, str | None]) -> str:
 
 
 def _grow(
-    sink: Node, positions: dict[Node, int], reasons: dict[Node, str | None], grouped: set[Node], log: FusionLog
+    sink: Node, positions: dict[Node, int], reasons: dict[Node, str | None], grouped: set[Node], log: FusionLog, target: Target
 ) -> Draft:
     draft = Draft(sink, _kind(sink, reasons), {sink: None}, sink if _is_anchor(sink) else None)
     tried: set[Node] = set()
@@ -125,7 +132,7 @@ def _grow(
             break
         node = max(waiting, key=positions.__getitem__)  # the last one: all its readers have been decided
         tried.add(node)
-        reason = _not_absorbed(draft, node, reasons, grouped)
+        reason = _not_absorbed(draft, node, reasons, grouped, target)
         if reason is None:
             draft.nodes[node] = None
             if _is_anchor(node):
@@ -136,7 +143,9 @@ def _grow(
     return draft
 
 
-def _not_absorbed(draft: Draft, node: Node, reasons: dict[Node, str | None], grouped: set[Node]) -> str | None:
+def _not_absorbed(
+    draft: Draft, node: Node, reasons: dict[Node, str | None], grouped: set[Node], target: Target
+) -> str | None:
     if node.graph.time_of(node) != Time.RUN:
         return "known before the run"
     if node in grouped:
@@ -169,7 +178,7 @@ def _not_absorbed(draft: Draft, node: Node, reasons: dict[Node, str | None], gro
         if template_node is not None:
             return f"is an epilogue of {template_node.where}"
         if draft.anchor.op in TEMPLATE_KINDS:
-            return f"{draft.anchor.op} takes no prologue"
+            return _no_prologue(draft.anchor, node, target)
         spec = find(draft.anchor.op)
         if spec is None or spec.kind not in _PROLOGUE_KINDS or draft.anchor.op in _EXPANDING:
             return f"{draft.anchor.op} would compute it several times"
@@ -177,6 +186,14 @@ def _not_absorbed(draft: Draft, node: Node, reasons: dict[Node, str | None], gro
         # A small operand broadcast into the group is cheaper to compute once than once per element.
         return "it is broadcast"
     return None
+
+
+def _no_prologue(anchor: Node, node: Node, target: Target) -> str | None:
+    """None if a tactic computes a node while it loads its anchor's first operand, else the first one's reason why not."""
+    if node.output in anchor.operands[1:]:
+        return "it computes another operand than the first"
+    asked = [t.prologue(anchor, node, target) for t in tactics(TEMPLATE_KINDS[anchor.op], target.device)]
+    return None if None in asked else next(iter(asked), f"{anchor.op} has no tactic")
 
 
 def is_placed_concat(node: Node) -> bool:

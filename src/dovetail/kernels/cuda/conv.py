@@ -100,7 +100,7 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     x = w.pointer(Operand("in", anchor.input(0).index), window.x)
     f = w.pointer(Operand("in", conv.weights), group.inputs[conv.weights].tensor)
     lines = _program(tiles, tile)
-    inner, rows, row_mask = _rows(w, window, tile.bm, lines)
+    inner, rows, row_mask = tile_rows(w, window, tile.bm, lines)
     column_mask = _columns(conv, tiles, tile, lines)
     lines.append(f"rk = tl.arange(0, {tile.bk})")
     guarded = [axis for axis, padded in enumerate(window.padded) if padded]
@@ -108,7 +108,7 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     lines.append(f"xo = ({offset})[:, None] + rk[None, :]" if offset != "0" else "xo = tl.zeros_like(rm)[:, None] + rk[None, :]")
     if tiles.blocks > 1:
         lines.append(f"xo += block * {tiles.depth}")
-    inside = _inside(w, window, starts, lines)
+    inside = inside_words(w, window, starts, lines)
     weight_mask = _filters(conv, tiles, tile, lines)
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
     lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
@@ -146,7 +146,7 @@ def _program(tiles: _Tiles, tile: Tile) -> list[str]:
     return lines
 
 
-def _rows(w: Writer, window: Window, bm: int, lines: list[str]) -> tuple[Rows, Rows, str]:
+def tile_rows(w: Writer, window: Window, bm: int, lines: list[str]) -> tuple[Rows, Rows, str]:
     """(rows for loads: clamped to the last one; rows for stores; which of those are inside)."""
     lines.append(f"rm = row_tile * {bm} + tl.arange(0, {bm})")
     rows = window.rows("rm")
@@ -165,8 +165,12 @@ def _columns(conv: Convolution, tiles: _Tiles, tile: Tile, lines: list[str]) -> 
     return "" if tiles.width % tile.bn == 0 else f"rl < {tiles.width}"
 
 
-def _inside(w: Writer, window: Window, starts: dict[int, str], lines: list[str]) -> list[tuple[str, Sequence[int]]]:
-    """Words whose bit t says whether tap t of a row's window is inside, and the axes that number their taps."""
+def inside_words(w: Writer, window: Window, starts: dict[int, str], lines: list[str]) -> list[tuple[str, Sequence[int]]]:
+    """Words whose bit t says whether tap t of a row's window is inside, and the axes that number their taps.
+
+    Args:
+        starts: per padded axis the variable of the index of a row's first tap.
+    """
     guarded = [axis for axis, padded in enumerate(window.padded) if padded]
     if not guarded:
         return []

@@ -12,6 +12,7 @@ from dovetail.core.dims import Dim, product
 from dovetail.core.dtypes import BF16, F16, F32, DType
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.types import TensorType
+from dovetail.kernels.cuda.conv_prologue import find_prologue, image_of
 from dovetail.kernels.cuda.writer import Rows, Writer, scaled
 from dovetail.kernels.fused import attributes, sides
 
@@ -91,10 +92,10 @@ def window_of(group: Group, kernel: Sequence[int]) -> Window:
 
 
 def source_of(group: Group) -> TensorType:
-    """The type of a group's image, with the layout in which it lies."""
+    """The type of the image that a group loads, with the layout in which it lies."""
     assert group.anchor is not None
     value = group.anchor.input(0)
-    return value.tensor if value.producer is not None else group.inputs[value.index].tensor
+    return image_of(group) if value.producer is not None else group.inputs[value.index].tensor
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,8 @@ def window_reason(group: Group, *, prologue: bool = False) -> str | None:
     assert anchor is not None
     if any(v.producer is not None for v in (anchor.operands[1:] if prologue else anchor.operands)):
         return f"an operand of {anchor.op} is computed inside the group"
+    if prologue and isinstance(found := find_prologue(group), str):
+        return found
     pads = attributes(anchor)["pads"]
     if not all(isinstance(p, int) and p >= 0 for p in pads):
         return f"pads {pads} are not all known and non-negative"
@@ -208,8 +211,9 @@ def image_layouts(group: Group, x: str = CHANNELS_LAST) -> tuple[tuple[str, ...]
     for side in sides(group):
         if side.value.tensor.shape == anchor.output.tensor.shape:
             wants[side.position] = CHANNELS_LAST
-    if anchor.input(0).producer is None:
-        wants[anchor.input(0).index] = x
+    found = find_prologue(group)
+    if not isinstance(found, str):
+        wants[found.image.index] = x
     return tuple(wants), (CHANNELS_LAST,) * len(group.outputs)
 
 
