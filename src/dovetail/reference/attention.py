@@ -15,7 +15,7 @@ def split_heads(x: Array, heads: int) -> Array:
     """[B, S, heads * D] as [B, heads, S, D]; a rank-4 array as it is."""
     if x.ndim == 4:
         return x
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(0, 2, 1, 3)
+    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
 def _window(
@@ -136,10 +136,10 @@ def attention(
         probabilities = masked_softmax(biased.astype(softmax_dtype.numpy), bias)
     else:
         probabilities = masked_softmax(biased, bias)
-    weights = probabilities.astype(qh.dtype).reshape(batch, groups, -1, columns)
-    y = np.matmul(weights, vh).reshape(batch, heads, rows, -1)
+    weights = probabilities.astype(qh.dtype).reshape(stacked.shape[:-1] + (columns,))
+    y = np.matmul(weights, vh).reshape(batch, heads, rows, vh.shape[-1])
     if packed:
-        y = y.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+        y = y.transpose(0, 2, 1, 3).reshape(batch, rows, heads * vh.shape[-1])
     y = narrow(y, q)
     if scores < 0:
         return y
