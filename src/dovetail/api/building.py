@@ -13,15 +13,23 @@ import onnx
 
 from dovetail import builder, runtime
 from dovetail.api.engine import Artifacts, Engine, Progress
-from dovetail.builder.options import BuildOptions
-from dovetail.builder.select import by_rule
+from dovetail.builder.options import BuildOptions, isa_of
+from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.errors import DeviceError
+from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
+from dovetail.device.cuda import driver
 from dovetail.engine.plan import weights_key
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
+from dovetail.tuner.cuda_choose import CudaTuner, Timer
+from dovetail.tuner.cuda_time import GraphTimer
+
+_log = logger("build")
 
 
 def build(
@@ -35,37 +43,45 @@ def build(
     verify: str = "sample",
     strict_fp32: bool = False,
     tune: bool = True,
-    time_budget: float = 6.0,
+    time_budget: float | None = None,
+    optimization_level: int = 3,
+    allow_fallback: bool = False,
+    io_formats: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile an ONNX model.
 
     Args:
         model: path, bytes or ModelProto.
-        device: "cpu".
-        target: instruction set, such as "cpu:avx2"; default: this machine's best.
-        precision: "fp32".
+        device: "cpu", "cuda" or "cuda:N".
+        target: instruction set or GPU, such as "cpu:avx2" or "cuda:sm_90"; default: this machine's best. A GPU that is not
+            here can be built for, too; its engine is not tuned.
+        precision: "fp32", or on a GPU "tf32", "fp16" or "bf16": what is safe in it, with fp32 accumulation.
         shapes: input shapes by name; a dim is a size, a symbol's name, or a range "1..32".
         threads: default team size of the engine; default: all CPUs of the process.
         verify: how much to check against the reference: "sample" (about ten seconds), "full", "off".
         strict_fp32: forbid Winograd and other transforms that are not direct sums.
         tune: measure candidate kernels; False takes the first by rule.
-        time_budget: seconds that measuring may take.
+        time_budget: seconds that compiling and measuring candidates may take; default: 6 for a CPU, 60 for a GPU.
+        optimization_level: 0 to 5: how many candidates compete on a GPU.
+        allow_fallback: build although less than half of the arithmetic could be placed in `precision`.
+        io_formats: element type and order in memory of inputs and outputs by name: "f16", "channels_last" or
+            "f16:channels_last". Shapes stay as they are in the model.
         progress: called as progress(stage, done, total).
 
     Raises:
         ModelError: the model cannot be read, or (UnsupportedOpError) all that is not supported in it.
         BuildError: it cannot be built as asked, or verification failed.
         UsageError: an unknown option value.
+        DeviceError: device "cuda" without a GPU, and no target.
     """
     start = time.perf_counter()
-    options = BuildOptions(device, target, precision, shapes, strict_fp32, verify, tune, time_budget)
-    team = default_threads() if threads is None else threads
-    tuner = Tuner(team, time_budget, progress=progress or (lambda stage, done, total: None)) if tune else None
+    options = BuildOptions(
+        device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats
+    )
+    choose = chooser(options, default_threads() if threads is None else threads, progress)
     with WeightHashes() as hashing:
-        built = builder.build(
-            model, options, progress=progress, choose=by_rule if tuner is None else tuner, after=hashing.after
-        )
+        built = builder.build(model, options, progress=progress, choose=choose, after=hashing.after)
         hashes = hashing.of(built.module.weights)
     content = content_hash(built.graph_text, hashes)
     opened = runtime.RuntimeEngine(
@@ -86,11 +102,41 @@ def build(
     return Engine(opened, Artifacts(built.graph_text, built.source, built.binary, built.host_binary, info, record))
 
 
+def chooser(options: BuildOptions, threads: int, progress: Progress | None) -> Chooser:
+    """What decides between tactics: measured times where the device is here and tuning is wanted, else rules.
+
+    Raises:
+        UsageError, DeviceError: the options name no target.
+    """
+    target = options.check()
+    report = progress or (lambda stage, done, total: None)
+    if not isinstance(target, CudaTarget):
+        return Tuner(threads, options.budget(target), progress=report) if options.tune else by_rule
+    timer = _timer(options, target) if options.tune and options.optimization_level > 0 else None
+    return CudaTuner(timer, options.budget(target), options.optimization_level, progress=report)
+
+
+def _timer(options: BuildOptions, target: CudaTarget) -> Timer | None:
+    """What times kernels on the GPU of the options; None where that one is not here, or is another part."""
+    try:
+        device = driver(options.ordinal)
+    except DeviceError as error:
+        _log.info("%s is built without a GPU and not tuned: %s", target, error)
+        return None
+    if isa_of(options.ordinal, device.properties.name, device.properties.capability) != target.isa:
+        _log.info("%s is built on a machine with %s and not tuned", target, device.properties.name)
+        return None
+    return GraphTimer(device)
+
+
 def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
+    report: Any = built.plan.meta["report"]
     return {
         "requested": {"device": options.device, "target": options.target, "precision": options.precision,
-                      "strict_fp32": options.strict_fp32, "verify": options.verify},
-        "actual": {"target": str(built.target), "precision": "fp32"},
+                      "strict_fp32": options.strict_fp32, "verify": options.verify,
+                      "optimization_level": options.optimization_level, "allow_fallback": options.allow_fallback,
+                      "io_formats": dict(options.io_formats or {})},
+        "actual": report["actual"],
     }  # fmt: skip
 
 

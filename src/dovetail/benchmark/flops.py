@@ -35,3 +35,17 @@ def node_flops(node: Node) -> Dim:
     if node.op == "MatMul":
         return 2 * node.outputs[0].tensor.size * node.input(0).tensor.shape[-1]
     return 0
+
+
+def contraction_flops(node: Node) -> Dim:
+    """Operations of any node that multiplies and adds: `node_flops`, and those of Attention, DeformConv and recurrent ops."""
+    if node.op == "Attention":
+        q, k = node.input(0).tensor, node.input(1).tensor
+        keys = k.shape[-2] if k.rank == 4 else k.shape[1]
+        return 2 * keys * (q.size + node.outputs[0].tensor.size)
+    if node.op == "DeformConv":
+        return 2 * node.outputs[0].tensor.size * product(node.input(1).tensor.shape[1:])
+    if node.op in ("LSTM", "GRU", "RNN"):
+        steps, samples = node.input(0).tensor.shape[:2]
+        return 2 * steps * samples * (node.input(1).tensor.size + node.input(2).tensor.size)
+    return node_flops(node)

@@ -12,6 +12,7 @@ from pathlib import Path
 import dovetail.kernels.cpu
 import dovetail.kernels.cuda  # noqa: F401 - both register their tactics
 from dovetail.builder.emit import Emission, emit_plan
+from dovetail.builder.flops import contractions, require_precision
 from dovetail.builder.machine_code import compile_plan, source_text
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.report import report_data
@@ -33,13 +34,15 @@ from dovetail.ir.verifier import (
 )
 from dovetail.passes.fuse import FusionLog, fuse
 from dovetail.passes.horizontal import merge_siblings
+from dovetail.passes.io_formats import apply_formats
 from dovetail.passes.layout import Placement, assign_layouts
 from dovetail.passes.legalise import legalise
+from dovetail.passes.precision import PrecisionLog, lower_precision, split_casts
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 from dovetail.passes.weight_time import group_weights
 
-PASSES = ("import", "simplify", "recognise", "legalise", "horizontal", "fuse", "layout", "select", "weights")
+PASSES = ("import", "simplify", "recognise", "precision", "legalise", "horizontal", "fuse", "layout", "select", "weights")
 _log = logger("builder")
 
 
@@ -57,6 +60,7 @@ class Built:
         module, choices, placement, fusion_log: the compiler's own view, for verification and reports.
         weight_choices: what computes the groups of the weights program.
         weight_host: (node, reason) of its host steps.
+        precision: what was lowered to a narrower type, and what was not.
     """
 
     plan: Plan
@@ -72,6 +76,7 @@ class Built:
     fusion_log: FusionLog
     weight_choices: dict[Node, Choice]
     weight_host: list[tuple[str, str]]
+    precision: PrecisionLog
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -124,13 +129,20 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     """Everything after *recognise*."""
     target = options.check()
     graph_text = print_module(module)
+    lowered = lower_precision(module, options.precision)
+    apply_formats(module, options.io_formats)
+    stages.done("precision", module)
     legalise(module, target)
     simplify(module)
     stages.done("legalise", module)
     merge_siblings(module)
+    split_casts(module.main)
     stages.done("horizontal", module)
     fusion_log = fuse(module, target, reason_not_lowerable)
     stages.done("fuse", module)
+    works = contractions(module.main, target)
+    reasons = dict(lowered.kept) | {node: f"runs on the host: {reason}" for node, reason in fusion_log.host}
+    require_precision(works, options, module.meta.get("symbol_bounds", {}), reasons)
     placement = assign_layouts(module, target)
     stages.done("layout", module)
     choices = select(module, target, choose)
@@ -145,9 +157,9 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     stages.mark("compile")
     built = Built(
         code.plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
-        fusion_log, weight_choices, weight_host, stages.seconds,
+        fusion_log, weight_choices, weight_host, lowered, stages.seconds,
     )  # fmt: skip
-    built.plan.meta.update(report_data(built, options))  # type: ignore[attr-defined]  # a dict until it is saved
+    built.plan.meta.update(report_data(built, options, works))  # type: ignore[attr-defined]  # a dict until it is saved
     return built
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dovetail.benchmark.flops import node_flops
+from dovetail.builder.flops import Work, actual_precision
 from dovetail.engine.plan import HostSegment, NativeSegment, Program, postfix
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 REPORT_VERSION = 1
 
 
-def report_data(built: Built, options: BuildOptions) -> dict[str, Any]:
-    """The report as plain data (stable keys, versioned)."""
+def report_data(built: Built, options: BuildOptions, works: Sequence[Work]) -> dict[str, Any]:
+    """The report as plain data (stable keys, versioned); `works` is the arithmetic of the contractions."""
     groups = []
     for node, choice in built.choices.items():
         groups.append(
@@ -33,8 +34,12 @@ def report_data(built: Built, options: BuildOptions) -> dict[str, Any]:
     return {
         "report": {
             "version": REPORT_VERSION,
-            "requested": {"device": options.device, "precision": options.precision, "strict_fp32": options.strict_fp32},
-            "actual": {"target": str(built.target), "precision": "fp32"},
+            "requested": {
+                "device": options.device, "precision": options.precision, "strict_fp32": options.strict_fp32,
+                "io_formats": dict(options.io_formats or {}),
+            },
+            "actual": {"target": str(built.target), "precision": actual_precision(works, options.precision)},
+            "kept_in_fp32": [{"node": node, "reason": reason} for node, reason in built.precision.kept],
             "groups": groups,
             "not_fused": [list(item) for item in built.fusion_log.declined],
             "host_steps": [{"node": node, "reason": reason} for node, reason in built.fusion_log.host],
@@ -47,20 +52,17 @@ def report_data(built: Built, options: BuildOptions) -> dict[str, Any]:
                 "host_calls": count_steps(built.plan.weights_program)[1],
                 "host_steps": [{"node": node, "reason": reason} for node, reason in built.weight_host],
             },
-            "flops": flops_by_dtype(built),
+            "flops": _programs(works),
             "guards": [[g.weight, g.rewrite, g.shown] for g in built.module.guards],
         }
     }
 
 
-def flops_by_dtype(built: Built) -> dict[str, list[list[int | str]]]:
+def _programs(works: Sequence[Work]) -> dict[str, list[list[int | str]]]:
     """Operations of the contractions per element type, as postfix programs over the shape symbols."""
     found: dict[str, list[list[int | str]]] = {}
-    for choice in built.choices.values():
-        for node in choice.group.body.nodes:
-            flops = node_flops(node)
-            if flops != 0:
-                found.setdefault(node.outputs[0].tensor.dtype.name, []).append(list(postfix(flops)))
+    for work in works:
+        found.setdefault(work.dtype, []).append(list(postfix(work.flops)))
     return found
 
 

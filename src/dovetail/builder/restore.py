@@ -46,8 +46,14 @@ def options_of(plan: Plan) -> BuildOptions:
     """The options that a plan was built with, as its report states them."""
     report = plan.meta.get("report")
     requested = report.get("requested", {}) if isinstance(report, dict) else {}
-    strict = isinstance(requested, dict) and requested.get("strict_fp32") is True
-    return BuildOptions(target=plan.target, strict_fp32=strict, tune=False, verify="off")
+    if not isinstance(requested, dict):
+        requested = {}
+    formats = requested.get("io_formats", {})
+    return BuildOptions(
+        target=plan.target, precision=str(requested.get("precision", "fp32")), strict_fp32=requested.get("strict_fp32") is True,
+        tune=False, verify="off", allow_fallback=True,
+        io_formats={str(k): str(v) for k, v in formats.items()} if isinstance(formats, dict) else None,
+    )  # fmt: skip
 
 
 def as_recorded(plan: Plan) -> Chooser:

@@ -27,10 +27,8 @@ def inspect_ir(args: argparse.Namespace) -> int:
         return 0
     if args.after not in PASSES:
         raise UsageError(f"--after: got {args.after!r}, expected one of {', '.join(PASSES)}")
-    asked = BuildOptions(
-        device=args.device, target=args.target, precision=args.precision, shapes=options.shapes(args),
-        strict_fp32=args.strict_fp32, verify="off",
-    )  # fmt: skip
+    given = options.build_options(args)
+    asked = BuildOptions(**{k: v for k, v in given.items() if k != "threads"} | {"verify": "off"})
 
     def stop(name: str, module: Module) -> None:
         if name == args.after:

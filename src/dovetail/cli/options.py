@@ -33,6 +33,14 @@ def shapes(args: argparse.Namespace) -> Shapes | None:
     return dict(given) or None
 
 
+def io_format(text: str) -> tuple[str, str]:
+    """Parse `name=f16:channels_last`; names may hold "=" and ":"."""
+    name, equals, found = text.rpartition("=")
+    if not name or not equals or not found:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=FORMAT, such as x=f16:channels_last")
+    return name, found
+
+
 def positive(text: str) -> int:
     """A positive int."""
     if not text.isdigit() or int(text) < 1:
@@ -57,17 +65,38 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 def add_build(parser: argparse.ArgumentParser) -> None:
     """Options that change what is built."""
     group = parser.add_argument_group("build options")
-    group.add_argument("--device", default="cpu", help="device kind (default: cpu)")
-    group.add_argument("--target", help="instruction set, such as cpu:avx512 (default: this machine's)")
-    group.add_argument("--precision", default="fp32", help="fp32 (default)")
+    group.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    group.add_argument("--target", help="instruction set or GPU, such as cpu:avx512 or sm_90 (default: this machine's)")
+    group.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default), tf32, fp16 or bf16")
+    for name in ("fp32", "tf32", "fp16", "bf16"):
+        group.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}")
+    group.add_argument(
+        "--allow-fallback", action="store_true", help="build although less than half of the arithmetic gets the precision asked for"
+    )
+    group.add_argument(
+        "--io-format", type=io_format, nargs="+", action="extend", metavar="NAME=F", default=[],
+        help="element type and order of an input or output: x=f16, x=channels_last, x=f16:channels_last",
+    )  # fmt: skip
     group.add_argument("--strict-fp32", action="store_true", help="forbid Winograd and other inexact transforms")
     group.add_argument(
         "--verify", choices=("full", "sample", "off"), default="sample",
         help="how much of the engine to check against the reference (default: sample)",
     )  # fmt: skip
     group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
-    group.add_argument("--time-budget", type=float, default=10.0, metavar="S", help="seconds that measuring may take (default: 10)")
+    group.add_argument(
+        "--time-budget", type=float, metavar="S",
+        help="seconds that compiling and measuring candidates may take (default: 10 for a CPU, 60 for a GPU)",
+    )  # fmt: skip
+    for level in range(6):
+        group.add_argument(
+            f"-O{level}", dest="optimization_level", action="store_const", const=level, default=3,
+            help="how many candidates compete on a GPU: -O0 none, -O3 the default, -O5 all" if level == 0 else argparse.SUPPRESS,
+        )  # fmt: skip
     add_shapes(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
+
+
+def _for_gpu(args: argparse.Namespace) -> bool:
+    return args.device.startswith("cuda") or any(word in (args.target or "") for word in ("cuda", "sm_"))
 
 
 def build_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +110,10 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
         "verify": args.verify,
         "strict_fp32": args.strict_fp32,
         "tune": not args.no_tune,
-        "time_budget": args.time_budget,
+        "time_budget": 10.0 if args.time_budget is None and not _for_gpu(args) else args.time_budget,
+        "optimization_level": args.optimization_level,
+        "allow_fallback": args.allow_fallback,
+        "io_formats": dict(args.io_format) or None,
     }
 
 

@@ -12,13 +12,16 @@ _ROUND_MODES = ("up", "down", "nearest")
 
 @op("Cast", POINTWISE)
 def cast(
-    x: TensorType, *, to: DType, saturate: bool = True, round_mode: str = "up"
+    x: TensorType, *, to: DType, saturate: bool = True, round_mode: str = "up", clamp: bool = False
 ) -> TensorType:
     """X converted to `to`. ONNX Cast-28.
 
     `saturate` clamps to the largest finite value of the 8-bit float types instead of giving an
-    infinity or NaN; `round_mode` (up, down, nearest) counts for f8e8m0 only.
+    infinity or NaN; `round_mode` (up, down, nearest) counts for f8e8m0 only. `clamp`, which only the compiler
+    writes, keeps finite numbers finite in f16 and bf16: those beyond the range become its ends, infinities stay.
     """
+    if clamp and to.name not in ("f16", "bf16"):
+        raise TypeInferenceError(f"Cast: got clamp for {to}, expected f16 or bf16; drop clamp")
     if round_mode not in _ROUND_MODES:
         raise TypeInferenceError(
             f"Cast: got round_mode={round_mode!r}, expected one of {', '.join(_ROUND_MODES)}; "

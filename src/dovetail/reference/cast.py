@@ -14,12 +14,15 @@ _E8M0_MAX = 0xFE
 
 
 @reference("Cast")
-def cast(x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up") -> Array:
+def cast(
+    x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up", clamp: bool = False
+) -> Array:
     """X converted to `to`. ONNX Cast-28.
 
     `saturate` clamps to the largest finite value of the 8-bit float types instead of giving an
-    infinity or NaN; `round_mode` (up, down, nearest) counts for f8e8m0 only. Integers that do not
-    fit keep their low bits; strings are parsed and printed as numbers.
+    infinity or NaN; `round_mode` (up, down, nearest) counts for f8e8m0 only. `clamp` keeps finite
+    numbers finite in f16 and bf16 and leaves infinities. Integers that do not fit keep their low
+    bits; strings are parsed and printed as numbers.
     """
     source = dtype(x.dtype)
     if to.kind == "string":
@@ -29,6 +32,9 @@ def cast(x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up") 
     if to.name == "f8e8m0":
         return to_e8m0(widen(x).astype(np.float32), saturate, round_mode)
     with np.errstate(all="ignore"):
+        if clamp:
+            wide = widen(x)
+            return np.where(np.isinf(wide), wide, clip_to_range(wide, to)).astype(to.numpy)
         if to.is_float and to.bits == 8 and saturate:
             return saturate_float(widen(x), to)
         if to.is_int and to.bits < 8:
@@ -44,9 +50,14 @@ def cast(x: Array, *, to: DType, saturate: bool = True, round_mode: str = "up") 
 
 def saturate_float(x: Array, to: DType) -> Array:
     """X rounded to a narrow float type, values beyond its range clamped to the largest finite."""
+    return clip_to_range(x, to).astype(to.numpy)
+
+
+def clip_to_range(x: Array, to: DType) -> Array:
+    """X with values beyond the range of a narrow float type replaced by its ends, in the dtype of x."""
     limits = ml_dtypes.finfo(to.numpy)
     kind = x.dtype.type
-    return np.asarray(np.clip(x, kind(limits.min), kind(limits.max))).astype(to.numpy)
+    return np.asarray(np.clip(x, kind(limits.min), kind(limits.max)))
 
 
 def _to_small_int(x: Array, to: DType) -> Array:

@@ -273,9 +273,17 @@ def _clip(ctx: Context, node: Node, index: Index) -> Expr:
 
 
 # ---------------------------------------------------------------------- conversions
+_LARGEST = {"f16": 65504.0, "bf16": 2.0**127 * (2 - 2.0**-7)}
+
+
 @lowering("Cast")
 def _cast(ctx: Context, node: Node, index: Index) -> Expr:
-    return convert(ctx.operand(node, 0, index), node.attrs["to"])
+    x, to = ctx.operand(node, 0, index), node.attrs["to"]
+    if node.attrs.get("clamp") and x.dtype.is_float:
+        limit = _LARGEST[to.name]
+        bounded = minimum(maximum(x, const_of(-limit, x.dtype)), const_of(limit, x.dtype))
+        x = select(lt(unary("abs", x), const_of(math.inf, x.dtype)), bounded, x)  # infinities and NaN stay
+    return convert(x, to)
 
 
 def convert(x: Expr, to: DType) -> Expr:
