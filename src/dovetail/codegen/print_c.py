@@ -12,8 +12,8 @@ from dovetail.codegen.c_expressions import TILE, TILE_ROWS, ExpressionPrinter
 from dovetail.codegen.c_scalar import dim_text, local_type, memory_type
 from dovetail.codegen.index import Ranges, coefficient
 from dovetail.codegen.kernel import ENTRY, MAX_THREADS, Kernel, Param, make_kernel
-from dovetail.codegen.loop_ir import Axis, Call, Load, LoopKernel, Nest, Reduce, Row
-from dovetail.codegen.schedule import Schedule, all_axes, expressions, normalise, schedule
+from dovetail.codegen.loop_ir import Axis, Load, LoopKernel, Nest, Row
+from dovetail.codegen.schedule import Schedule, all_axes, cost, expressions, normalise, schedule
 from dovetail.core.dims import Dim, ceil_div, product, sym
 
 # Points of the vector axis that one block computes: with array accumulators, and without.
@@ -46,7 +46,7 @@ def print_kernel(kernel: LoopKernel, *, tactic: str = "loop") -> Kernel:
     for body in bodies:
         lines += ["  " + line for line in body]
     lines.append("}")
-    flops, traffic = _cost(kernel)
+    flops, traffic = cost(kernel)
     return make_kernel(
         "\n".join(lines) + "\n",
         params=params,
@@ -56,23 +56,6 @@ def print_kernel(kernel: LoopKernel, *, tactic: str = "loop") -> Kernel:
         bytes=traffic,
         tactic=tactic,
     )
-
-
-def _cost(kernel: LoopKernel) -> tuple[Dim, Dim]:
-    flops: Dim = 0
-    for nest in kernel.nests:
-        extents = {a.name: a.extent for a in all_axes(nest, kernel.scope)}
-        for e in expressions(nest, kernel.scope):
-            if isinstance(e, (Call, Reduce)):
-                inner = e.axes if isinstance(e, Reduce) else ()
-                points = product(extents[n] for n in sorted(e.free) if n in extents)
-                flops = flops + points * product(a.extent for a in inner)
-    traffic: Dim = 0
-    for b in kernel.buffers:
-        # A broadcast operand (stride 0) is read once.
-        sizes = [n for n, s in zip(b.shape, b.strides, strict=True) if s != 0]
-        traffic = traffic + product(sizes) * b.dtype.itemsize
-    return flops, traffic
 
 
 class _Printer(ExpressionPrinter):

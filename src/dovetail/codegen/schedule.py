@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from dovetail.codegen.index import Ranges, coefficient
 from dovetail.codegen.loop_ir import (
     Axis,
+    Call,
     Expr,
     Load,
+    LoopKernel,
     Nest,
     Reduce,
     Rewriter,
@@ -68,6 +70,24 @@ def all_axes(nest: Nest, scope: Scope) -> list[Axis]:
         if isinstance(e, (Reduce, Row)):
             axes.update(dict.fromkeys(e.axes))
     return list(axes)
+
+
+def cost(kernel: LoopKernel) -> tuple[Dim, Dim]:
+    """(arithmetic operations, bytes of memory traffic) of one call, as estimates."""
+    flops: Dim = 0
+    for nest in kernel.nests:
+        extents = {a.name: a.extent for a in all_axes(nest, kernel.scope)}
+        for e in expressions(nest, kernel.scope):
+            if isinstance(e, (Call, Reduce)):
+                inner = e.axes if isinstance(e, Reduce) else ()
+                points = product(extents[n] for n in sorted(e.free) if n in extents)
+                flops = flops + points * product(a.extent for a in inner)
+    traffic: Dim = 0
+    for b in kernel.buffers:
+        # A broadcast operand (stride 0) is read once.
+        sizes = [n for n, s in zip(b.shape, b.strides, strict=True) if s != 0]
+        traffic = traffic + product(sizes) * b.dtype.itemsize
+    return flops, traffic
 
 
 def _all_dims(nest: Nest, scope: Scope) -> list[Dim]:
