@@ -311,6 +311,9 @@ class Matmul:
             lib.cublasLtMatmulDescDestroy(self._desc)
 
 
+_ready = shared_library.PreparedCalls[Matmul]()
+
+
 def prepare(driver: Driver, call: Mapping[str, Any], dims: Sequence[int]) -> Matmul:
     """The product that a plan describes, for these dims (`DIMS`); wants the device's context to be current.
 
@@ -319,4 +322,5 @@ def prepare(driver: Driver, call: Mapping[str, Any], dims: Sequence[int]) -> Mat
     """
     if len(dims) != len(DIMS):
         raise DeviceError(f"cublaslt: got {len(dims)} dims, expected {len(DIMS)} ({', '.join(DIMS)}); build the engine again")
-    return Matmul(driver, Description.parse(call), dims)
+    parsed = Description.parse(call)
+    return _ready.get((driver.properties.ordinal, parsed, tuple(dims)), lambda: Matmul(driver, parsed, dims))

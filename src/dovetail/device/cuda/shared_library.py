@@ -9,8 +9,12 @@ import ctypes
 import functools
 import importlib.util
 import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from dovetail.core.env import env
 from dovetail.core.errors import DeviceError
@@ -109,3 +113,28 @@ def load(name: str) -> ctypes.CDLL:
         f"cuda: the engine calls {library.names[0]}, which cannot be loaded here ({opened}); install it with: pip install "
         f"{library.package}, set {library.variable} to its path, or build the engine without library tactics"
     )
+
+
+T = TypeVar("T")
+
+
+class PreparedCalls(Generic[T]):
+    """Library calls that are ready, by what they are: equal steps of engines and contexts share one. Bounded; thread-safe."""
+
+    def __init__(self, most: int = 1024) -> None:
+        self._most = most
+        self._found: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The call with this key, made at the first use."""
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        made = make()
+        with self._lock:
+            found = self._found.setdefault(key, made)
+            while len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return found

@@ -20,7 +20,7 @@ from dovetail.codegen.tactic import (
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.dims import Dim
 from dovetail.device.cuda import shared_library
-from dovetail.device.cuda.cublaslt import DIMS, TYPES, Description
+from dovetail.device.cuda.cublaslt import DIMS, TYPES, WORKSPACE_BYTES, Description
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda.library_group import Chain, chain
 from dovetail.kernels.cuda.writer import ALIGNMENT, is_aligned
@@ -82,6 +82,7 @@ class CublasLt(Tactic):
         a, b, y = anchor.input(0).tensor, anchor.input(1).tensor, anchor.output.tensor
         kernel = make_library_kernel(
             "cublaslt", call.json(), params=[Param(o.role, o.index) for o in found.operands], dims=[found.dims[name] for name in DIMS],
+            workspace_bytes=WORKSPACE_BYTES,
             flops=y.size * a.shape[-1] * 2, bytes=(a.size + b.size + y.size * (1 + call.residual)) * y.dtype.itemsize,
             tactic=self.name, config=config,
         )  # fmt: skip
