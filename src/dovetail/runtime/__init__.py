@@ -2,7 +2,7 @@
 
 from dovetail.runtime.engine import ExecutionContext, RuntimeEngine
 from dovetail.runtime.observe import Observer, Record
-from dovetail.runtime.opening import Provided, Provider, open
+from dovetail.runtime.opening import Provided, Provider, make, open
 
 __all__ = [
     "ExecutionContext",
@@ -11,5 +11,6 @@ __all__ = [
     "Provider",
     "Record",
     "RuntimeEngine",
+    "make",
     "open",
 ]

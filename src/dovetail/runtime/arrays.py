@@ -84,7 +84,7 @@ class _DataType(ctypes.Structure):
     _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
 
 
-class _Tensor(ctypes.Structure):
+class DLTensor(ctypes.Structure):
     """DLTensor of dlpack.h; a DLManagedTensor starts with one."""
 
     _fields_ = (
@@ -100,7 +100,7 @@ class _Tensor(ctypes.Structure):
 
 _CPU_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost (pinned memory)
 # DLDataTypeCode and bits; NumPy's own reader knows the standard ones only.
-_DLPACK_DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
+DLPACK_DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
     **{(0, b): np.dtype(f"i{b // 8}") for b in (8, 16, 32, 64)},
     **{(1, b): np.dtype(f"u{b // 8}") for b in (8, 16, 32, 64)},
     **{(2, b): np.dtype(f"f{b // 8}") for b in (16, 32, 64)},
@@ -132,20 +132,14 @@ def _from_dlpack(where: str, value: Any) -> Array:
         raise BindingError(
             f"{where}: {type(value).__name__} does not export its memory ({error})"
         ) from error
-    tensor = _Tensor.from_address(_get_pointer(capsule, b"dltensor"))
-    kind = _DLPACK_DTYPES.get((tensor.dtype.code, tensor.dtype.bits))
-    if kind is None or tensor.dtype.lanes != 1:
-        raise BindingError(
-            f"{where}: got DLPack dtype code {tensor.dtype.code} of {tensor.dtype.bits} bits × "
-            f"{tensor.dtype.lanes}, expected a scalar number type"
-        )
+    tensor, kind = dlpack_tensor(where, capsule)
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     if 0 in shape:
         return np.empty(shape, kind)
     if tensor.strides:
         strides = tuple(tensor.strides[i] * kind.itemsize for i in range(tensor.ndim))
     else:
-        strides = _dense_strides(shape, kind.itemsize)
+        strides = dense_strides(shape, kind.itemsize)
     if min(strides, default=0) < 0:
         raise BindingError(f"{where}: got negative strides {strides}, expected a contiguous array")
     reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + kind.itemsize
@@ -154,7 +148,24 @@ def _from_dlpack(where: str, value: Any) -> Array:
     return np.ndarray(shape, kind, np.frombuffer(memory, np.uint8), 0, strides)
 
 
-def _dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def dlpack_tensor(where: str, capsule: Any) -> tuple[DLTensor, np.dtype[Any]]:
+    """What a DLPack capsule describes, and its dtype; valid as long as the capsule.
+
+    Raises:
+        BindingError: a type that is no scalar number.
+    """
+    tensor = DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
+    kind = DLPACK_DTYPES.get((tensor.dtype.code, tensor.dtype.bits))
+    if kind is None or tensor.dtype.lanes != 1:
+        raise BindingError(
+            f"{where}: got DLPack dtype code {tensor.dtype.code} of {tensor.dtype.bits} bits × "
+            f"{tensor.dtype.lanes}, expected a scalar number type"
+        )
+    return tensor, kind
+
+
+def dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides of a row-major array."""
     strides, step = [], itemsize
     for extent in reversed(shape):
         strides.append(step)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dovetail.core.dtypes import dtype
 from dovetail.core.env import env
-from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError
+from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError, UsageError
 from dovetail.device.cpu import HostLibrary, KernelLibrary, default_threads
 from dovetail.device.cpu.memory import address
 from dovetail.device.cpu.pool import Pool, check_threads
@@ -26,7 +26,7 @@ from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.arrays import as_input, as_output
 from dovetail.runtime.match import PortMatcher
 from dovetail.runtime.observe import Observer, Record
-from dovetail.runtime.program import ProgramRunner
+from dovetail.runtime.program import Kernels, ProgramRunner
 from dovetail.runtime.stage import Resources, Stage
 
 Array = NDArray[Any]
@@ -53,12 +53,12 @@ class RuntimeEngine:
         self.plan = plan
         self.threads = default_threads() if threads is None else check_threads(threads)
         self._libraries = [KernelLibrary(k) for k in kernels]
-        self._kernels = {k.entry: (self._find(k.entry), k) for k in plan.kernels}
+        self._kernels: Kernels = {k.entry: (self._find(k.entry), k) for k in plan.kernels}
         self._host = HostLibrary.current() if host is None else HostLibrary.load(host)
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._lock = threading.Lock()
         self._weights = weight_sets.build(plan, weights or {}, self._packer, self.threads, stored)
-        _engines.add(self)
+        remember(self)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -76,11 +76,13 @@ class RuntimeEngine:
         outputs: Mapping[str, Any] | None = None,
         *,
         threads: int | None = None,
+        stream: Any = None,
     ) -> dict[str, Any]:
         """Run once, on any thread.
 
         Inputs are read in place where contiguous (NumPy, DLPack, buffers). `outputs` gives arrays
-        to write into; the others are fresh and belong to the caller.
+        to write into; the others are fresh and belong to the caller. `stream` is for engines on a
+        GPU: see `CudaEngine.run`.
 
         Raises:
             BindingError: unknown or missing name, wrong dtype, unusable array.
@@ -89,9 +91,25 @@ class RuntimeEngine:
         """
         context = self._take()
         try:
-            return context.run(inputs, outputs, threads=threads)
+            return context.run(inputs, outputs, threads=threads, stream=stream)
         finally:
             self._contexts.append(context)
+
+    def run_async(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | None = None,
+        *,
+        stream: Any = None,
+    ) -> Any:
+        """Queue a run on a GPU: see `CudaEngine.run_async`.
+
+        Raises:
+            UsageError: the engine runs on the CPU.
+        """
+        raise UsageError(
+            "run_async: got an engine on the CPU, expected one on a GPU; call run from a thread"
+        )
 
     def context(self) -> ExecutionContext:
         """A context for one thread: it keeps its bindings, so it never waits for another."""
@@ -182,7 +200,7 @@ class RuntimeEngine:
         try:
             return self._contexts.pop()
         except IndexError:
-            return ExecutionContext(self)
+            return self.context()
 
     def _observer(self, taps: Collection[str] = (), nan: bool = False) -> Observer:
         tick = 0.0 if self._host is None else self._host.nanoseconds_per_tick()
@@ -204,9 +222,9 @@ class ExecutionContext:
     def __init__(self, engine: RuntimeEngine) -> None:
         self.engine = engine
         plan = engine.plan
-        self._runner = engine._runner(plan.main)
+        self._runner = self._make_runner(plan.main)
         self._runner.matcher = PortMatcher(plan.inputs, plan.symbols)
-        self._shapes = engine._runner(plan.shapes_program)
+        self._shapes = self._make_runner(plan.shapes_program)
         self._busy = threading.Lock()
         self._ports = [
             (p.name, dtype(p.tensor.dtype).numpy, p.tensor.shape is None) for p in plan.inputs
@@ -216,6 +234,9 @@ class ExecutionContext:
         self._output_dtypes = [dtype(p.tensor.dtype).numpy for p in plan.outputs]
         self._updates = self._updated_inputs()
 
+    def _make_runner(self, program: Program) -> ProgramRunner:
+        return self.engine._runner(program)
+
     def run(
         self,
         inputs: Mapping[str, Any],
@@ -223,14 +244,15 @@ class ExecutionContext:
         *,
         threads: int | None = None,
         observer: Observer | None = None,
+        stream: Any = None,
     ) -> dict[str, Any]:
         """As `RuntimeEngine.run`; a second thread in the same context is an error."""
         engine = self.engine
-        if not self._busy.acquire(blocking=False):
-            raise ExecutionError(
-                "context: got a second run while one is in progress, expected one thread per "
-                "context; call engine.run, or make a context for each thread"
+        if stream is not None:
+            raise UsageError(
+                "stream: got one for an engine on the CPU, expected none; it is for engines on a GPU"
             )
+        self._enter()
         try:
             values = self._inputs(inputs)
             runner = self._runner
@@ -255,6 +277,14 @@ class ExecutionContext:
             return dict(zip(self._output_names, results, strict=True))
         finally:
             self._busy.release()
+
+    def _enter(self) -> None:
+        """Take the context for this thread; whoever does releases `_busy`."""
+        if not self._busy.acquire(blocking=False):
+            raise ExecutionError(
+                "context: got a second run while one is in progress, expected one thread per "
+                "context; call engine.run, or make a context for each thread"
+            )
 
     def _inputs(self, inputs: Mapping[str, Any]) -> list[Any]:
         values = []
@@ -338,7 +368,8 @@ class ExecutionContext:
                 array = as_output(port.name, array, want, shape)
             start = address(array)
             if i in self._updates:
-                if start != address(values[self._updates[i]]):
+                source = values[self._updates[i]]
+                if not isinstance(source, np.ndarray) or start != address(source):
                     raise BindingError(
                         f"output {port.name!r}: got an array of its own, expected the one bound "
                         f"to input {self._ports[self._updates[i]][0]!r}, which it updates in place"
@@ -374,6 +405,11 @@ def tap_names(program: Program) -> frozenset[str]:
 
 
 _engines: weakref.WeakSet[RuntimeEngine] = weakref.WeakSet()
+
+
+def remember(engine: RuntimeEngine) -> None:
+    """Let a forked child renew an engine's locks."""
+    _engines.add(engine)
 
 
 def _renew_locks() -> None:

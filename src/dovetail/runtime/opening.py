@@ -43,6 +43,8 @@ def open(
     weights: Mapping[str, NDArray[Any]] | None = None,
     target: str | None = None,
     threads: int | None = None,
+    device: int = 0,
+    driver: Any = None,
 ) -> RuntimeEngine:
     """Open an engine.
 
@@ -54,6 +56,8 @@ def open(
         weights: the initializers, for a plan or a file without them.
         target: which of a file's targets; needed only if several run on this machine.
         threads: default team size (None: the CPUs of the process).
+        device: which GPU, for a target of one.
+        driver: a `device.cuda.Driver` in the place of that GPU's own, for trials without one.
 
     Raises:
         PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
@@ -64,9 +68,8 @@ def open(
         if callable(kernels):
             raise UsageError("open: got a provider for a plan, expected its binaries")
         require("plan", source.arch, source.cpu_flags)
-        return RuntimeEngine(
-            source, kernels=_binaries(kernels), host=host, weights=weights, threads=threads
-        )
+        binaries = _binaries(kernels)
+        return make(source, binaries, host, weights, threads, None, device=device, driver=driver)
     file = source if isinstance(source, EngineFile) else EngineFile(source)
     if kernels is not None and not callable(kernels):
         raise UsageError("open: got binaries for an engine file, expected a provider or nothing")
@@ -94,8 +97,33 @@ def open(
         if provided.plan is not None and weights is None and weights_key(plan):
             known = Stored(weights_key(plan), file.hashes, checked=True)
     stored = file.weights() if weights is None else weights
+    return make(plan, binaries, library, stored, threads, known, device=device, driver=driver)
+
+
+def make(
+    plan: Plan,
+    kernels: Sequence[Binary],
+    host: Binary | None,
+    weights: Mapping[str, NDArray[Any]] | None,
+    threads: int | None,
+    stored: Stored | None,
+    *,
+    device: int = 0,
+    driver: Any = None,
+) -> RuntimeEngine:
+    """The engine of a plan's target: `CudaEngine` for a GPU, else `RuntimeEngine`; arguments as of `open`.
+
+    Raises:
+        DeviceError: this machine lacks what the engine needs.
+    """
+    if plan.target.startswith("cuda"):
+        from dovetail.runtime.cuda import CudaEngine
+
+        return CudaEngine(
+            plan, kernels=kernels, weights=weights, threads=threads, stored=stored, device=device, driver=driver
+        )
     return RuntimeEngine(
-        plan, kernels=binaries, host=library, weights=stored, threads=threads, stored=known
+        plan, kernels=kernels, host=host, weights=weights, threads=threads, stored=stored
     )
 
 

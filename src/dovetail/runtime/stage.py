@@ -351,6 +351,7 @@ class Stage:
         program = layout.program
         self.number = number
         self.env = dict(env)
+        self._kernels = kernels
         self.version = -1  # of the weights that the step tables point to
         # Results of the shapes program: weights' version, arrays by name, token of the pair.
         self.shapes: tuple[int, Mapping[str, NDArray[Any]], int] | None = None
@@ -373,7 +374,7 @@ class Stage:
             assert not isinstance(definer, NativeSegment)
             self.pending = views(definer.outputs, layout, self.env)
         self.code: list[Bound | CallCode] = [
-            self._bind(program.segments[i], i, layout, kernels) for i in range(start, end)
+            self._bind(program.segments[i], i, layout) for i in range(start, end)
         ]
         self.natives = [c for c in self.code if isinstance(c, Bound)]
         self.outputs = [
@@ -393,11 +394,10 @@ class Stage:
         segment: Segment,
         index: int,
         layout: Layout,
-        kernels: Mapping[str, tuple[Any, KernelRef]],
     ) -> Bound | CallCode:
         if isinstance(segment, NativeSegment):
             addresses = self.frame.addresses
-            return NativeCode(segment, layout, self.env, self.sizes, addresses, kernels)
+            return NativeCode(segment, layout, self.env, self.sizes, addresses, self._kernels)
         return CallCode(segment, index, layout, self.env)
 
     def _check_aliases(self, layout: Layout) -> None:

@@ -85,7 +85,7 @@ def build(
     Raises:
         RefitError: weights are missing or do not fit the plan.
     """
-    kept = {spec.name: _fit(spec, arrays) for spec in plan.weights}
+    kept = fitted(plan, arrays)
     known = {} if stored is None else dict(stored.hashes)
     if not plan.weights_program.outputs:
         return WeightSet(kept, {}, known)
@@ -106,6 +106,18 @@ def refit(
     plan: Plan, old: WeightSet, changes: Mapping[str, Array], runner: ProgramRunner, threads: int
 ) -> WeightSet:
     """A new set with some weights replaced; `old` is untouched. Arrays are copied.
+
+    Raises:
+        RefitError: unknown name, wrong dtype or shape, or a violated guard.
+    """
+    arrays, hashes = changed(plan, old, changes)
+    return WeightSet(arrays, _pack(plan, arrays, runner, threads), hashes)
+
+
+def changed(
+    plan: Plan, old: WeightSet, changes: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The initializers after a refit, and the hashes of those that are still known.
 
     Raises:
         RefitError: unknown name, wrong dtype or shape, or a violated guard.
@@ -132,7 +144,16 @@ def refit(
         copy[...] = fitted
         arrays[name] = copy
         hashes.pop(name, None)
-    return WeightSet(arrays, _pack(plan, arrays, runner, threads), hashes)
+    return arrays, hashes
+
+
+def fitted(plan: Plan, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The initializers that the plan names, row-major.
+
+    Raises:
+        RefitError: weights are missing or do not fit the plan.
+    """
+    return {spec.name: _fit(spec, arrays) for spec in plan.weights}
 
 
 def _fit(spec: WeightSpec, arrays: Mapping[str, Array]) -> Array:

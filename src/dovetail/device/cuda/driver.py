@@ -223,6 +223,10 @@ class Driver(Protocol):
         """Wait for all work queued in a stream."""
         ...
 
+    def synchronize_device(self) -> None:
+        """Wait for all work queued in any stream of the device."""
+        ...
+
     def create_event(self, timing: bool = False) -> Event:
         """An event."""
         ...

@@ -269,6 +269,10 @@ class CudaDriver:
         """See `Driver.synchronize`."""
         self._call("cuStreamSynchronize", stream)
 
+    def synchronize_device(self) -> None:
+        """See `Driver.synchronize_device`."""
+        self._call("cuCtxSynchronize")
+
     def create_event(self, timing: bool = False) -> Event:
         """See `Driver.create_event`."""
         flags = self._api.CUevent_flags

@@ -243,6 +243,10 @@ class HostDriver:
         self._note("synchronize")
         assert stream not in self._captures, "a stream that is being captured cannot be waited for"
 
+    def synchronize_device(self) -> None:
+        """See `Driver.synchronize_device`."""
+        self._note("synchronize_device")
+
     def create_event(self, timing: bool = False) -> Event:
         """See `Driver.create_event`."""
         self._note("create_event")

@@ -1,0 +1,379 @@
+"""The engine on a GPU: the interface of `RuntimeEngine`, with streams, arrays on the device and asynchronous runs."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dovetail.core.env import env
+from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError
+from dovetail.device.cpu import default_threads
+from dovetail.device.cpu.pool import check_threads
+from dovetail.device.cuda.driver import Driver, Function, Stream, require_capability
+from dovetail.device.cuda.driver import driver as driver_of
+from dovetail.engine import cubins
+from dovetail.engine.check import check
+from dovetail.engine.plan import KernelRef, Plan, Program
+from dovetail.runtime import weights as weight_sets
+from dovetail.runtime.cuda import weights as device_weights
+from dovetail.runtime.cuda.arrays import (
+    Allocate,
+    DeviceView,
+    allocator_like,
+    as_device,
+    as_given,
+    is_device_array,
+    stream_handle,
+)
+from dovetail.runtime.cuda.program import CudaRunner
+from dovetail.runtime.cuda.queue import Queue
+from dovetail.runtime.cuda.weights import CudaWeights, DeviceResources
+from dovetail.runtime.engine import (
+    _IDLE_CONTEXTS,
+    Binary,
+    ExecutionContext,
+    RuntimeEngine,
+    remember,
+)
+from dovetail.runtime.observe import Observer
+from dovetail.runtime.stage import Stage
+
+Array = np.ndarray[Any, Any]
+
+
+class CudaEngine(RuntimeEngine):
+    """A plan for a GPU, ready to run there. Thread-safe; see `runtime.open`.
+
+    Arrays on the device come in and go out without a copy (DLPack, `__cuda_array_interface__`): where an input is one, results
+    without an array of their own are of its kind; else they are NumPy arrays. `threads` means nothing here.
+    """
+
+    _weights: CudaWeights
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        kernels: Sequence[Binary] = (),
+        weights: Mapping[str, Array] | None = None,
+        threads: int | None = None,
+        stored: weight_sets.Stored | None = None,
+        device: int = 0,
+        driver: Driver | None = None,
+    ) -> None:
+        """`kernels` are bundles of cubins; `driver` is another one than the real one of the device, for tests."""
+        check(plan)
+        self.plan = plan
+        self.threads = default_threads() if threads is None else check_threads(threads)
+        self.driver = driver_of(device) if driver is None else driver
+        require_capability("plan", plan.target, self.driver.properties)
+        self._host = None
+        self._kernels = _Functions(plan, kernels, self.driver)
+        self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
+        self._captured: list[Any] = []  # what graphs of callers use, as long as the engine lives
+        self._lock = threading.Lock()
+        with self.driver.active():
+            self._queue = Queue(self.driver)
+            known = {} if stored is None else dict(stored.hashes)
+            self._weights = device_weights.build(plan, weights or {}, self._device_packer(), known)
+        remember(self)
+
+    @property
+    def device(self) -> str:
+        """The device that the engine runs on, such as "cuda:0"."""
+        return f"cuda:{self.driver.properties.ordinal}"
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+        stream: Any = None,
+    ) -> dict[str, Any]:
+        """Run once, on any thread; see `RuntimeEngine.run`.
+
+        With `stream` (a handle, or a stream object of any package) the run is queued there: results on the device follow in its
+        order, those on the host are complete. Without it all results are complete. In a stream that is being captured the kernels
+        become part of the caller's graph, whose memory the engine then keeps.
+
+        Raises:
+            ExecutionError: a capture of an engine with steps on the host.
+        """
+        handle = stream_handle(stream)
+        if handle is not None and self._capturing(handle):
+            # Its memory belongs to the caller's graph from now on: no other run may have it.
+            context = self.context()
+            self._captured.append((context, self._weights))
+            return context.run(inputs, outputs, stream=handle)
+        idle = self._take()
+        try:
+            return idle.run(inputs, outputs, threads=threads, stream=handle)
+        finally:
+            self._contexts.append(idle)
+
+    def run_async(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None) -> Pending:
+        """Queue a run and return at once, as far as no step runs on the host; see `CudaContext.run_async`."""
+        context = self._take()
+        assert isinstance(context, CudaContext)
+        try:
+            return context.run_async(inputs, outputs, stream=stream)
+        finally:
+            self._contexts.appendleft(context)
+
+    def context(self) -> CudaContext:
+        """A context for one thread, with a stream and memory of its own."""
+        return CudaContext(self)
+
+    def set_weights(self, changes: Mapping[str, Any]) -> None:
+        """See `RuntimeEngine.set_weights`."""
+        with self._lock, self.driver.active():
+            self._weights = device_weights.refit(self.plan, self._weights, changes, self._device_packer())
+
+    def _capturing(self, stream: Stream) -> bool:
+        with self.driver.active():
+            return self.driver.is_capturing(stream)
+
+    def _device_packer(self) -> CudaRunner:
+        return CudaRunner(self.plan.weights_program, self._kernels, self.driver, self._queue)
+
+    def _observer(self, taps: Any = (), nan: bool = False) -> Observer:
+        return Observer(1.0, taps, nan)
+
+
+class _Functions(Mapping[str, tuple[Function, KernelRef]]):
+    """Kernels by entry; their code is loaded when a step first needs it."""
+
+    def __init__(self, plan: Plan, bundles: Sequence[Binary], driver: Driver) -> None:
+        self._driver = driver
+        self._refs = {k.entry: k for k in plan.kernels}
+        self._code: dict[str, bytes | memoryview] = {}
+        for bundle in bundles:
+            self._code |= cubins.unpack(Path(bundle).read_bytes() if isinstance(bundle, str | Path) else bundle)
+        missing = [k.entry for k in plan.kernels if not k.library and k.entry not in self._code]
+        if missing:
+            raise PlanFormatError(
+                f"plan: got no machine code for the kernel {missing[0]}, expected it among {len(self._code)} kernels; rebuild the engine"
+            )
+        self._loaded: dict[str, tuple[Function, KernelRef]] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, entry: str) -> tuple[Function, KernelRef]:
+        found = self._loaded.get(entry)
+        if found is None:
+            ref = self._refs[entry]
+            with self._lock:
+                found = self._loaded.get(entry)
+                if found is None:
+                    function = None
+                    if not ref.library:
+                        shared = 0 if ref.launch is None else ref.launch.shared
+                        function = self._driver.load(bytes(self._code[entry]), entry, shared)
+                    found = self._loaded[entry] = function, ref
+        return found
+
+    def __iter__(self) -> Any:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+
+class Pending:
+    """A run that may be under way.
+
+    `outputs` by name: those on the device may be used in the order of the run's stream, those on the host after `wait`.
+    """
+
+    def __init__(self, queue: Queue, outputs: dict[str, Any], kept: Any, lock: threading.Lock) -> None:
+        self.outputs = outputs
+        self._queue = queue
+        self._kept = kept  # the caller's arrays, until the device is done with them
+        self._lock = lock
+        self._run = queue.run
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended on the device."""
+        with self._lock, self._queue.driver.active():
+            return self._queue.run != self._run or self._queue.done
+
+    def wait(self) -> dict[str, Any]:
+        """The outputs, complete."""
+        # A later run of the context has waited for this one's copies before it began.
+        with self._lock, self._queue.driver.active():
+            if self._queue.run == self._run or not all(isinstance(v, np.ndarray) for v in self.outputs.values()):
+                self._queue.wait()
+        self._kept = None
+        return self.outputs
+
+
+class CudaContext(ExecutionContext):
+    """A stream, an arena per stage, CUDA graphs per bound shape; for one thread at a time. Made by `CudaEngine.context`."""
+
+    engine: CudaEngine
+    _runner: CudaRunner
+    _shapes: CudaRunner
+
+    def __init__(self, engine: CudaEngine) -> None:
+        self.driver = engine.driver
+        with self.driver.active(), self.driver.relaxed():
+            self.queue = Queue(self.driver)
+        super().__init__(engine)
+        self._kept: Any = None
+
+    def _make_runner(self, program: Program) -> CudaRunner:
+        return CudaRunner(program, self.engine._kernels, self.driver, self.queue)
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any] | None = None,
+        *,
+        threads: int | None = None,
+        observer: Observer | None = None,
+        stream: Any = None,
+    ) -> dict[str, Any]:
+        """As `CudaEngine.run`. After a capture the context belongs to the graph: do not run it elsewhere while that may run."""
+        with self._alone():
+            handle = stream_handle(stream)
+            results = self._queued(inputs, outputs, observer, handle)
+            if not self.queue.capturing:
+                if stream is None:
+                    self.queue.wait()
+                    self._kept = None
+                else:
+                    self.queue.finish_fetches()
+        example = next((v for v in inputs.values() if not isinstance(v, np.ndarray)), None)
+        return {k: as_given(v, example) for k, v in results.items()} if stream is None else results
+
+    def run_async(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None) -> Pending:
+        """Queue a run; the caller keeps input arrays on the device alive and unchanged in the stream's order.
+
+        Runs of one context follow one another; contexts of their own overlap.
+        """
+        with self._alone():
+            results = self._queued(inputs, outputs, None, stream_handle(stream))
+            return Pending(self.queue, results, self._kept, self._busy)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._enter()
+        try:
+            with self.driver.active():
+                yield
+        finally:
+            self._busy.release()
+
+    def _queued(
+        self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None, observer: Observer | None, stream: Stream | None
+    ) -> dict[str, Any]:
+        engine, queue, runner = self.engine, self.queue, self._runner
+        capturing = stream is not None and self.driver.is_capturing(stream)
+        if capturing and (reason := runner.uncapturable()):
+            raise ExecutionError(
+                f"capture: got a stream that is being captured, expected an engine that runs on the device alone, but {reason}; "
+                "run the engine outside of the capture"
+            )
+        used = queue.own if stream is None else stream
+        values, example = self._device_inputs(inputs, used, capturing)
+        shapes = tuple([None if p[2] else v.shape for v, p in zip(values, self._ports, strict=True)])
+        stage = runner.stage(shapes, {})
+        weights = engine._weights  # this run's, whatever a refit does meanwhile
+        results_of_shapes, token = self._device_shape_results(stage, weights)
+        make = None if example is None else allocator_like(example, self.driver, used, capturing)
+        given = self._device_outputs(outputs or {}, values, stage, make, used, capturing)
+        if observer is None and env().check_nan and not capturing:
+            observer = engine._observer(nan=True)
+        resources = DeviceResources(queue, weights.raw, weights.device, weights.values, results_of_shapes, weights.copies)
+        self._kept = (values, given, weights)
+        queue.begin(stream, capturing)
+        try:
+            results = runner.run(stage, values, given, resources, token, engine.threads, observer)
+        finally:
+            queue.end()
+        return {
+            name: value.value if isinstance(value, DeviceView) else value
+            for name, value in zip(self._output_names, results, strict=True)
+        }
+
+    def _device_inputs(self, inputs: Mapping[str, Any], stream: Stream, capturing: bool) -> tuple[list[Any], Any]:
+        """Inputs as the runner wants them, and the first one that is on the device."""
+        example = None
+        host = {}
+        values: dict[int, DeviceView] = {}
+        for i, (name, want, opaque) in enumerate(self._ports):
+            value = inputs.get(name)
+            if opaque or value is None or not is_device_array(value):
+                if capturing:
+                    raise BindingError(f"input {name!r}: got an array in host memory, expected one on the device while a graph is captured")
+                continue
+            values[i] = as_device(f"input {name!r}", value, want, self.driver, stream, capturing)
+            example = value if example is None else example
+            host[name] = _placeholder(want)
+        checked = self._inputs({**inputs, **host})
+        return [values.get(i, v) for i, v in enumerate(checked)], example
+
+    def _device_shape_results(self, stage: Stage, weights: CudaWeights) -> tuple[Mapping[str, Any], int]:
+        if not self._shapes.program.outputs:
+            return {}, weights.version
+        if stage.shapes is None or stage.shapes[0] != weights.version:
+            resources = DeviceResources(self.queue, weights.raw, weights.device, weights.values, {}, weights.copies)
+            first = self._shapes.stage((), stage.env)
+            with self.driver.relaxed():
+                found = device_weights.run_to_device(self._shapes, first, resources, weights.version)
+            stage.shapes = (weights.version, found, weight_sets.new_token())
+        return stage.shapes[1], stage.shapes[2]
+
+    def _device_outputs(
+        self,
+        outputs: Mapping[str, Any],
+        values: Sequence[Any],
+        stage: Stage,
+        make: Allocate | None,
+        stream: Stream,
+        capturing: bool,
+    ) -> list[Any]:
+        """Per output the caller's array, what makes one, or None for a fresh NumPy array."""
+        on_device = {name: value for name, value in outputs.items() if is_device_array(value)}
+        given: list[Any] = self._outputs({k: v for k, v in outputs.items() if k not in on_device}, values, stage)
+        shapes = {i: view.shape for i, view in stage.outputs}
+        taken = [(v.address, v.nbytes) for v in values if isinstance(v, DeviceView)]
+        for i, (name, want) in enumerate(zip(self._output_names, self._output_dtypes, strict=True)):
+            value = on_device.get(name)
+            where = f"output {name!r}"
+            if value is None:
+                if given[i] is None and make is not None and not want.hasobject:
+                    given[i] = make
+                if capturing and not callable(given[i]):
+                    raise BindingError(f"{where}: got an array in host memory, expected one on the device while a graph is captured")
+                continue
+            view = as_device(where, value, want, self.driver, stream, capturing)
+            shape = shapes.get(i)
+            if shape is not None and view.shape != shape:
+                raise BindingError(f"{where}: got shape {view.shape}, expected {shape}")
+            start = view.address
+            if i in self._updates:
+                source = values[self._updates[i]]
+                if not isinstance(source, DeviceView) or source.address != start:
+                    raise BindingError(
+                        f"{where}: got an array of its own, expected the one bound to input {self._ports[self._updates[i]][0]!r}, which it "
+                        "updates in place"
+                    )
+            elif any(start < b + n and b < start + view.nbytes for b, n in taken):
+                raise BindingError(f"{where}: got memory that overlaps another binding, expected memory of its own")
+            taken.append((start, view.nbytes))
+            given[i] = view
+        return given
+
+
+def _placeholder(want: np.dtype[Any]) -> Array:
+    return np.empty(0, want)
+
+

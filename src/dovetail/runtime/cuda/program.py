@@ -1,0 +1,288 @@
+"""Runs a program on a device: kernels in a stream, host and control segments on copies that move only when somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.device.cpu.memory import aligned_bytes, aligned_empty
+from dovetail.device.cuda.driver import ALIGNMENT, Driver
+from dovetail.device.cuda.memory import DeviceMemory
+from dovetail.engine.plan import NativeSegment, Program
+from dovetail.runtime.cuda.arrays import DeviceView
+from dovetail.runtime.cuda.code import CudaCode
+from dovetail.runtime.cuda.queue import Queue
+from dovetail.runtime.cuda.stage import Blocks, CudaStage
+from dovetail.runtime.observe import Observer
+from dovetail.runtime.program import Kernels, ProgramRunner, storage_of
+from dovetail.runtime.stage import Bound, Frame, Resources, Stage, View
+
+Array = NDArray[Any]
+
+# Where the newest value of a buffer is.
+_DEVICE, _BOTH, _HOST = 0, 1, 2
+
+
+@dataclass(slots=True)
+class CudaFrame(Frame):
+    """`addresses` are the device's, `arrays` copies on the host; `state` says which of the two is current, `sizes` their bytes."""
+
+    state: bytearray
+    sizes: list[int | None]
+    mark: int  # of the queue's temporary memory when the run began
+
+
+class CudaRunner(ProgramRunner):
+    """See `runtime.program.ProgramRunner`. All but strings and sequences may be on the device.
+
+    Inputs are NumPy arrays or `DeviceView`; per output None (a fresh NumPy array), a NumPy array, a `DeviceView`, or a function
+    that makes one. Results on the device are complete when the queue's stream is; those on the host after `queue.wait()`, of
+    regions at once.
+    """
+
+    def __init__(self, program: Program, kernels: Kernels, driver: Driver, queue: Queue, *, nested: bool = False) -> None:
+        super().__init__(program, kernels, None)
+        self.driver = driver
+        self.queue = queue
+        self._nested = nested
+        blocks = Blocks(driver, queue)
+        blocks.outgrown = self._forget
+        self._blocks: Any = blocks
+        self._slots: dict[int, DeviceMemory] = {}
+        ports = {self.layout.root[p.tensor.buffer] for p in (*program.inputs, *program.outputs)}
+        # Buffers whose copies must be kept track of: all others live on the device alone.
+        self._tracked = frozenset(self._viewed | ports)
+
+    def uncapturable(self) -> str:
+        """Why a run cannot be part of somebody's CUDA graph; empty if it can."""
+        for segment in self.program.segments:
+            if not isinstance(segment, NativeSegment):
+                name = getattr(segment, "op", None) or getattr(segment, "kind", "")
+                return f"the node {', '.join(segment.origin) or name} ({name}) runs on the host"
+        for i, port in enumerate(self.program.outputs):
+            if i not in self._owned:
+                return f"the output {port.name!r} is not a buffer of its own"
+        return ""
+
+    def _forget(self, number: int) -> None:
+        """Drop what is bound to the block of a stage."""
+        stale = [self._stages] if number == 0 else [s.children for s in self._at(number - 1)]
+        for cache in stale:
+            cache.clear()
+
+    def _at(self, number: int) -> list[Stage]:
+        level = list(self._stages.values())
+        for _ in range(number):
+            level = [child for stage in level for child in stage.children.values()]
+        return level
+
+    # --- memory ---------------------------------------------------------------------------------
+
+    def _bind(self, number: int, env: Mapping[str, int], parent: Stage | None) -> Stage:
+        with self.driver.relaxed():
+            return CudaStage(self.layout, number, env, parent, self._blocks, self._kernels)
+
+    def _slot(self, root: int, size: int) -> int:
+        """Memory for an input or output that the caller has elsewhere; it stays where it is from run to run."""
+        found = self._slots.get(root)
+        if found is None or found.size < size:
+            self._slots.pop(root, None)
+            found = None
+            with self.driver.relaxed():
+                found = self._slots[root] = DeviceMemory(self.driver, size)
+        return found.address
+
+    def _frame(self, stage: Stage, inputs: Sequence[Any], observer: Observer | None) -> Frame:
+        state = bytearray(len(self.program.buffers))
+        frame = CudaFrame(stage.frame.addresses.copy(), stage.frame.arrays.copy(), state, stage.sizes, self.queue.mark)
+        for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
+            if isinstance(value, DeviceView):
+                frame.addresses[root] = value.address
+                if value.address % ALIGNMENT and value.nbytes:
+                    frame.addresses[root] = self._slot(root, value.nbytes)
+                    self.driver.copy(frame.addresses[root], value.address, value.nbytes, self.queue.stream)
+            else:
+                frame.arrays[root] = value if opaque else storage_of(value)
+                frame.state[root] = _HOST
+        return frame
+
+    def _join(self, frame: Frame, stage: Stage) -> None:
+        assert isinstance(frame, CudaFrame)
+        super()._join(frame, stage)
+        frame.sizes = stage.sizes
+
+    def _to_device(self, root: int, frame: CudaFrame) -> None:
+        """Bring what the host has written to the device."""
+        array = frame.arrays[root]
+        if not isinstance(array, np.ndarray) or array.dtype == object:
+            return  # no kernel reads strings and sequences
+        kind = self.program.buffers[root].kind
+        if kind == "host":
+            frame.addresses[root] = self.queue.temporary(array.nbytes)
+        elif kind == "input":
+            frame.addresses[root] = self._slot(root, array.nbytes)
+        self.queue.send(frame.addresses[root], array)
+        frame.state[root] = _BOTH
+
+    def _to_host(self, root: int, frame: CudaFrame) -> None:
+        """Bring what kernels have written to the host."""
+        array = aligned_bytes(frame.sizes[root] or 0)
+        self.queue.fetch(array, frame.addresses[root])
+        self.queue.synchronize()
+        frame.arrays[root] = array
+        frame.state[root] = _BOTH
+
+    def _read(self, view: View, frame: Frame, resources: Resources) -> Any:
+        assert isinstance(frame, CudaFrame)
+        root = view.root
+        if not view.static and frame.state[root] == _DEVICE and frame.addresses[root]:
+            self._to_host(root, frame)
+        return view.of(frame, resources)
+
+    def _put(self, view: View, value: Array, frame: Frame, resources: Resources) -> None:
+        assert isinstance(frame, CudaFrame)
+        root = view.root
+        if view.buffer.kind == "host":
+            super()._put(view, value, frame, resources)
+        elif view.dtype.hasobject:
+            np.copyto(view.of(frame, resources), value)
+        elif view.whole and view.nbytes == frame.sizes[root] and view.buffer.kind != "input":
+            frame.arrays[root] = storage_of(np.asarray(value, order="C"))
+        else:
+            if frame.state[root] == _DEVICE:
+                self._to_host(root, frame)
+            if not frame.arrays[root].flags.writeable:
+                frame.arrays[root] = frame.arrays[root].copy()
+            np.copyto(view.of(frame, resources), value)
+        frame.state[root] = _HOST
+
+    # --- running --------------------------------------------------------------------------------
+
+    def _native(
+        self, code: Bound, stage: Stage, frame: Frame, resources: Resources, threads: int, observer: Observer | None
+    ) -> None:
+        assert isinstance(code, CudaCode) and isinstance(frame, CudaFrame)
+        if code.watched is None:
+            code.watched = tuple(code.roots & self._tracked)
+            code.written = tuple(r for r in code.watched if self._writable(r))
+        state = frame.state
+        for root in code.watched:
+            if state[root] == _HOST:
+                self._to_device(root, frame)
+        if observer is not None:
+            self._observe_device(code, stage, frame, resources, observer)
+            return
+        code.run(frame.addresses, self.queue)
+        for root in code.written:
+            state[root] = _DEVICE
+
+    def _writable(self, root: int) -> bool:
+        """Whether kernels may write a buffer: an input only where an output updates it."""
+        kind = self.program.buffers[root].kind
+        return kind in ("arena", "workspace", "output") or (kind == "input" and root in self._owner)
+
+    def _observe_device(self, code: CudaCode, stage: Stage, frame: CudaFrame, resources: Resources, observer: Observer) -> None:
+        """Run with time stamps, in as many pieces as taps need; results stay the same."""
+        steps = code.segment.steps
+        index = next(i for i, s in enumerate(self.program.segments) if s is code.segment)
+        cuts = sorted({t.step + 1 for t in self._taps.get(index, ()) if observer.wants(t.name)} | {len(steps)})
+        written = [r for r in code.roots if self._writable(r)]
+        code.move(frame.addresses)
+        start = 0
+        for cut in cuts:
+            stamps = np.cumsum([0.0, *code.timed(self.queue, start, cut)])
+            observer.native(steps[start:cut], np.rint(stamps).astype(np.int64))
+            start = cut
+            for root in written:
+                frame.state[root] = _DEVICE
+            self._tap(index, cut - 1, stage, frame, resources, observer)
+
+    def _region(self, program: Program) -> ProgramRunner:
+        return CudaRunner(program, self._kernels, self.driver, self.queue, nested=True)
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    def _allocate_outputs(
+        self,
+        stage: Stage,
+        frame: Frame,
+        outputs: Sequence[Any] | None,
+        results: list[Any],
+        inputs: Sequence[Any],
+        observer: Observer | None,
+    ) -> None:
+        for i, view in stage.outputs:
+            root = self._owned.get(i)
+            if root is None:
+                continue
+            if view.buffer.kind == "input":  # the output updates the caller's array in place
+                results[i] = inputs[self._input_roots.index(root)]
+                continue
+            given = None if outputs is None else outputs[i]
+            assert view.shape is not None
+            if view.dtype.hasobject:
+                results[i] = given if isinstance(given, np.ndarray) else np.empty(view.shape, view.dtype)
+                frame.arrays[root] = results[i]
+                continue
+            if view.whole and view.nbytes == stage.sizes[root]:
+                if callable(given):
+                    given = given(view.shape, view.dtype)
+                results[i] = aligned_empty(view.shape, view.dtype) if given is None else given
+                if isinstance(given, DeviceView) and given.address % ALIGNMENT == 0 and given.address:
+                    frame.addresses[root] = given.address
+                    continue
+            frame.addresses[root] = self._slot(root, stage.sizes[root] or 0)
+
+    def _collect(
+        self, stage: Stage, frame: Frame, resources: Resources, outputs: Sequence[Any] | None, results: list[Any]
+    ) -> None:
+        assert isinstance(frame, CudaFrame)
+        for i, result in enumerate(results):
+            given = None if outputs is None else outputs[i]
+            if result is not None:
+                self._deliver(result, self._owned[i], frame)
+            elif callable(given) or isinstance(given, DeviceView):
+                results[i] = self._copy_out(stage.result(i), given, frame, resources)
+            else:
+                view = stage.result(i)
+                value = self._read(view, frame, resources)
+                if given is not None:
+                    np.copyto(given, value)
+                    results[i] = given
+                elif view.shape is None or (view.buffer.kind == "host" and view.whole and view.root not in self._shared):
+                    results[i] = value
+                else:
+                    results[i] = np.array(value, order="C")
+        if self._nested:
+            self.queue.synchronize()
+            self.queue.release(frame.mark)
+
+    def _deliver(self, result: Any, root: int, frame: CudaFrame) -> None:
+        """Let a result that has a buffer of its own hold that buffer's value."""
+        array, pointer = frame.arrays[root], frame.addresses[root]
+        if isinstance(result, DeviceView):
+            if frame.state[root] == _HOST:
+                self.queue.send(result.address, array)
+            elif pointer != result.address:
+                self.driver.copy(result.address, pointer, result.nbytes, self.queue.stream)
+        elif result.dtype == object:
+            return
+        elif frame.state[root] == _DEVICE:
+            self.queue.fetch(result, pointer)
+        elif storage_of(result) is not array:
+            storage_of(result)[:] = array[: result.nbytes]
+
+    def _copy_out(self, view: View, given: Any, frame: CudaFrame, resources: Resources) -> Any:
+        """A result on the device that has no buffer of its own."""
+        if view.shape is None or view.dtype.hasobject:  # no device has these
+            return self._read(view, frame, resources)
+        target: DeviceView = given(view.shape, view.dtype) if callable(given) else given
+        if not view.static and view.strides is None and frame.state[view.root] != _HOST:
+            self.driver.copy(target.address, frame.addresses[view.root] + view.offset, target.nbytes, self.queue.stream)
+        else:
+            self.queue.send(target.address, np.array(self._read(view, frame, resources), order="C"))
+        return target

@@ -1,0 +1,152 @@
+"""What one context queues its work with: a stream, page-locked staging memory, and copies that end with the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.device.cuda.driver import Driver, Event, Stream
+
+Array = NDArray[Any]
+
+_STAGED = 8 << 20  # arrays beyond this go without staging: the driver's own is as good
+_ALIGNMENT = 64
+
+
+class Queue:
+    """A stream and the host side of copies into and out of it; for one context, hence one thread at a time.
+
+    `own` is the context's stream; a run uses it or the caller's, see `begin`.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.own: Stream = driver.create_stream()
+        self.stream: Stream = self.own
+        self.capturing = False
+        self.run = 0  # counts runs
+        self._done: Event = driver.create_event()
+        self._last: Stream | None = None  # the stream of work that may be under way
+        self._up, self._down = _Staging(driver), _Staging(driver)
+        self._fetched: list[tuple[Array, Array | None]] = []  # where to, and the staged copy if there is one
+        self._ordered: list[int] = []
+
+    def begin(self, stream: Stream | None, capturing: bool) -> None:
+        """Start a run in a stream (None: the context's own), behind what the context has queued before."""
+        self.finish_fetches()
+        self.run += 1
+        self.stream = self.own if stream is None else stream
+        self.capturing = capturing
+        if self._last is not None and not capturing:
+            if self._up.used:
+                self.driver.synchronize_event(self._done)
+                self._up.used = 0
+            if self._last != self.stream:
+                self.driver.wait(self.stream, self._done)
+
+    def end(self) -> None:
+        """Mark the end of what the run has queued."""
+        self.release(0)
+        if not self.capturing:
+            self.driver.record(self._done, self.stream)
+            self._last = self.stream
+
+    def wait(self) -> None:
+        """Wait for the last run, and finish its copies to the host."""
+        if self._last is not None:
+            self.driver.synchronize_event(self._done)
+            self._last = None
+            self._up.used = 0
+        self._finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last run has ended on the device."""
+        return self._last is None or self.driver.reached(self._done)
+
+    def finish_fetches(self) -> None:
+        """Wait where results of the last run still have to be copied to the host."""
+        if self._fetched:
+            self.wait()
+
+    # --- copies ---------------------------------------------------------------------------------
+
+    def send(self, pointer: int, array: Array) -> None:
+        """Queue a copy of a dense array to the device; it may change after the call."""
+        if array.nbytes == 0:
+            return
+        staged = self._up.take(array.nbytes)
+        if staged is not None:
+            staged[:] = array.reshape(-1).view(np.uint8)
+        self.driver.upload(pointer, array if staged is None else staged, self.stream)
+
+    def fetch(self, target: Array, pointer: int) -> None:
+        """Queue a copy into a dense array on the host; it is there after `wait` or `synchronize`."""
+        if target.nbytes == 0:
+            return
+        staged = self._down.take(target.nbytes)
+        self._fetched.append((target, staged))
+        self.driver.download(target if staged is None else staged, pointer, self.stream)
+
+    def synchronize(self) -> None:
+        """Wait for all that is queued, and finish copies to the host."""
+        self.driver.synchronize(self.stream)
+        self._up.used = 0
+        self._finish()
+
+    def _finish(self) -> None:
+        for target, staged in self._fetched:
+            if staged is not None:
+                target.reshape(-1).view(np.uint8)[:] = staged
+        self._fetched.clear()
+        self._down.used = 0
+
+    @property
+    def mark(self) -> int:
+        """How much temporary memory there is, for `release`."""
+        return len(self._ordered)
+
+    def release(self, mark: int) -> None:
+        """Give temporary memory back that was taken since `mark`; what is queued still uses it."""
+        for pointer in self._ordered[mark:]:
+            self.driver.free_ordered(pointer, self.stream)
+        del self._ordered[mark:]
+
+    def temporary(self, size: int) -> int:
+        """Device memory until the end of the run."""
+        pointer = self.driver.allocate_ordered(size, self.stream)
+        self._ordered.append(pointer)
+        return pointer
+
+    def close(self) -> None:
+        """Release stream and event."""
+        self.driver.destroy_event(self._done)
+        self.driver.destroy_stream(self.own)
+
+
+class _Staging:
+    """Page-locked memory that a run hands out front to back."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._memory: Array | None = None
+        self._wanted = 0
+        self.used = 0
+
+    def take(self, size: int) -> Array | None:
+        """The next `size` bytes; None where staging is not for that much."""
+        start = self.used
+        end = start + -(-size // _ALIGNMENT) * _ALIGNMENT
+        if end > _STAGED:
+            return None
+        memory = self._memory
+        if memory is None or end > memory.nbytes:
+            if start:  # it grows with the next run: what is handed out now is in use
+                self._wanted = max(self._wanted, end)
+                return None
+            grown = 1 << (max(end, self._wanted, 1 << 16) - 1).bit_length()
+            memory = self._memory = self._driver.host_memory(grown)
+        self.used = end
+        return memory[start : start + size]

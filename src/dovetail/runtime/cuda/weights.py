@@ -1,0 +1,188 @@
+"""Weight sets on a device: packed by the weights program there, with the raw initializers that kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovetail.core.errors import PlanFormatError
+from dovetail.device.cuda.driver import Driver
+from dovetail.device.cuda.memory import DeviceMemory, Uploader, parts
+from dovetail.engine.memory import roots
+from dovetail.engine.plan import Buffer, ControlSegment, NativeSegment, Plan, Program
+from dovetail.runtime.cuda.arrays import Allocate, DeviceView
+from dovetail.runtime.cuda.code import CudaResources
+from dovetail.runtime.cuda.program import CudaRunner
+from dovetail.runtime.cuda.queue import Queue
+from dovetail.runtime.program import storage_of
+from dovetail.runtime.weights import WeightSet, changed, fitted, new_token
+
+Array = NDArray[Any]
+Values = Mapping[str, Any]
+"""By name a `DeviceView`, an array on the host, or a host value that is no array."""
+
+
+class CudaWeights(WeightSet):
+    """One immutable version of all weights; `device` are the raw initializers that kernels of runs read, `values` the packed ones."""
+
+    def __init__(
+        self, arrays: Mapping[str, Array], device: Mapping[str, DeviceView], values: Values, hashes: Mapping[str, str]
+    ) -> None:
+        super().__init__(arrays, {}, hashes)
+        self.device = dict(device)
+        self.values = dict(values)
+        self.copies: dict[str, Any] = {}  # of packed weights on the host, for host steps that read them
+
+
+class DeviceResources(CudaResources):
+    """What programs find by name, on the device and on the host: raw weights, packed weights, results of the shapes program."""
+
+    __slots__ = ("_copies", "_device", "_queue")
+
+    def __init__(
+        self, queue: Queue, raw: Mapping[str, Array], device: Mapping[str, DeviceView], packed: Values, shapes: Values,
+        copies: dict[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__(raw, packed, shapes)
+        self._queue = queue
+        self._device = device
+        self._copies = copies
+
+    def find(self, buffer: Buffer) -> Any:
+        """See `Resources.find`."""
+        value = super().find(buffer)
+        if not isinstance(value, DeviceView):
+            return value
+        key = f"{buffer.kind} {buffer.name}"
+        found = self._copies.get(key)
+        if found is None:
+            found = np.empty(value.nbytes, np.uint8)
+            self._queue.fetch(found, value.address)
+            self._queue.synchronize()
+            self._copies[key] = found
+        return found
+
+    def device(self, buffer: Buffer) -> tuple[int, int]:
+        """See `CudaResources.device`."""
+        value = self._device.get(buffer.name) if buffer.kind == "weight" else super().find(buffer)
+        if not isinstance(value, DeviceView):
+            raise PlanFormatError(
+                f"plan: got a {buffer.kind} buffer named {buffer.name!r} that is not on the device, expected one that kernels can read; "
+                "rebuild the engine"
+            )
+        return value.address, value.nbytes
+
+
+def build(plan: Plan, given: Mapping[str, Array], runner: CudaRunner, hashes: Mapping[str, str]) -> CudaWeights:
+    """Upload what kernels read and run the weights program; its results stay on the device.
+
+    Raises:
+        RefitError: weights are missing or do not fit the plan.
+        DeviceError: too little memory.
+    """
+    return _made(plan, fitted(plan, given), {}, runner, hashes)
+
+
+def refit(plan: Plan, old: CudaWeights, changes: Mapping[str, Array], runner: CudaRunner) -> CudaWeights:
+    """A new set with some weights replaced; `old` is untouched.
+
+    Raises:
+        RefitError: unknown name, wrong dtype or shape, or a violated guard.
+    """
+    arrays, hashes = changed(plan, old, changes)
+    kept = {name: view for name, view in old.device.items() if name not in changes}
+    return _made(plan, arrays, kept, runner, hashes)
+
+
+def _made(
+    plan: Plan, arrays: dict[str, Array], kept: Mapping[str, DeviceView], runner: CudaRunner, hashes: Mapping[str, str]
+) -> CudaWeights:
+    driver = runner.driver
+    lasting = device_weights(plan.main) | device_weights(plan.shapes_program)
+    device = dict(kept) | upload(driver, runner.queue, {n: arrays[n] for n in sorted(lasting - kept.keys())})
+    program = plan.weights_program
+    if not program.outputs:
+        runner.queue.synchronize()
+        return CudaWeights(arrays, device, {}, hashes)
+    passing = upload(driver, runner.queue, {n: arrays[n] for n in sorted(device_weights(program) - device.keys())})
+    raw = {name: storage_of(a) for name, a in arrays.items()}
+    resources = DeviceResources(runner.queue, raw, device | passing, {}, {}, {})
+    values = run_to_device(runner, runner.stage((), {}), resources, new_token())
+    return CudaWeights(arrays, device, values, hashes)
+
+
+def run_to_device(runner: CudaRunner, stage: Any, resources: CudaResources, token: int) -> dict[str, Any]:
+    """Run a program without inputs; results by name, on the device but for those that no device has, and complete."""
+    program = runner.program
+    queue = runner.queue
+    queue.begin(None, False)
+    allocate = _in_one_block(runner.driver, [view.nbytes for _, view in stage.outputs])
+    wanted = [None if p.tensor.shape is None or p.tensor.dtype == "str" else allocate for p in program.outputs]
+    try:
+        results = runner.run(stage, (), wanted, resources, token, 1)
+    finally:
+        queue.end()
+    queue.wait()
+    queue.synchronize()
+    return {
+        port.name: storage_of(value) if isinstance(value, np.ndarray) and port.tensor.shape is not None else value
+        for port, value in zip(program.outputs, results, strict=True)
+    }
+
+
+def _in_one_block(driver: Driver, sizes: Sequence[int]) -> Allocate:
+    """Makes arrays that share one allocation; what does not fit any more gets one of its own."""
+    _, total = parts(sizes)
+    state: dict[str, Any] = {"block": None, "used": 0}
+
+    def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
+        view = DeviceView(0, shape, dtype)
+        _, size = parts([view.nbytes])
+        if state["used"] + size > total:
+            view.owner = DeviceMemory(driver, size)
+            view.address = view.owner.address
+            return view
+        if state["block"] is None:
+            state["block"] = DeviceMemory(driver, total)
+        view.owner = state["block"]
+        view.address = view.owner.address + state["used"]
+        state["used"] += size
+        return view
+
+    return allocate
+
+
+def upload(driver: Driver, queue: Queue, arrays: Mapping[str, Array]) -> dict[str, DeviceView]:
+    """Copies of host arrays, in one allocation; later work in the queue's own stream finds them there."""
+    arrays = {name: a for name, a in arrays.items() if a.dtype != object}
+    if not arrays:
+        return {}
+    offsets, total = parts([a.nbytes for a in arrays.values()])
+    block = DeviceMemory(driver, total)
+    uploader = Uploader(driver, queue.own)
+    found = {}
+    for (name, array), offset in zip(arrays.items(), offsets, strict=True):
+        uploader.upload(block.address + offset, array)
+        found[name] = DeviceView(block.address + offset, array.shape, array.dtype, block)
+    uploader.finish()
+    return found
+
+
+def device_weights(program: Program) -> set[str]:
+    """Names of the initializers that kernels of a program and of its regions read."""
+    root = roots(program)
+    names: set[str] = set()
+    for segment in program.segments:
+        if isinstance(segment, NativeSegment):
+            for step in segment.steps:
+                buffers = (program.buffers[root[arg.buffer]] for arg in step.args)
+                names.update(b.name for b in buffers if b.kind == "weight")
+        elif isinstance(segment, ControlSegment):
+            for region in segment.regions:
+                names |= device_weights(region)
+    return names
+
+
