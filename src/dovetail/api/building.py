@@ -16,7 +16,7 @@ from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions, isa_of
 from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
-from dovetail.codegen.target import CudaTarget
+from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.errors import DeviceError
 from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
@@ -84,10 +84,7 @@ def build(
         built = builder.build(model, options, progress=progress, choose=choose, after=hashing.after)
         hashes = hashing.of(built.module.weights)
     content = content_hash(built.graph_text, hashes)
-    opened = runtime.RuntimeEngine(
-        built.plan, kernels=[built.binary], host=built.host_binary, weights=built.module.weights, threads=threads,
-        stored=Stored(weights_key(built.plan), hashes, checked=True),
-    )  # fmt: skip
+    opened = _opened(options, built, Stored(weights_key(built.plan), hashes, checked=True), threads)
     certificate = verify_built(
         built, opened.run, lambda: import_onnx(model, shapes), content=content, level=verify, threads=opened.threads,
         progress=progress,
@@ -97,9 +94,22 @@ def build(
     seconds = {name: round(value, 4) for name, value in built.seconds.items()}
     record = {
         "seconds": seconds | {"total": round(time.perf_counter() - start, 4)},
-        "machine": platform.machine(), "system": platform.system(), "source": _source(model), "versions": _versions(),
+        "machine": platform.machine(), "system": platform.system(), "source": _source(model), "versions": _versions(built.target),
     }  # fmt: skip
     return Engine(opened, Artifacts(built.graph_text, built.source, built.binary, built.host_binary, info, record))
+
+
+def _opened(options: BuildOptions, built: builder.Built, stored: Stored, threads: int | None) -> runtime.RuntimeEngine:
+    """The engine on its device; one that cannot run where a GPU was named that is not here."""
+    weights = built.module.weights
+    try:
+        return runtime.make(
+            built.plan, [built.binary], built.host_binary, weights, threads, stored, device=options.ordinal
+        )  # fmt: skip
+    except DeviceError as error:
+        if options.target is None or built.target.device != "cuda":
+            raise
+        return runtime.AbsentEngine(built.plan, weights, str(error))
 
 
 def chooser(options: BuildOptions, threads: int, progress: Progress | None) -> Chooser:
@@ -144,10 +154,12 @@ def _source(model: ModelSource) -> str:
     return os.path.abspath(model) if isinstance(model, str | os.PathLike) else ""
 
 
-def _versions() -> dict[str, str]:
+def _versions(target: Target) -> dict[str, str]:
     import numpy
 
     from dovetail.codegen.compiler import compiler_version
+    from dovetail.codegen.triton_compiler import triton_version
     from dovetail.core.version import __version__
 
-    return {"dovetail": __version__, "onnx": onnx.__version__, "numpy": numpy.__version__, "compiler": compiler_version()}
+    compiler = f"triton {triton_version()}" if isinstance(target, CudaTarget) else compiler_version()
+    return {"dovetail": __version__, "onnx": onnx.__version__, "numpy": numpy.__version__, "compiler": compiler}
