@@ -147,12 +147,13 @@ def _module(entry: str, text: str) -> dict[str, Any]:
     ast.fix_missing_locations(tree)
     names = _interpreter_names(tri)
     exec(compile(tree, _filename(entry), "exec"), names)  # text that this package made
-    names |= {"gdc_wait": _nothing, "gdc_launch_dependents": _nothing, "libdevice": _library(), entry: names[entry]}
+    unseen = dict.fromkeys(("gdc_wait", "gdc_launch_dependents", "prefetch_l2"), _nothing)
+    names |= {**unseen, "libdevice": _library(), entry: names[entry]}
     return names
 
 
-def _nothing(**_: Any) -> None:
-    """Waiting for other kernels, where kernels run one after the other."""
+def _nothing(*_: Any, **__: Any) -> None:
+    """Waiting for other kernels, where kernels run one after the other; and fetching ahead."""
 
 
 def _interpreter_names(tri: Any) -> dict[str, Any]:

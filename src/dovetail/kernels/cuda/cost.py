@@ -21,6 +21,8 @@ _THREADS = {80: 2048, 86: 1536, 89: 1536, 90: 2048}
 _RESERVED = 1024
 # Of the peak, what a pipelined loop reaches once a tile is large.
 _EFFICIENCY = 0.7
+# Microseconds between a load and its data, under load.
+_FLIGHT = 0.6
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Work:
         registers: per thread.
         unit: what computes: see `Machine.flops`.
         efficiency: share of the unit's peak that the tile's shape allows.
+        flight: bytes of its loads that are under way at a time; 0: enough.
     """
 
     flops: float
@@ -74,6 +77,7 @@ class Work:
     registers: int
     unit: str
     efficiency: float = _EFFICIENCY
+    flight: int = 0
 
 
 def machine(target: CudaTarget) -> Machine:
@@ -119,7 +123,8 @@ def estimate(target: CudaTarget, work: Work, programs: int, *, dram: float = 0, 
     def loop(n: int) -> float:
         """Microseconds of the main loops of n programs that run at once."""
         share = -(-n // count)
-        return max(share * work.flops / rate, share * work.loads / m.fetch, n * work.loads / m.l2)
+        fetch = min(m.fetch, share * work.flight / _FLIGHT) if work.flight else m.fetch
+        return max(share * work.flops / rate, share * work.loads / fetch, n * work.loads / m.l2)
 
     def tail(n: int) -> float:
         share = -(-n // count)

@@ -191,7 +191,7 @@ class TileEpilogue:
 
 
 def tile_epilogue(
-    w: Writer, group: Group, rows: Rows, column: tuple[int, str], acc: str, row_mask: str, column_mask: str,
+    w: Writer, group: Group, rows: Rows, column: tuple[int | None, str], acc: str, row_mask: str, column_mask: str,
     base: Sequence[tuple[int, str]] = (), bias: Value | None = None, transposed: bool = False,
 ) -> TileEpilogue:  # fmt: skip
     """Loads, arithmetic and stores that turn an accumulator tile into the group's results.
@@ -200,7 +200,7 @@ def tile_epilogue(
         w: the kernel.
         group: the group; its anchor's result has the logical axes that `rows`, `column` and `base` name.
         rows, row_mask: the tile's rows, and the text [rows] of which are inside ("" = all).
-        column, column_mask: (logical axis, variable [columns]) of the tile's columns, likewise.
+        column, column_mask: (logical axis, or None for a single column without one; variable [columns]) of the tile's columns, likewise.
         acc: fp32 variable [rows, columns]; [columns, rows] if `transposed`.
         base: (logical axis, scalar variable) of axes that are fixed for a tile: batches.
         bias: the body input that the anchor itself adds along `column`: loaded and added first.
@@ -230,7 +230,7 @@ def tile_epilogue(
     for position, (value, result) in enumerate(zip(group.outputs, code.results, strict=True)):
         kind = value.tensor
         name = w.pointer(Operand("out", position), kind)
-        offset, mask = place.address(broadcast_strides(kind, anchor.output.tensor.rank), late)
+        offset, mask = place.address(broadcast_strides(kind, anchor.output.tensor.rank), late, whole=True)
         stored = triton_scalar.narrow(result, kind.dtype)
         late.append(f"tl.store({name} + {offset}, {stored}{f', mask={mask}' if mask else ''})")
     return TileEpilogue(early, late)
@@ -246,22 +246,29 @@ class _Place:
 
     w: Writer
     rows: Rows
-    column: tuple[int, str]
+    column: tuple[int | None, str]
     row_mask: str
     column_mask: str
     base: tuple[tuple[int, str], ...]
     row_index: str
     column_index: str
 
-    def address(self, strides: Sequence[Dim], lines: list[str]) -> tuple[str, str]:
-        """(offset, mask) of a value with these strides along the result's axes; broadcast axes take no index."""
+    def address(self, strides: Sequence[Dim], lines: list[str], whole: bool = False) -> tuple[str, str]:
+        """(offset, mask) of a value with these strides along the result's axes.
+
+        Broadcast axes take no index, unless the offsets of the `whole` tile are asked for.
+        """
         w = self.w
         terms, masks = [], []
         for axis, name in self.base:
             if strides[axis] != 0:
                 terms.append(scaled(w, name, strides[axis]))
         row = self.rows.offset(w, strides, lines)
-        column = scaled(w, self.column[1], strides[self.column[0]])
+        across = self.column[0]
+        column = scaled(w, self.column[1], 0 if across is None else strides[across])
+        if whole:
+            row = f"{self.rows.name} * 0" if row == "0" else row
+            column = f"{self.column[1]} * 0" if column == "0" else column
         if row != "0":
             terms.append(f"({row}){self.row_index}")
             masks += [f"({self.row_mask}){self.row_index}"] if self.row_mask else []

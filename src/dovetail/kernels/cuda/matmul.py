@@ -1,0 +1,323 @@
+"""Text of matrix products on tensor cores: tiles of the result, operands by pointers, optionally with the sum cut into parts.
+
+A program computes a tile [bm, bn] in steps of bk. Rows and columns beyond the end wrap around to the first ones, so that loads need no
+masks; only stores have some. With `split` > 1, that many programs share a tile: each writes its partial sum to the workspace, and the
+last one to arrive (an atomic counter says which) adds them up in order, so that results do not depend on who was last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields
+
+from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.tactic import Config, Group, Operand
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.dims import Dim, ceil_div, floor_div
+from dovetail.core.dtypes import F32, I32
+from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis, known_early
+from dovetail.kernels.cuda.writer import (
+    Rows,
+    TileEpilogue,
+    Writer,
+    is_multiple,
+    scaled,
+    tile_epilogue,
+)
+
+LINE_BYTES = 128
+"""What a prefetch asks for."""
+
+_PREFETCHES = 4096
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A configuration.
+
+    Attributes:
+        bm, bn, bk: rows and columns of a tile, depth of a step.
+        warps, stages: of the program, and steps in flight.
+        split: programs that share the sum of a tile.
+        group: row tiles that share their columns' loads while these are in the L2 cache.
+        swap: 1 computes the tile the other way round, so that few rows become the narrow side of a wide instruction.
+        ahead: 1 prefetches the constant right operand while the kernel ahead still runs.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    split: int = 1
+    group: int = 8
+    swap: int = 0
+    ahead: int = 0
+
+    @staticmethod
+    def of(config: Config) -> Tile:
+        """The tile of a configuration."""
+        return Tile(**{name: int(value) for name, value in config})
+
+    @property
+    def config(self) -> Config:
+        """Its configuration."""
+        return tuple((f.name, value) for f, value in zip(fields(self), astuple(self), strict=True))
+
+
+def outside(extent: Dim, block: int) -> bool:
+    """Whether the last block of an axis may hang over its end."""
+    return not is_multiple(extent, block)
+
+
+def batch_indices(w: Writer, batch: tuple[Axis, ...], index: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """(statements, (logical axis, variable) per batch axis) that take a linear batch index apart."""
+    lines: list[str] = []
+    base: list[tuple[int, str]] = []
+    for position in reversed(range(len(batch))):
+        axis = batch[position]
+        assert axis.axis is not None
+        name = f"z{axis.axis}"
+        if position == 0:
+            lines.append(f"{name} = {index}")
+        else:
+            lines += [f"{name} = {index} % {w.dim(axis.extent)}", f"{index} = {index} // {w.dim(axis.extent)}"]
+        base.append((axis.axis, name))
+    return lines, base
+
+
+def base_offset(w: Writer, batch: tuple[Axis, ...], base: list[tuple[int, str]], right: bool) -> str:
+    """The element offset of a batch in one operand, as text to append: " + z0 * 64"."""
+    strides = {axis.axis: axis.right if right else axis.left for axis in batch}
+    terms = [scaled(w, name, strides[axis]) for axis, name in base]
+    return "".join(f" + {t}" for t in terms if t != "0")
+
+
+def tile_indices(w: Writer, p: Problem, bm: int, bn: int, group: int) -> tuple[list[str], Dim, Dim]:
+    """(statements that make `pm` and `pn` of `tile`, row tiles, column tiles).
+
+    Tiles go down `group` rows before they go to the next column, so that programs that run together share loads.
+    """
+    tiles_m, tiles_n = ceil_div(p.n_rows, bm), ceil_div(p.column.extent, bn)
+    if tiles_m == 1:
+        return ["pm = 0", "pn = tile"], tiles_m, tiles_n
+    if tiles_n == 1:
+        return ["pm = tile", "pn = 0"], tiles_m, tiles_n
+    if isinstance(tiles_m, int) and tiles_m <= group:
+        return [f"pm = tile % {tiles_m}", f"pn = tile // {tiles_m}"], tiles_m, tiles_n
+    if group == 1:
+        return [f"pm = tile // {w.dim(tiles_n)}", f"pn = tile % {w.dim(tiles_n)}"], tiles_m, tiles_n
+    band = w.dim(tiles_n * group)
+    lines = [f"first = (tile // {band}) * {group}"]
+    if outside(tiles_m, group):
+        lines.append(f"height = tl.minimum({w.dim(tiles_m)} - first, {group})")
+        return [*lines, f"pm = first + (tile % {band}) % height", f"pn = (tile % {band}) // height"], tiles_m, tiles_n
+    return [*lines, f"pm = first + (tile % {band}) % {group}", f"pn = (tile % {band}) // {group}"], tiles_m, tiles_n
+
+
+def precision(p: Problem, target: CudaTarget) -> str:
+    """The argument of `tl.dot` that keeps fp32 products exact unless the build asked for less."""
+    if p.dtype != F32:
+        return ""
+    return f', input_precision="{"tf32" if target.tf32 else "ieee"}"'
+
+
+def _row_vector(rows: Rows, w: Writer, strides: list[Dim], block: int, lines: list[str]) -> str:
+    """The offsets of a tile's rows, always a vector of `block`."""
+    offset = rows.offset(w, strides, lines)
+    return f"tl.zeros(({block},), tl.int32)" if offset == "0" else offset
+
+
+def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, config: Config) -> Kernel:
+    """The kernel of one configuration."""
+    w = Writer(target)
+    anchor = group.anchor
+    assert anchor is not None
+    rank = anchor.output.tensor.rank
+    bm, bn, bk = tile.bm, tile.bn, tile.bk
+    a = w.pointer(Operand("in", p.left), group.inputs[p.left].tensor)
+    b = w.pointer(Operand("in", p.right), group.inputs[p.right].tensor)
+
+    lines = ["tile = tl.program_id(0)"]
+    place, tiles_m, tiles_n = tile_indices(w, p, bm, bn, tile.group)
+    tiles = tiles_m * tiles_n
+    base: list[tuple[int, str]] = []
+    whole = "tile"
+    if p.batch:
+        taken, base = batch_indices(w, p.batch, "z")
+        lines += ["slot = tile", f"z = tile // {w.dim(tiles)}", f"tile = tile % {w.dim(tiles)}", *taken]
+        whole = "slot"
+    lines += place
+    lines += [f"rm = pm * {bm} + tl.arange(0, {bm})", f"rn = pn * {bn} + tl.arange(0, {bn})", f"rk = tl.arange(0, {bk})"]
+
+    axes = tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)
+    rows = Rows("rm", axes)
+    loaded_rows = rows
+    if outside(p.n_rows, bm):
+        lines.append(f"am = rm % {w.dim(p.n_rows)}")
+        loaded_rows = Rows("am", axes)
+    columns = "rn"
+    if outside(p.column.extent, bn):
+        lines.append(f"bn = rn % {w.dim(p.column.extent)}")
+        columns = "bn"
+    # Which way round the tiles of the operands lie: [rows, depth] and [depth, columns], or the transposes.
+    row_at, depth_in_left = ("[None, :]", "[:, None]") if tile.swap else ("[:, None]", "[None, :]")
+    column_at, depth_in_right = ("[:, None]", "[None, :]") if tile.swap else ("[None, :]", "[:, None]")
+    row_vector = _row_vector(loaded_rows, w, by_axis(p.rows, False, rank), bm, lines)
+    column_vector = scaled(w, columns, p.column.right)
+    if column_vector == "0":
+        column_vector = f"tl.zeros(({bn},), tl.int32)"
+    steps = ceil_div(p.depth, bk)
+    part = ceil_div(steps, tile.split)
+    first = f"tl.program_id(1) * {w.dim(part)}" if tile.split > 1 else "0"
+    a_at = f"{a}{base_offset(w, p.batch, base, False)} + ({row_vector}){row_at}"
+    b_at = f"{b}{base_offset(w, p.batch, base, True)} + ({column_vector}){column_at}"
+    lines += [f"first = {first}"] if tile.split > 1 else []
+    lines += [f"a = {a_at} + ({_times(w, 'rk', p.left_step)}){depth_in_left}"]
+    lines += [f"b = {b_at} + ({_times(w, 'rk', p.right_step)}){depth_in_right}"]
+
+    if tile.ahead and target.programmatic_launch and known_early(group, p.right):
+        lines += _prefetch(w, p, tile, b, columns, base_offset(w, p.batch, base, True))
+
+    shape = (bn, bm) if tile.swap else (bm, bn)
+    out = epilogue(w, group, p, tile, rows, base)
+    if tile.split == 1:
+        lines += out.early
+    lines += w.wait
+    lines.append(f"acc = tl.zeros({shape}, tl.float32)")
+    lines += _loop(w, p, tile, target, (depth_in_left, depth_in_right))
+    lines += w.release
+    workspace: Dim = 0
+    counters = 0
+    if tile.split > 1:
+        total = tiles * p.n_batch
+        assert isinstance(total, int), "a sum is cut into parts only where the number of tiles is known"
+        workspace, counters = total * tile.split * bm * bn * 4, total
+        lines += finish(w, out, tile.split, shape, whole)
+    else:
+        lines += out.late
+    itemsize = p.dtype.itemsize
+    moved = (group.inputs[p.left].tensor.size + group.inputs[p.right].tensor.size) * itemsize
+    moved = moved + sum((v.tensor.size * v.tensor.dtype.itemsize for v in group.outputs), 0)
+    return w.kernel(
+        lines, grid=(tiles * p.n_batch, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=tactic, config=config,
+        flops=p.flops, bytes=moved, workspace_bytes=workspace, counters=counters,
+    )  # fmt: skip
+
+
+_CHEAP = frozenset({"Add", "Sub", "Mul", "Max", "Min", "Relu", "Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "Neg", "Abs", "Cast"})
+"""Ops that take one register or two per element."""
+
+
+def epilogue(w: Writer, group: Group, p: Problem, tile: Tile, rows: Rows, base: list[tuple[int, str]]) -> TileEpilogue:
+    """The epilogue of `acc`, in halves where its intermediate values would not fit into registers beside the accumulators."""
+    row_mask = f"{rows.name} < {w.dim(p.n_rows)}" if outside(p.n_rows, tile.bm) else ""
+
+    def of(acc: str, column: str) -> TileEpilogue:
+        column_mask = f"{column} < {w.dim(p.column.extent)}" if outside(p.column.extent, tile.bn) else ""
+        return tile_epilogue(
+            w, group, rows, (p.column.axis, column), acc, row_mask, column_mask, base, transposed=bool(tile.swap)
+        )  # fmt: skip
+
+    costly = any(node.op not in _CHEAP for node in group.body.nodes if node is not group.anchor)
+    if tile.swap or not costly or tile.bm * tile.bn <= 64 * 32 * tile.warps:
+        return of("acc", "rn")
+    half = tile.bn // 2
+    lines = [f"acc0, acc1 = tl.split(tl.permute(tl.reshape(acc, ({tile.bm}, 2, {half})), (0, 2, 1)))"]
+    for n in range(2):
+        lines.append(f"rn{n} = pn * {tile.bn} + {n * half} + tl.arange(0, {half})")
+        part = of(f"acc{n}", f"rn{n}")
+        lines += [*part.early, *part.late]
+    return TileEpilogue([], lines)
+
+
+def _times(w: Writer, index: str, stride: Dim) -> str:
+    return f"{index} * {w.dim(stride)}"
+
+
+def _loop(w: Writer, p: Problem, tile: Tile, target: CudaTarget, depth_at: tuple[str, str]) -> list[str]:
+    """The sum over the depth; a depth that is no multiple of a step ends with masked loads."""
+    bk = tile.bk
+    product = f"tl.dot(y, x, acc{precision(p, target)})" if tile.swap else f"tl.dot(x, y, acc{precision(p, target)})"
+
+    def step(masked: bool) -> list[str]:
+        inside = f"rk < {w.dim(p.depth)} - k * {bk}"
+        masks = [f", mask=({inside}){at}, other=0" if masked else "" for at in depth_at]
+        return [
+            f"    x = tl.load(a + k * {w.dim(p.left_step * bk)}{masks[0]})",
+            f"    y = tl.load(b + k * {w.dim(p.right_step * bk)}{masks[1]})",
+            f"    acc = {product}",
+        ]
+
+    steps = ceil_div(p.depth, bk)
+    # A trip count that the compiler knows would unroll the loop into code too long for the instruction cache; the grid's third axis is 1.
+    more = " + tl.program_id(2)" if isinstance(steps, int) and steps > 3 * tile.split else ""
+    if tile.split > 1:
+        part = ceil_div(steps, tile.split)
+        assert isinstance(steps, int) and isinstance(part, int), "a sum is cut into parts only where its length is known"
+        last = f"first + {part}" if steps % tile.split == 0 else f"tl.minimum(first + {part}, {steps})"
+        return [f"for k in range(first, {last}{more}):", *step(outside(p.depth, bk))]
+    if isinstance(p.depth, int) or not outside(p.depth, bk):
+        return [f"for k in range(0, {w.dim(steps)}{more}):", *step(outside(p.depth, bk))]
+    # With an unknown depth, a mask in every step would keep all loads narrow.
+    whole, all_ = w.dim(floor_div(p.depth, bk)), w.dim(steps)
+    return [f"for k in range(0, {whole}):", *step(False), f"for k in tl.range({whole}, {all_}, num_stages=1):", *step(True)]
+
+
+def _prefetch(w: Writer, p: Problem, tile: Tile, b: str, columns: str, base: str) -> list[str]:
+    """Asks for the lines of the right operand that this program will read."""
+    assert isinstance(p.depth, int)
+    per_line = LINE_BYTES // p.dtype.itemsize
+    steps = -(-p.depth // tile.bk)
+    depth = min(p.depth, -(-steps // tile.split) * tile.bk)
+    start = f"first * {tile.bk}" if tile.split > 1 else "0"
+    along = p.right_step == 1
+    across = tile.bn if along else max(1, tile.bn // per_line)
+    count = _power(max(1, -(-depth // per_line) if along else depth))
+    count = max(1, min(count, _PREFETCHES // across))
+    stride_k, stride_n = (per_line, 1) if along else (1, per_line)
+    k = f"({start} + tl.arange(0, {count}) * {stride_k}) % {p.depth}" if count > 1 else f"tl.zeros((1,), tl.int32) + {start}"
+    n = columns if along else f"(pn * {tile.bn} + tl.arange(0, {across}) * {stride_n}) % {w.dim(p.column.extent)}"
+    return [
+        f"pk = {k}",
+        f"pc = {n}",
+        f"prefetch_l2({b}{base} + ({_times(w, 'pk', p.right_step)})[:, None] + ({_times(w, 'pc', p.column.right)})[None, :])",
+    ]
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (n - 1).bit_length()
+
+
+def finish(w: Writer, out: TileEpilogue, split: int, shape: tuple[int, int], tile: str) -> list[str]:
+    """Statements behind a partial sum `acc`: write it, and if all others have arrived, add them up and go on with the epilogue.
+
+    Args:
+        w: the kernel; gets a workspace and one counter per tile.
+        out: the epilogue, of the variable `acc`.
+        split: parts of a sum, along the grid's second axis.
+        shape: of `acc`.
+        tile: variable that numbers the tiles of the whole grid.
+    """
+    size = shape[0] * shape[1]
+    parts, counters = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
+    spot = f"tl.arange(0, {shape[0]})[:, None] * {shape[1]} + tl.arange(0, {shape[1]})[None, :]"
+    # Parts go through the L2 cache, which all programs share; the barrier stands before the count, so that what is counted is written.
+    return [
+        f"parts = {parts} + {tile} * {split * size} + {spot}",
+        f'tl.store(parts + tl.program_id(1) * {size}, acc, cache_modifier=".cg")',
+        "tl.debug_barrier()",
+        f'arrived = tl.atomic_add({counters} + {tile}, 1, sem="acq_rel")',
+        f"if arrived == {split - 1}:",
+        *(
+            f"    {line}"
+            for line in [
+                'acc = tl.load(parts, cache_modifier=".cg")',
+                f"for part in range(1, {split}):",
+                f'    acc += tl.load(parts + part * {size}, cache_modifier=".cg")',
+                f"tl.store({counters} + {tile}, 0)",
+                *out.early,
+                *out.late,
+            ]
+        ),
+    ]

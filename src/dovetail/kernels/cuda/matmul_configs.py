@@ -1,0 +1,196 @@
+"""Which tiles are worth trying for a matrix product, best first, by the cost model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dovetail.codegen.tactic import Group
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.dims import Dim
+from dovetail.core.dtypes import F32
+from dovetail.kernels.cuda import cost
+from dovetail.kernels.cuda.cost import Work
+from dovetail.kernels.cuda.matmul import Tile
+from dovetail.kernels.cuda.matmul_problem import Problem, known_early
+from dovetail.kernels.cuda.writer import typical
+
+LIMIT = 16
+"""Configurations at most."""
+
+GIVEN = 4
+"""What an unknown dim counts as."""
+
+# Other results of a run fit into the L2 cache besides this much.
+_CACHED = 30e6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A problem in numbers.
+
+    Attributes:
+        m, n, k, batch: extents.
+        itemsize: bytes of an operand's element.
+        out: bytes of all results and other operands per element of the product.
+        constant: bytes of operands known before the run.
+        moved: bytes of all others.
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int
+    itemsize: int
+    out: int
+    constant: int
+    moved: int
+
+    @property
+    def dram(self) -> float:
+        """Bytes that come from or go to memory rather than the cache."""
+        return self.constant + max(0.0, self.moved - _CACHED)
+
+
+def sizes(group: Group, p: Problem) -> Sizes:
+    """The numbers of a problem, unknown dims as `GIVEN`."""
+
+    def number(d: Dim) -> int:
+        return max(1, typical(d, GIVEN))
+
+    m, n, k, batch = (number(d) for d in (p.n_rows, p.column.extent, p.depth, p.n_batch))
+    full = group.outputs[0].tensor.shape
+    others = [v.tensor for i, v in enumerate(group.inputs) if i not in (p.left, p.right) and v.tensor.shape == full]
+    out = sum(t.dtype.itemsize for t in (*(v.tensor for v in group.outputs), *others))
+    operands = [(known_early(group, i), number(group.inputs[i].tensor.size) * p.dtype.itemsize) for i in {p.left, p.right}]
+    constant = sum(size for known, size in operands if known)
+    moved = sum(size for known, size in operands if not known) + batch * m * n * out
+    return Sizes(m, n, k, batch, p.dtype.itemsize, out, constant, moved)
+
+
+def power(n: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def unit(p: Problem, tile: Tile, target: CudaTarget) -> str:
+    """What computes a tile; see `cost.Machine`."""
+    if p.dtype == F32:
+        return "tf32" if target.tf32 else "fma"
+    tall = tile.bn if tile.swap else tile.bm
+    return "wgmma" if target.capability >= 90 and tall >= 64 and tile.warps % 4 == 0 else "mma"
+
+
+def shared_bytes(tile: Tile, itemsize: int, steps: int) -> int:
+    """Shared memory that a tile's stages take."""
+    return min(tile.stages, max(1, steps)) * (tile.bm + tile.bn) * tile.bk * itemsize
+
+
+def estimate(p: Problem, tile: Tile, given: Sizes, target: CudaTarget) -> float:
+    """Microseconds of a configuration."""
+    steps = -(-given.k // tile.bk)
+    part = -(-steps // tile.split)
+    depth = part * tile.bk
+    accumulators = tile.bm * tile.bn
+    step_bytes = (tile.bm + tile.bn) * tile.bk * given.itemsize
+    kind = unit(p, tile, target)
+    work = Work(
+        flops=2.0 * accumulators * depth,
+        loads=(min(tile.bm, given.m) + min(tile.bn, given.n)) * depth * given.itemsize,
+        stores=min(tile.bm, given.m) * min(tile.bn, given.n) * given.out,
+        warps=tile.warps,
+        shared=shared_bytes(tile, given.itemsize, steps) + 1024,
+        registers=cost.registers(accumulators, tile.warps),
+        unit=kind,
+        efficiency=_efficiency(kind, tile),
+        flight=max(1, tile.stages - 1) * step_bytes,
+    )
+    count = -(-given.m // tile.bm) * -(-given.n // tile.bn) * given.batch
+    time = cost.estimate(
+        target, work, count * tile.split, dram=given.dram, split=tile.split, partial=4.0 * accumulators
+    )  # fmt: skip
+    # Barriers of each step.
+    return time + 0.02 * part
+
+
+def _efficiency(kind: str, tile: Tile) -> float:
+    tall, wide = (tile.bn, tile.bm) if tile.swap else (tile.bm, tile.bn)
+    area = tall * wide
+    if kind == "wgmma":
+        return 0.7 if area >= 128 * 256 else 0.6 if area >= 128 * 128 else 0.5 if wide >= 64 else 0.35
+    if kind == "fma":
+        return 0.55 if area >= 64 * 64 else 0.35
+    return 0.6 if area >= 64 * 128 else 0.5 if area >= 64 * 64 else 0.35
+
+
+def _stages(tile: Tile, given: Sizes, target: CudaTarget) -> Iterator[Tile]:
+    steps = -(-given.k // tile.bk) // tile.split
+    most = target.shared_bytes // ((tile.bm + tile.bn) * tile.bk * given.itemsize)
+    for stages in (2,) if steps <= 2 else (3, 4, 5):
+        if stages <= most and stages <= max(2, steps):
+            yield replace(tile, stages=stages)
+
+
+def _half(given: Sizes, target: CudaTarget) -> Iterator[Tile]:
+    """Tiles of 16-bit and TF32 operands."""
+    depths = (32, 64, 128) if given.itemsize == 2 else (32, 64)
+    for bm in (16, 32, 64, 128, 256):
+        for bn in (16, 32, 64, 128, 256):
+            if bm > max(16, power(given.m)) or bn > max(16, power(given.n)) or bm * bn > 128 * 256:
+                continue
+            for bk in depths:
+                if bk > max(32, power(given.k)):
+                    continue
+                for warps in (4, 8):
+                    if (warps == 8) != (bm * bn > 128 * 128) and (warps == 4 or bm * bn != 128 * 128):
+                        continue
+                    yield Tile(bm, bn, bk, warps, 3)
+                    if target.capability >= 90 and bm <= 64 <= bn and given.m <= 64:
+                        yield Tile(bm, bn, bk, warps, 3, swap=1)
+
+
+def _exact(given: Sizes) -> Iterator[Tile]:
+    """Tiles of fp32 operands that are multiplied one by one."""
+    for bm, bn, warps in ((16, 32, 4), (32, 32, 4), (32, 64, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8), (64, 128, 8), (128, 128, 8)):
+        if bm <= max(16, power(given.m)) and bn <= max(32, power(given.n)):
+            for bk in (16, 32):
+                yield Tile(bm, bn, bk, warps, 3)
+
+
+def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
+    """Configurations of the pointer kernel, the best guess first."""
+    given = sizes(group, p)
+    exact = p.dtype == F32 and not target.tf32
+    known = isinstance(p.n_rows * p.n_batch * p.column.extent, int) and isinstance(p.depth, int)
+    found: list[tuple[float, Tile]] = []
+    for tile in _exact(given) if exact else _half(given, target):
+        if isinstance(p.depth, int) and p.depth % tile.bk and tile.bk > 32 and p.depth > tile.bk:
+            continue
+        count = -(-given.m // tile.bm) * -(-given.n // tile.bn) * given.batch
+        steps = -(-given.k // tile.bk)
+        for split in (1, 2, 3, 4, 6, 8, 12, 16):
+            if split > 1 and (not known or count * split > 2 * target.multiprocessors or split * 2 > steps):
+                break
+            if -(-steps // -(-steps // split)) != split:
+                continue  # the last part would be empty
+            for staged in _stages(replace(tile, split=split), given, target):
+                shared = shared_bytes(staged, given.itemsize, steps) + 1024
+                if cost.fits(target, shared=shared, accumulators=tile.bm * tile.bn, warps=tile.warps):
+                    found.append((estimate(p, staged, given, target), staged))
+    found.sort(key=lambda item: item[0])
+    kept: list[Tile] = []
+    seen: dict[tuple[int, ...], int] = {}
+    best = found[0][0]
+    for time, tile in found:
+        shape = (tile.bm, tile.bn, tile.swap)
+        if len(kept) == LIMIT - 2 or time > 2.5 * best + 1:
+            break
+        # Few of each shape, so that what the model gets wrong is tried, too.
+        if seen.get(shape, 0) < 2 and seen.get((*shape, tile.split), 0) < 1 + (tile.split == 1):
+            kept.append(tile)
+            seen[shape] = seen.get(shape, 0) + 1
+            seen[(*shape, tile.split)] = seen.get((*shape, tile.split), 0) + 1
+    few = -(-given.m // kept[0].bm) <= 4
+    if target.programmatic_launch and few and not p.batch and known and known_early(group, p.right):
+        kept[1:1] = [replace(t, ahead=1) for t in kept[:2]]
+    return kept

@@ -1,0 +1,152 @@
+"""Matrix products on a GPU: what they compute under the interpreter, and what machine code they become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dovetail.codegen.tactic import Config, Group
+from dovetail.core.dims import Dim, evaluate, sym
+from dovetail.core.dtypes import BF16, F16, F32, DType
+from dovetail.ir.layout import Layout, strided
+from dovetail.kernels.cuda.matmul import Tile
+from dovetail.kernels.cuda.matmul_tactic import Gemm
+from tests.unit.cuda_harness import SM90, Body, close, expected, fused, run_group
+
+Array = np.ndarray[Any, Any]
+GEMM = Gemm()
+SMALL = Tile(16, 16, 16, 4, 2).config
+
+
+def product(
+    a: Sequence[Dim], b: Sequence[Dim], kind: DType = F32, la: Layout | None = None, lb: Layout | None = None,
+    constant: bool = False, extra: Any = None, layout: Layout | None = None,
+) -> Group:  # fmt: skip
+    """A group around MatMul; `extra(body, result)` adds an epilogue."""
+
+    def build(body: Body) -> Any:
+        x = body.input(kind, *a, layout=la)
+        y = body.weight(kind, *b) if constant else body.input(kind, *b, layout=lb)
+        result = body("MatMul", x, y)
+        return extra(body, result) if extra else result
+
+    return fused(build, "matmul", "MatMul", layout)
+
+
+def operands(group: Group, sizes: dict[str, int] | None = None) -> list[Array]:
+    """Seeded arrays of the group's inputs."""
+    rng = np.random.default_rng(11)
+    shapes = [[evaluate(d, sizes or {}) for d in v.tensor.shape] for v in group.inputs]
+    arrays = [(rng.standard_normal(shape) / 2).astype(v.tensor.dtype.numpy) for v, shape in zip(group.inputs, shapes, strict=True)]
+    for value, array in zip(group.inputs, arrays, strict=True):
+        if value.tensor.layout is not None and (value.tensor.layout.explicit or (1,))[0] == 0:
+            array[:] = array[:1]  # an expanded value is the same along that axis
+    return arrays
+
+
+def check(group: Group, config: Config, sizes: dict[str, int] | None = None, tactic: Any = GEMM, tolerance: float = 3e-6) -> list[Array]:
+    """The kernel's results agree with the reference."""
+    arrays = operands(group, sizes)
+    assert tactic.supports(group, SM90) is None
+    got = run_group(group, tactic, config, arrays, SM90, sizes)
+    close(got, expected(group, arrays, sizes), tolerance)
+    return got
+
+
+SHAPES = [
+    ((1, 1), (1, 1)), ((3, 5), (5, 7)), ((16, 32), (32, 16)), ((17, 48), (48, 33)), ((33, 40), (40, 20)), ((2, 100), (100, 3)),
+    ((5,), (5, 9)), ((20, 6), (6,)), ((6,), (6,)), ((3, 20, 6), (6,)), ((6,), (3, 6, 20)), ((20, 9), (9, 1)),
+    ((2, 3, 18, 8), (8, 21)), ((2, 3, 18, 8), (2, 3, 8, 21)), ((2, 3, 18, 8), (3, 8, 21)), ((2, 1, 18, 8), (1, 3, 8, 21)),
+    ((18, 8), (5, 8, 21)), ((1, 18, 8), (5, 8, 21)), ((5, 1, 8), (5, 8, 21)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b"), SHAPES, ids=str)
+def test_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    """Tails on every axis, vectors, batches of either operand or both."""
+    check(product(a, b), SMALL)
+
+
+LAYOUTS = {
+    "left transposed": ((21, 24), (24, 40), strided((1, 32), 0), None),
+    "right transposed": ((21, 24), (24, 40), None, strided((1, 24), 0)),
+    "part of a wider row": ((21, 24), (24, 40), strided((72, 1), 24), strided((120, 1), 40)),
+    "odd pitch": ((21, 24), (24, 40), strided((37, 1), 5), strided((43, 1), 3)),
+    "columns apart": ((21, 24), (24, 40), strided((60, 2), 0), strided((200, 3), 0)),
+    "heads in rows": ((2, 3, 10, 8), (2, 3, 8, 10), strided((720, 8, 72, 1), 0), strided((720, 8, 1, 72), 24)),
+    "merged rows that are uneven": ((2, 3, 10, 8), (8, 20), strided((720, 8, 72, 1), 0), None),
+    "expanded": ((4, 10, 8), (4, 8, 12), strided((0, 8, 1), 0), strided((96, 12, 1), 0)),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_layouts(case: str) -> None:
+    """Operands of any strides, and views of wider buffers."""
+    a, b, la, lb = LAYOUTS[case]
+    check(product(a, b, la=la, lb=lb), SMALL)
+
+
+def gelu(body: Body, x: Any) -> Any:
+    return body("Gelu", body("Add", x, body.weight(x.tensor.dtype, x.tensor.shape[-1])))
+
+
+def residual(body: Body, x: Any) -> Any:
+    bias = body.weight(x.tensor.dtype, x.tensor.shape[-1])
+    y = body("Add", body("Add", x, bias), body.input(x.tensor.dtype, *x.tensor.shape))
+    return body("Relu", y), y
+
+
+def scaled_cast(body: Body, x: Any) -> Any:
+    per_row = body.input(x.tensor.dtype, *x.tensor.shape[:-1], 1)
+    y = body("Mul", x, per_row)
+    return body("Cast", y, to=F32), y
+
+
+@pytest.mark.parametrize("extra", [gelu, residual, scaled_cast])
+@pytest.mark.parametrize("kind", [F16, BF16, F32], ids=str)
+def test_epilogues(extra: Any, kind: DType) -> None:
+    """Bias, activation, residual, a factor per row, a cast, two results; fp32 in between."""
+    check(product((2, 21, 24), (24, 40), kind, extra=extra, constant=True), SMALL)
+
+
+TILES = [
+    Tile(16, 32, 16, 4, 2, swap=1), Tile(16, 16, 32, 4, 2, split=3), Tile(16, 16, 16, 4, 2, split=4, group=2),
+    Tile(32, 16, 16, 4, 2, group=1), Tile(16, 16, 16, 4, 2, group=2), Tile(16, 32, 16, 4, 2, split=2, swap=1),
+    Tile(64, 64, 16, 1, 2), Tile(16, 16, 16, 4, 2, split=3, ahead=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("shape", [(53, 41, 95), (16, 64, 96), (3, 90, 100)], ids=str)
+def test_tiles(tile: Tile, shape: tuple[int, int, int]) -> None:
+    """The other way round, parts of sums, orders of tiles, halves of epilogues; twice the same, bit for bit."""
+    m, n, k = shape
+    group = product((m, k), (k, n), constant=True, extra=gelu)
+    first = check(group, tile.config)
+    again = check(group, tile.config)
+    assert np.array_equal(first[0], again[0])
+
+
+@pytest.mark.parametrize("rows", [1, 7, 30])
+@pytest.mark.parametrize("where", ["rows", "columns", "depth", "batch", "all"])
+def test_unknown_sizes(where: str, rows: int) -> None:
+    """Sizes known at run time only: one kernel for all."""
+    n = sym("N")
+    shapes: dict[str, tuple[tuple[Dim, ...], tuple[Dim, ...]]] = {
+        "rows": ((n, 16), (16, 20)), "columns": ((9, 16), (16, n)), "depth": ((9, n), (n, 20)), "batch": ((n, 9, 16), (n, 16, 20)),
+        "all": ((2, n, n + 1), (2, n + 1, n * 2)),
+    }  # fmt: skip
+    group = product(*shapes[where], extra=lambda body, y: body("Relu", y))
+    check(group, Tile(16, 16, 16, 4, 2).config, {"N": rows})
+    assert GEMM.configs(group, SM90)
+
+
+def test_refusals() -> None:
+    """What is no product of these types, or empty, is left to others, with the reason."""
+    from dovetail.core.dtypes import I32
+
+    assert "i32" in (GEMM.supports(product((3, 4), (4, 5), I32), SM90) or "")
+    assert "zero" in (GEMM.supports(product((3, 0), (0, 5)), SM90) or "")
