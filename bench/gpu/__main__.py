@@ -24,7 +24,9 @@ from bench.gpu.environment import environment, line
 from bench.gpu.timing import Candidate, interleaved, ratio, use_device
 from models import zoo
 
-OURS = "dovetail"
+OURS, CALLS = "dovetail", "dovetail calls"
+IO = {"fp16": "f16:channels_last", "bf16": "bf16:channels_last", "fp32": "channels_last", "tf32": "channels_last"}
+"""How images come in: as the peers get them."""
 
 
 def measure(name: str, batch: int, args: argparse.Namespace, gpu_name: str) -> dict[str, Any]:
@@ -37,10 +39,8 @@ def measure(name: str, batch: int, args: argparse.Namespace, gpu_name: str) -> d
     mine: ours.Ours | None = None
     if not args.no_ours:
         try:
-            options = dict(args.option)
-            mine = ours.prepare(model, batch, feeds, args.precision, out=args.out, options=options, cold=args.cold, warm=args.warm)
-            row |= mine.facts
-            candidates.append(Candidate(OURS, mine.resident.call, mine.resident.stream))
+            mine = _ours(model, batch, feeds, args, row)
+            candidates += _runs(mine, row)
         except Exception as error:
             row["failures"][OURS] = _told(error)
     ready = peers.prepare(model, batch, feeds, args.precision, args.peers) if args.peers else peers.Prepared()
@@ -55,6 +55,34 @@ def measure(name: str, batch: int, args: argparse.Namespace, gpu_name: str) -> d
     if mine is not None:
         _judge(row, model, batch, args, mine, proto, feeds, ready, gpu_name)
     return row
+
+
+def _ours(model: suite.Model, batch: int, feeds: Mapping[str, Any], args: argparse.Namespace, row: dict[str, Any]) -> ours.Ours:
+    """Our engine, with images as the peers get them; where that fails, as the model has them, and the failure is told."""
+    known = IO.get(args.precision, "") if args.io == "auto" else args.io
+    for io in dict.fromkeys([known, ""]):
+        try:
+            mine = ours.prepare(
+                model, batch, feeds, args.precision, out=args.out, options=dict(args.option), cold=args.cold, warm=args.warm, io=io
+            )
+        except Exception as error:
+            if not io or not model.image:
+                raise
+            row["failures"][f"{OURS} io {io}"] = _told(error)
+            continue
+        row |= mine.facts
+        return mine
+    raise AssertionError("the last try raises or returns")
+
+
+def _runs(mine: ours.Ours, row: dict[str, Any]) -> list[Candidate]:
+    """A captured graph, as peers are timed, and the calls of the API; the calls alone where steps run on the host."""
+    calls = Candidate(CALLS, mine.resident.call, mine.resident.stream)
+    try:
+        return [mine.resident.capture(), calls]
+    except Exception as error:
+        row["failures"][f"{OURS} capture"] = _told(error)
+        return [Candidate(OURS, mine.resident.call, mine.resident.stream)]
 
 
 def _judge(
@@ -97,8 +125,8 @@ def _number(value: Any, form: str) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any], names: Sequence[str]) -> str:
     """The tables."""
-    head = ["model", "batch", "ours ms", "quartiles", *(f"{p} ms" for p in names), "best peer / ours", "quartiles", "kernels",
-            "layer floor", "practical floor", "rel. L2", "peer rel. L2", "build s", "warm s", "load ms", "asked ms"]  # fmt: skip
+    head = ["model", "batch", "ours ms", "quartiles", "as called ms", *(f"{p} ms" for p in names), "best peer / ours", "quartiles",
+            "kernels", "layer floor", "practical floor", "rel. L2", "peer rel. L2", "build s", "warm s", "load ms", "asked ms"]  # fmt: skip
     body = []
     for row in rows:
         if "times" not in row:
@@ -111,7 +139,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any], names:
         spread = f"{_number(own.get('q25_ms'), '.4f')} to {_number(own.get('q75_ms'), '.4f')}"
         between = f"{_number(row['ratio_q25'], '.2f')} to {_number(row['ratio_q75'], '.2f')}"
         body.append([
-            row["label"], str(row["batch"]), _ms(row, OURS), spread, *(_ms(row, p) for p in names), _number(row["ratio"], ".2f"), between,
+            row["label"], str(row["batch"]), _ms(row, OURS), spread, _ms(row, CALLS), *(_ms(row, p) for p in names),
+            _number(row["ratio"], ".2f"), between,
             str(row.get("kernels", "–")), *shares, _number(row.get("relative_l2"), ".1e"), _number(peer_error, ".1e"),
             _number(row.get("build_s"), ".1f"), _number(row.get("warm_build_s"), ".1f"),
             _number(None if row.get("load_s") is None else 1e3 * row["load_s"], ".0f"), _number(target, "g"),
@@ -160,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-ours", action="store_true", help="the peers alone")
     parser.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
                         help="of dovetail.build, such as time_budget=60")  # fmt: skip
+    parser.add_argument("--io", default="auto",
+                        help="format of images: auto (as the peers get them), model, f16, channels_last, f16:channels_last")  # fmt: skip
     parser.add_argument("--cold", action="store_true", help="build with an empty cache")
     parser.add_argument("--warm", action="store_true", help="also build a second time, with the cache that the first build filled")
     parser.add_argument("--times-only", action="store_true", help="no floor, no profile")
@@ -167,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--time-limit", type=float, default=500.0, help="seconds after which no further model is begun")
     parser.add_argument("--out", type=Path, default=Path("build/bench-gpu"))
     args = parser.parse_args(argv)
+    args.io = "" if args.io == "model" else args.io
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     use_device()
@@ -196,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _progress(row: Mapping[str, Any], names: Sequence[str], elapsed: float) -> str:
     if "error" in row:
         return f"[{elapsed:.0f} s] {row['model']}, batch {row['batch']}: {row['error']}"
-    parts = [f"{n} {_ms(row, n)}" for n in (OURS, *names)]
+    parts = [f"{n} {_ms(row, n)}" for n in (OURS, CALLS, *names)]
     parts += [f"{k} FAILED: {v}" for k, v in row["failures"].items()]
     built = f", built in {row['build_s']:.1f} s, {row['kernels']} kernels" if "build_s" in row else ""
     error = f", rel. L2 {row['relative_l2']:.1e}" if "relative_l2" in row else ""

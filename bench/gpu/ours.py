@@ -39,18 +39,22 @@ class Ours:
 
 def prepare(
     model: suite.Model, batch: int, feeds: Mapping[str, Array], precision: str, *, out: Path, options: Mapping[str, Any], cold: bool,
-    warm: bool,
+    warm: bool, io: str,
 ) -> Ours:  # fmt: skip
     """Build, save, load; times of each.
 
     Args:
+        io: format of images, such as "f16:channels_last" (the peers get theirs so); "" as the model has them.
         out: where the engine file goes.
         options: further options of `dovetail.build`.
         cold: with an empty cache of its own, else with the user's.
         warm: also build a second time, with what the first one left in the cache.
     """
     proto = model.onnx(batch)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"io": io if model.image else ""}
+    images = frozenset(feeds) if model.image and "channels_last" in io else frozenset[str]()
+    if model.image and io:
+        options = {**options, "io_formats": dict.fromkeys(feeds, io)}
     cache = out / f"cache-{model.name}-{batch}"
     if cold:
         shutil.rmtree(cache, ignore_errors=True)
@@ -63,7 +67,7 @@ def prepare(
         facts |= _load(engine, out / f"{model.name}-{batch}-{precision}.plan")
     facts |= _steps(engine)
     facts["tactics"] = engine.report().tactics
-    return Ours(engine, Resident(engine, feeds), facts)
+    return Ours(engine, Resident(engine, feeds, images), facts)
 
 
 def _build(
@@ -103,7 +107,8 @@ def floor(model: suite.Model, batch: int, precision: str, kernels: int, gpu_name
 
 def slowest(engine: dovetail.Engine, feeds: Mapping[str, Array], count: int = 3) -> list[dict[str, Any]]:
     """The steps that take longest, each timed alone: their sum exceeds a run's time."""
-    rows = sorted(engine.profile(feeds, runs=10).rows, key=lambda r: -r.us)
+    given = {b.name: np.ascontiguousarray(feeds[b.name]).astype(b.dtype.numpy) for b in engine.inputs}
+    rows = sorted(engine.profile(given, runs=10).rows, key=lambda r: -r.us)
     return [{"nodes": list(r.origin[:4]), "tactic": r.tactic or r.kernel, "us": r.us, "share": r.share} for r in rows[:count]]
 
 

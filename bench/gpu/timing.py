@@ -171,7 +171,7 @@ class Graph:
         drv = driver()
         flags = drv.CUstream_flags.CU_STREAM_NON_BLOCKING
         self._stream = check(drv.cuStreamCreate(flags))
-        check(drv.cuStreamBeginCapture(self._stream, drv.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
+        check(drv.cuStreamBeginCapture(self._stream, drv.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
         try:
             record(int(self._stream))
         finally:
