@@ -12,10 +12,25 @@ from dovetail.codegen.tactic import Group
 from dovetail.core.dims import Dim, sym
 from dovetail.core.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
 from dovetail.ir.layout import Layout, strided
+from dovetail.ir.verifier import verify
 from dovetail.kernels.cuda import attention_tactic
 from dovetail.kernels.cuda.attention import Tiling, parts
 from dovetail.kernels.cuda.attention_tactic import FlashAttention
-from tests.unit.cuda_harness import SM80, SM90, Body, aot, close, expected, fused, kernels_of, run_group, sass
+from dovetail.ops.evaluate import evaluate
+from dovetail.passes.legalise import legalise
+from tests.unit.cuda_harness import (
+    SM80,
+    SM90,
+    Body,
+    aot,
+    close,
+    expected,
+    fused,
+    kernels_of,
+    run_group,
+    sass,
+)
+from tests.unit.ir_builder import Builder, built, feeds
 
 TACTIC = FlashAttention()
 TOLERANCE = {F32: 3e-6, F16: 2e-3, BF16: 1.6e-2}
@@ -88,7 +103,9 @@ def test_value_size_of_its_own():
     check(group(F32, 2, 2, 2, 19, 40, 48, 16))
 
 
-@pytest.mark.parametrize(("depth", "widths"), [(64, (64,)), (80, (64, 16)), (96, (64, 32)), (56, (64,)), (160, (128, 32)), (7, (16,)), (192, (128, 64))])
+@pytest.mark.parametrize(
+    ("depth", "widths"), [(64, (64,)), (80, (64, 16)), (96, (64, 32)), (56, (64,)), (160, (128, 32)), (7, (16,)), (192, (128, 64))]
+)
 def test_parts_of_a_head(depth, widths):
     found = parts(depth)
     assert tuple(p.width for p in found) == widths
@@ -105,7 +122,9 @@ def test_borders_of_what_is_visible(attrs, splits):
     check(group(F32, 1, 2, 2, 45, 83, 16, **attrs), tiling=Tiling(16, 16, 4, 2, splits))
 
 
-@pytest.mark.parametrize("shape", [(83,), (45, 83), (1, 83), (2, 1, 45, 83), (2, 2, 1, 83), (1, 2, 45, 83), (1, 1, 1, 83), (2, 1, 45, 60), (45, 1)])
+@pytest.mark.parametrize(
+    "shape", [(83,), (45, 83), (1, 83), (2, 1, 45, 83), (2, 2, 1, 83), (1, 2, 45, 83), (1, 1, 1, 83), (2, 1, 45, 60), (45, 1)]
+)
 @pytest.mark.parametrize("kind", [BOOL, F32, F16])
 def test_masks(shape, kind):
     check(group(F32, 2, 2, 2, 45, 83, 16, mask=(kind, shape)), tiling=Tiling(16, 32, 4, 2, 1))
@@ -127,10 +146,13 @@ def test_one_mask_per_window():
     check(group(F16, sym("N") * 4, 3, 3, 16, 16, 32, mask=(BOOL, (4, 3, 16, 16))), {"N": 2})
 
 
-@pytest.mark.parametrize(("heads", "key_heads", "steps", "keys", "splits"), [(8, 2, 1, 130, 4), (8, 2, 5, 37, 1), (6, 1, 10, 70, 1), (4, 2, 9, 64, 2)])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "steps", "keys", "splits"), [(8, 2, 1, 130, 4), (8, 2, 5, 37, 1), (6, 1, 10, 70, 1), (4, 2, 9, 64, 2)]
+)
 @pytest.mark.parametrize("causal", [False, True])
 def test_heads_that_share_keys(heads, key_heads, steps, keys, splits, causal):
-    g = group(F16, 2, heads, key_heads, steps, keys, 16, is_causal=causal, past=keys - steps if causal else 0, mask=(F32, (2, heads, steps, keys)))
+    past = keys - steps if causal else 0
+    g = group(F16, 2, heads, key_heads, steps, keys, 16, is_causal=causal, past=past, mask=(F32, (2, heads, steps, keys)))
     check(g, tiling=Tiling(16, 16, 2, 2, splits))
 
 
@@ -251,6 +273,23 @@ def test_configurations_fit():
             found = TACTIC.configs(make(F16), target)
             assert 2 <= len(found) <= attention_tactic._MOST_CONFIGS, name
             assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "expanded"), [(F32, 16, False), (F16, 32, False), (F16, 320, True), (BF16, 320, True), (F64, 8, True)]
+)
+def test_legalise_expands_what_the_tactic_declines(kind, depth, expanded):
+    def build(b: Builder) -> Any:
+        q, k, v = (b.input(2, h, n, depth, dtype=kind) for h, n in ((4, 5), (2, 9), (2, 9)))
+        return b("Attention", q, k, v, b.input(5, 9, dtype=kind), scale=depth**-0.5, is_causal=True, past=4)
+
+    module = built(build)
+    given = feeds(module)
+    before = evaluate(module, given)
+    legalise(module, SM90)
+    verify(module)
+    assert ("Attention" not in [n.op for n in module.main.nodes]) == expanded
+    close(list(evaluate(module, given).values()), list(before.values()), {F64: 1e-12, F32: 1e-6, F16: 4e-3, BF16: 3e-2}[kind])
 
 
 assert ml_dtypes.bfloat16  # registers bf16 with NumPy

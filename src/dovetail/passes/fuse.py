@@ -257,6 +257,33 @@ def _follows(member: Node, anchor: Node, draft: Draft) -> bool:
 def materialise(graph: Graph, draft: Draft, target: Target) -> tuple[Node | None, str | None]:
     """Replace a draft's nodes by a Fusion node if a tactic computes it, else (None, reasons)."""
     members = _in_order(graph, draft)
+    group = _group(graph, draft, members)
+    fusion, sink = group.node, draft.sink
+    able, reasons = candidates(group, target)
+    if not able:
+        graph.erase(fusion)
+        return None, "; ".join(reasons) or f"no tactic for a {draft.kind} group"
+    names = [v.name for v in sink.outputs]
+    for old, new in zip(sink.outputs, fusion.outputs, strict=True):
+        graph.replace_uses(old, new)
+    for node in reversed(members):
+        graph.erase(node)
+    for name, new in zip(names, fusion.outputs, strict=True):
+        new.name = name  # the name is free again: its node is gone
+    return fusion, None
+
+
+def declined_alone(node: Node, target: Target) -> str | None:
+    """None if a tactic of the target computes a node as a group of its own, else the reasons why none does."""
+    draft = Draft(node, TEMPLATE_KINDS.get(node.op, "loop"), {node: None}, node if _is_anchor(node) else None)
+    group = _group(node.graph, draft, [node])
+    able, reasons = candidates(group, target)
+    node.graph.erase(group.node)
+    return None if able else "; ".join(reasons) or f"no tactic for a {draft.kind} group"
+
+
+def _group(graph: Graph, draft: Draft, members: list[Node]) -> Group:
+    """A new Fusion node before the draft's last one; nobody reads its results yet."""
     sink = draft.sink
     external: dict[Value, None] = {}
     for node in members:
@@ -284,18 +311,7 @@ def materialise(graph: Graph, draft: Draft, target: Target) -> tuple[Node | None
         "Fusion", list(external), {"kind": draft.kind}, types=[v.type for v in sink.outputs],
         regions=[body], origin=origin, before=sink,
     )  # fmt: skip
-    able, reasons = candidates(Group(fusion, body, anchor), target)
-    if not able:
-        graph.erase(fusion)
-        return None, "; ".join(reasons) or f"no tactic for a {draft.kind} group"
-    names = [v.name for v in sink.outputs]
-    for old, new in zip(sink.outputs, fusion.outputs, strict=True):
-        graph.replace_uses(old, new)
-    for node in reversed(members):
-        graph.erase(node)
-    for name, new in zip(names, fusion.outputs, strict=True):
-        new.name = name  # the name is free again: its node is gone
-    return fusion, None
+    return Group(fusion, body, anchor)
 
 
 def _in_order(graph: Graph, draft: Draft) -> list[Node]:

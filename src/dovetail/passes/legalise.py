@@ -7,20 +7,29 @@ nothing are zero, bool masks select, float masks add.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from dovetail.codegen.tactic import tactics
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, floor_div
-from dovetail.core.dtypes import BOOL, I64
+from dovetail.core.dtypes import BF16, BOOL, F16, F32, I64
 from dovetail.ir.graph import Module, Node, Time, Value
 from dovetail.ir.rewriter import Rewrite, apply_rules, rule
 from dovetail.ops.infer import infer
+from dovetail.passes.fuse import declined_alone
 
 
 def legalise(module: Module, target: Target) -> None:
-    """Rewrite run-time nodes that the target has no tactic for, where a composition exists."""
-    if not tactics("attention", target.device):
-        apply_rules(module, [expand_attention], infer)
+    """Rewrite run-time nodes that no tactic of the target computes, where a composition exists."""
+
+    def expand(node: Node, rewrite: Rewrite) -> str | None:
+        if node.graph.time_of(node) == Time.RUN and declined_alone(node, target) is None:
+            return f"{target.device} has a tactic for it"
+        return expand_attention.apply(node, rewrite)
+
+    # What the template of a CPU declines are types narrower or wider than fp32, whose products have no template there either:
+    # the reference multiplies them faster, and rounds once.
+    if target.device != "cpu":
+        apply_rules(module, [replace(expand_attention, apply=expand)], infer)
 
 
 def _scalar(rewrite: Rewrite, value: float, like: Value) -> Value:
@@ -56,7 +65,7 @@ def expand_attention(node: Node, rewrite: Rewrite) -> str | None:
         return "it has key lengths"
     if attrs.get("left_window", -1) >= 0 or attrs.get("right_window", -1) >= 0:
         return "it has a window"
-    if attrs.get("softmax_dtype") not in (None, node.output.tensor.dtype):
+    if attrs.get("softmax_dtype") not in (None, F16, BF16, F32, node.output.tensor.dtype):
         return "its softmax has another dtype"
     packed = node.input(0).tensor.rank == 3
     q = _split(rewrite, node.input(0), attrs.get("q_heads", 0))
@@ -68,6 +77,10 @@ def expand_attention(node: Node, rewrite: Rewrite) -> str | None:
         # Queries that share a key head are rows of one product.
         q = rewrite.emit("Reshape", q, shape=(batch, key_heads, heads // key_heads * rows, depth))
     scores = rewrite.emit("MatMul", q, rewrite.emit("Transpose", k, perm=(0, 1, 3, 2)))
+    narrow = scores.tensor.dtype
+    if narrow.bits < 32:
+        # Joins the product: scores are never rounded to 16 bits, in which they would lose digits or overflow.
+        scores = rewrite.emit("Cast", scores, to=F32)
     scale = float(attrs["scale"])
     if scale != 1.0:
         scores = rewrite.emit("Mul", scores, _scalar(rewrite, scale, scores))
@@ -78,6 +91,8 @@ def expand_attention(node: Node, rewrite: Rewrite) -> str | None:
     if heads != key_heads:
         scores = rewrite.emit("Reshape", scores, shape=(batch, heads, rows, columns))
     weights = _masked_softmax(node, rewrite, scores, rows, columns)
+    if narrow.bits < 32:
+        weights = rewrite.emit("Cast", weights, to=narrow)
     if heads != key_heads:
         weights = rewrite.emit("Reshape", weights, shape=(batch, key_heads, heads // key_heads * rows, columns))
     y = rewrite.emit("MatMul", weights, v)
@@ -106,7 +121,10 @@ def _masked_softmax(node: Node, rewrite: Rewrite, scores: Value, rows: Dim, colu
             fill = False if mask.tensor.dtype == BOOL else -math.inf
             pads = (0,) * (2 * rank - 1) + (missing,)
             mask = rewrite.emit("Pad", mask, pads=pads, mode="constant", value=fill)
-        bias = mask if mask.tensor.dtype != BOOL else rewrite.emit("Where", mask, nothing, hidden)
+        if mask.tensor.dtype == BOOL:
+            bias = rewrite.emit("Where", mask, nothing, hidden)
+        else:
+            bias = mask if mask.tensor.dtype == scores.tensor.dtype else rewrite.emit("Cast", mask, to=scores.tensor.dtype)
     if node.attrs.get("is_causal"):
         visible = _visible(rewrite, rows, columns, node.attrs.get("past", 0))
         causal = rewrite.emit("Where", visible, nothing, hidden)
