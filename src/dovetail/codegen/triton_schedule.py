@@ -233,8 +233,7 @@ def _flat(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> P
     each, warps = max(2, min(8, 16 // max(1, narrowest))), 4
     while each * warps > 1 and points < each * warps * 32 * multiprocessors:
         each, warps = (each // 2, warps) if each > 2 or warps == 1 else (each, warps // 2)
-    block = options.get("block", each * warps * 32)
-    block = max(1, min(block, power(points)))
+    block = options.get("block", max(1, min(each * warps * 32, power(points))))
     return Plan("flat", nest, nest.axes, (block,), options.get("warps", warps))
 
 

@@ -7,6 +7,6 @@ from dovetail.kernels.cuda import conv_stem  # noqa: I001 - the order is the ord
 from dovetail.kernels.cuda import conv_tactic
 from dovetail.kernels.cuda import matmul_tactic
 from dovetail.kernels.cuda import attention_tactic
-from dovetail.kernels.cuda import loop_tactic
+from dovetail.kernels.cuda import loop_tactic, weight_loop_tactic
 
-__all__ = ["attention_tactic", "conv_stem", "conv_tactic", "loop_tactic", "matmul_tactic"]
+__all__ = ["attention_tactic", "conv_stem", "conv_tactic", "loop_tactic", "matmul_tactic", "weight_loop_tactic"]
