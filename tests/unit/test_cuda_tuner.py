@@ -93,7 +93,7 @@ class Scripted:
 
 def choose(tmp_path, timer, **options):
     tuner = CudaTuner(timer, 60.0, cache=TimingCache(tmp_path / "times.jsonl"), jobs=1, **options)
-    ((_, config, times),) = tuner([(doubling(), [Doubling()])], SM90)
+    ((_, config, times),) = tuner([(doubling(), [Doubling()])], SM90, {})
     return dict(config)["block"], dict(times)
 
 
@@ -142,7 +142,7 @@ def test_nothing_that_compiles_is_an_error_with_reasons(tmp_path):
             return ((("block", 3),),)
 
     with pytest.raises(CompileError, match=r"(?s)no candidate compiles for cuda:sm_90; tried doubling block=3: .*power of 2"):
-        CudaTuner(None, 60.0, jobs=1)([(doubling(), [Broken()])], SM90)
+        CudaTuner(None, 60.0, jobs=1)([(doubling(), [Broken()])], SM90, {})
 
 
 def test_times_come_from_graphs_on_the_device():
@@ -150,7 +150,7 @@ def test_times_come_from_graphs_on_the_device():
     group, tactic = doubling(), Doubling()
     timer = GraphTimer(driver, pool_bytes=1 << 20)
     tuner = CudaTuner(timer, 60.0, jobs=1)
-    ((_, _, times),) = tuner([(group, [tactic])], SM90)
+    ((_, _, times),) = tuner([(group, [tactic])], SM90, {})
     assert driver.log["launch_graph"] >= 4 + 2 * 15, "two candidates are compared in the network, too"
     assert times and all(t > 0 for _, t in times)
     assert driver.log["launch_graph"] >= 4

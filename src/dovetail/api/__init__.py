@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from dovetail.api.loading import load
     from dovetail.api.profile import Profile
     from dovetail.api.report import Report
+    from dovetail.api.tuning import tune
 
-__all__ = ["Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"]
+__all__ = ["Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load", "tune"]
 
 _HOMES = {
     "Binding": "bindings",
@@ -28,6 +29,7 @@ _HOMES = {
     "build": "building",
     "compare": "comparison",
     "load": "loading",
+    "tune": "tuning",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from dovetail.device.cuda import driver
 from dovetail.engine.plan import weights_key
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
+from dovetail.ir.graph import Module
 from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
 from dovetail.tuner.cuda_choose import CudaTuner, Timer
@@ -83,18 +84,45 @@ def build(
     with WeightHashes() as hashing:
         built = builder.build(model, options, progress=progress, choose=choose, after=hashing.after)
         hashes = hashing.of(built.module.weights)
+    return finish(
+        built, options, lambda: import_onnx(model, shapes), hashes, threads=threads, start=start, source=_source(model), progress=progress
+    )
+
+
+def finish(
+    built: builder.Built,
+    options: BuildOptions,
+    module: Callable[[], Module],
+    hashes: Mapping[str, str],
+    *,
+    threads: int | None,
+    start: float,
+    source: str,
+    progress: Progress | None,
+) -> Engine:
+    """Open what was built, check it, and say how it was made.
+
+    Args:
+        module: the model for the oracle.
+        hashes: of the initializers.
+        start: when the build began, on the clock of `time.perf_counter`.
+        source: path of the model; "" if there is none.
+
+    Raises:
+        VerificationError: it computes something else than the model.
+        DeviceError: its device is not here, and was not named as a target to build for.
+    """
     content = content_hash(built.graph_text, hashes)
     opened = _opened(options, built, Stored(weights_key(built.plan), hashes, checked=True), threads)
     certificate = verify_built(
-        built, opened.run, lambda: import_onnx(model, shapes), content=content, level=verify, threads=opened.threads,
-        progress=progress,
+        built, opened.run, module, content=content, level=options.verify, threads=opened.threads, progress=progress,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
     info = {"model_sha256": content, **_requested(options, built)}
     seconds = {name: round(value, 4) for name, value in built.seconds.items()}
     record = {
         "seconds": seconds | {"total": round(time.perf_counter() - start, 4)},
-        "machine": platform.machine(), "system": platform.system(), "source": _source(model), "versions": _versions(built.target),
+        "machine": platform.machine(), "system": platform.system(), "source": source, "versions": _versions(built.target),
     }  # fmt: skip
     return Engine(opened, Artifacts(built.graph_text, built.source, built.binary, built.host_binary, info, record))
 

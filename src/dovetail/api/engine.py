@@ -129,6 +129,11 @@ class Engine:
         return self._plan
 
     @property
+    def runtime(self) -> RuntimeEngine:
+        """What runs it."""
+        return self._runtime
+
+    @property
     def threads(self) -> int:
         """Default team size."""
         return self._runtime.threads

@@ -66,8 +66,8 @@ def as_recorded(plan: Plan) -> Chooser:
         if name:
             recorded[name] = (tactic, config)
 
-    def choose(groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
-        decisions = by_rule(groups, target)
+    def choose(groups: Sequence[tuple[Group, list[Tactic]]], target: Target, sizes: Mapping[str, int]) -> list[Decision]:
+        decisions = by_rule(groups, target, sizes)
         for position, (group, able) in enumerate(groups):
             wanted, config = recorded.get(group.outputs[0].name, ("", ()))
             tactic = next((t for t in able if t.name == wanted), None)

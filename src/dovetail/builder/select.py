@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, candidates, require
@@ -56,11 +56,12 @@ class Choice:
 Decision = tuple[Tactic, Config, tuple[tuple[str, float], ...]]
 """Tactic, configuration, and the measured times that led to them."""
 
-Chooser = Callable[[Sequence[tuple[Group, list[Tactic]]], Target], Sequence[Decision]]
-"""Decides for all groups of a model at once, each with the tactics that compute it by preference."""
+Chooser = Callable[[Sequence[tuple[Group, list[Tactic]]], Target, Mapping[str, int]], Sequence[Decision]]
+"""Decides for all groups of a model at once, each with the tactics that compute it by preference; the mapping says for which sizes
+of shape symbols the user wants the engine to be fastest."""
 
 
-def by_rule(groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
+def by_rule(groups: Sequence[tuple[Group, list[Tactic]]], target: Target, sizes: Mapping[str, int]) -> list[Decision]:
     """The first tactic's first configuration."""
     return [(able[0], next(iter(able[0].configs(group, target))), ()) for group, able in groups]
 
@@ -91,7 +92,7 @@ def select(module: Module, target: Target, choose: Chooser = by_rule) -> dict[No
     for group, (able, _) in zip(groups, found, strict=True):
         if not able:
             require(group, target)  # raises, with every tactic's reason
-    decisions = choose([(group, able) for group, (able, _) in zip(groups, found, strict=True)], target)
+    decisions = choose([(group, able) for group, (able, _) in zip(groups, found, strict=True)], target, optima(module))
     for node, group, (_, rejected), (tactic, config, measured) in zip(nodes, groups, found, decisions, strict=True):
         choices[node] = Choice(group, tactic, config, tuple(rejected), measured)
         graph = node.graph
@@ -116,11 +117,16 @@ def choose_weights(module: Module, target: Target) -> dict[Node, Choice]:
     nodes = [n for n in graph.nodes if n.op == "Fusion" and graph.time_of(n) == Time.WEIGHT]
     groups = [group_of(node) for node in nodes]
     found = [(group, require(group, target)) for group in groups]
-    decisions = by_rule(found, target)
+    decisions = by_rule(found, target, {})
     return {
         node: Choice(group, tactic, config)
         for node, group, (tactic, config, _) in zip(nodes, groups, decisions, strict=True)
     }
+
+
+def optima(module: Module) -> dict[str, int]:
+    """The size of each bounded symbol that the engine should be fastest at: the declared optimum, or the upper bound."""
+    return {name: int(bounds[2]) for name, bounds in module.meta.get("symbol_bounds", {}).items() if bounds[2] is not None}
 
 
 def _direct_sums(able: list[Tactic], reasons: list[str]) -> tuple[list[Tactic], list[str]]:

@@ -22,6 +22,7 @@ VERBS = {
     "run": "run an engine or a model on inputs from a file",
     "bench": "measure latency, interleaved with other runtimes",
     "compare": "compare the outputs of two models or engines, layer by layer if asked",
+    "tune": "choose an engine's kernels again by measuring on this machine",
     "verify": "check an engine against its reference again",
     "inspect": "print a model, the IR after a pass, a plan, or a kernel's source",
     "explain": "say why each kernel was chosen, and why a fusion was not",

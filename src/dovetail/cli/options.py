@@ -78,11 +78,17 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         help="element type and order of an input or output: x=f16, x=channels_last, x=f16:channels_last",
     )  # fmt: skip
     group.add_argument("--strict-fp32", action="store_true", help="forbid Winograd and other inexact transforms")
+    group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
+    add_tuning(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
+    add_shapes(group)  # type: ignore[arg-type]  # likewise
+
+
+def add_tuning(group: argparse.ArgumentParser) -> None:
+    """How much to measure, and how much to check."""
     group.add_argument(
         "--verify", choices=("full", "sample", "off"), default="sample",
         help="how much of the engine to check against the reference (default: sample)",
     )  # fmt: skip
-    group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
     group.add_argument(
         "--time-budget", type=float, metavar="S",
         help="seconds that compiling and measuring candidates may take (default: 10 for a CPU, 60 for a GPU)",
@@ -92,7 +98,6 @@ def add_build(parser: argparse.ArgumentParser) -> None:
             f"-O{level}", dest="optimization_level", action="store_const", const=level, default=3,
             help="how many candidates compete on a GPU: -O0 none, -O3 the default, -O5 all" if level == 0 else argparse.SUPPRESS,
         )  # fmt: skip
-    add_shapes(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
 
 
 def _for_gpu(args: argparse.Namespace) -> bool:

@@ -35,6 +35,11 @@ class AbsentEngine(RuntimeEngine):
         self._lock = threading.Lock()
         self._weights = weight_sets.WeightSet(weight_sets.fitted(plan, weights), {}, {})
 
+    @property
+    def device(self) -> str:
+        """The first device of its kind, wherever the engine will run."""
+        return self.plan.target.partition(":")[0]
+
     def _refuse(self, what: str) -> DeviceError:
         return DeviceError(f"{what}: the engine is for {self.plan.target}, which is not here ({self.reason}); save it and load it there")
 

@@ -61,6 +61,11 @@ class RuntimeEngine:
         remember(self)
 
     @property
+    def device(self) -> str:
+        """The device that the engine runs on."""
+        return "cpu"
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs, in order."""
         return tuple(p.name for p in self.plan.inputs)

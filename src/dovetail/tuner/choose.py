@@ -74,9 +74,13 @@ class Tuner:
     ) -> None:
         self.threads, self.budget_s, self.given, self.progress = threads, budget_s, dict(sizes or {}), progress
         self.cache = TimingCache() if cache is None else cache
+        self.sizes: dict[str, int] = {}
 
-    def __call__(self, groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
-        """One decision per group, in order."""
+    def __call__(
+        self, groups: Sequence[tuple[Group, list[Tactic]]], target: Target, sizes: Mapping[str, int]
+    ) -> list[Decision]:
+        """One decision per group, in order; `sizes` are those to measure at, where the tuner was given no others."""
+        self.sizes = {**sizes, **self.given}
         contests: dict[str, _Contest] = {}
         keys: list[str | None] = []
         for group, able in groups:
@@ -118,7 +122,7 @@ class Tuner:
             for axis, d in enumerate(value.tensor.shape):
                 for name in sorted(dims.symbols(d)):
                     sizes[name] = min(sizes.get(name, _DEFAULT_SIZE), 1 if axis == 0 else _DEFAULT_SIZE)
-        return sizes | {k: v for k, v in self.given.items() if k in sizes}
+        return sizes | {k: v for k, v in self.sizes.items() if k in sizes}
 
     def _measure(self, contests: list[_Contest], target: Target) -> None:
         start = time.monotonic()

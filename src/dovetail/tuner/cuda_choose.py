@@ -143,24 +143,28 @@ class CudaTuner:
         self.timer, self.budget_s, self.level, self.jobs = timer, budget_s, level, jobs
         self.given, self.progress = dict(sizes or {}), progress
         self.cache = TimingCache() if cache is None else cache
+        self.sizes: dict[str, int] = {}
         self.interrupted = False
 
-    def __call__(self, groups: Sequence[tuple[Group, list[Tactic]]], target: Target) -> list[Decision]:
-        """One decision per group, in order.
+    def __call__(
+        self, groups: Sequence[tuple[Group, list[Tactic]]], target: Target, sizes: Mapping[str, int]
+    ) -> list[Decision]:
+        """One decision per group, in order; `sizes` are those to measure at, where the tuner was given no others.
 
         Raises:
             CompileError: a group of which no candidate compiles.
         """
         cuda = CudaTarget.of(target)
+        self.sizes = {**sizes, **self.given}
         contests: dict[str, _Contest] = {}
         keys: list[str] = []
         for group, able in groups:
-            key, sizes = self._key(group, cuda)
+            key, own = self._key(group, cuda)
             keys.append(key)
             if key in contests:
                 contests[key].count += 1
             else:
-                contests[key] = _Contest(key, group, self._contenders(group, able, cuda), sizes, self.cache.get(key))
+                contests[key] = _Contest(key, group, self._contenders(group, able, cuda), own, self.cache.get(key))
         start = time.monotonic()
         if self.timer is not None and self.level > 0:
             self._tune(list(contests.values()), cuda, start)
@@ -193,7 +197,7 @@ class CudaTuner:
             for axis, d in enumerate(value.tensor.shape):
                 for name in sorted(dims.symbols(d)):
                     sizes[name] = min(sizes.get(name, _DEFAULT_SIZE), 1 if axis == 0 else _DEFAULT_SIZE)
-        return sizes | {k: v for k, v in self.given.items() if k in sizes}
+        return sizes | {k: v for k, v in self.sizes.items() if k in sizes}
 
     def _contenders(self, group: Group, able: Sequence[Tactic], target: CudaTarget) -> list[Contender]:
         fitting = [t for t in able if t is able[0] or _accepts(t, group, target)]
