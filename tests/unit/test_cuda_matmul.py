@@ -12,12 +12,13 @@ from dovetail.codegen.tactic import Config, Group
 from dovetail.core.dims import Dim, evaluate, sym
 from dovetail.core.dtypes import BF16, F16, F32, DType
 from dovetail.ir.layout import Layout, strided
+from dovetail.kernels.cuda.gemv import Strip
 from dovetail.kernels.cuda.matmul import Tile
-from dovetail.kernels.cuda.matmul_tactic import Gemm
+from dovetail.kernels.cuda.matmul_tactic import Gemm, Gemv
 from tests.unit.cuda_harness import SM90, Body, close, expected, fused, run_group
 
 Array = np.ndarray[Any, Any]
-GEMM = Gemm()
+GEMM, GEMV = Gemm(), Gemv()
 SMALL = Tile(16, 16, 16, 4, 2).config
 
 
@@ -128,6 +129,33 @@ def test_tiles(tile: Tile, shape: tuple[int, int, int]) -> None:
     first = check(group, tile.config)
     again = check(group, tile.config)
     assert np.array_equal(first[0], again[0])
+
+
+VECTORS: list[tuple[tuple[Dim, ...], tuple[Dim, ...], Layout | None]] = [
+    ((1, 70), (70, 45), None), ((70,), (70, 45), None), ((45, 70), (70,), None), ((45, 70), (70, 1), None), ((70,), (70,), None),
+    ((1, 70), (70, 45), strided((1, 70), 0)), ((3, 1, 70), (3, 70, 45), None), ((3, 1, 70), (3, 70, 45), strided((3150, 1, 70), 0)),
+    ((2, 3, 1, 70), (3, 70, 45), None), ((1, 1024), (1024, 20), None), ((1, 1), (1, 300), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strip", [Strip(4, 32, 4), Strip(16, 64, 4, 2), Strip(16, 16, 2, 3)], ids=str)
+@pytest.mark.parametrize(("a", "b", "lb"), VECTORS, ids=str)
+def test_vectors(a: tuple[Dim, ...], b: tuple[Dim, ...], lb: Layout | None, strip: Strip) -> None:
+    """Single rows and columns: no tensor cores; with and without parts of sums."""
+    group = product(a, b, F16, lb=lb, extra=lambda body, y: body("Relu", y))
+    if GEMV.supports(group, SM90) is None:
+        check(group, strip.config, tactic=GEMV)
+    else:
+        assert a == (2, 3, 1, 70), "rows that share a matrix are a matrix"
+
+
+@pytest.mark.parametrize("given", [1, 5, 40])
+def test_vectors_of_unknown_size(given: int) -> None:
+    """An unknown depth or number of columns."""
+    n = sym("N")
+    for a, b in (((1, n), (n, 20)), ((1, 48), (48, n)), ((n, 1, 48), (n, 48, 20))):
+        group = product(a, b, extra=gelu if b[-1] == 20 else None)
+        check(group, GEMV.configs(group, SM90)[0], {"N": given}, tactic=GEMV)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 30])

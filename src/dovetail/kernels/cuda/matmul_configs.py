@@ -11,6 +11,7 @@ from dovetail.core.dims import Dim
 from dovetail.core.dtypes import F32
 from dovetail.kernels.cuda import cost
 from dovetail.kernels.cuda.cost import Work
+from dovetail.kernels.cuda.gemv import Strip
 from dovetail.kernels.cuda.matmul import Tile
 from dovetail.kernels.cuda.matmul_problem import Problem, known_early
 from dovetail.kernels.cuda.writer import typical
@@ -194,3 +195,34 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
     if target.programmatic_launch and few and not p.batch and known and known_early(group, p.right):
         kept[1:1] = [replace(t, ahead=1) for t in kept[:2]]
     return kept
+
+
+def strips(group: Group, p: Problem, target: CudaTarget) -> list[Strip]:
+    """Configurations of the kernel for a single row, the best guess first."""
+    given = sizes(group, p)
+    known = isinstance(p.n_batch * p.column.extent, int) and isinstance(p.depth, int)
+    along = p.right_step == 1
+    found: list[tuple[float, Strip]] = []
+    for bn in (1, 2, 4, 8, 16) if along else (16, 32, 64, 128, 256):
+        for bk in (128, 256, 512, 1024) if along else (16, 32, 64, 128):
+            block = bn * bk
+            if not 1024 <= block <= 8192 or bn > power(given.n) or bk > max(power(given.k), 16 if not along else 128):
+                continue
+            steps = -(-given.k // bk)
+            count = -(-given.n // bn) * given.batch
+            for split in (1, 2, 4, 8, 16, 32):
+                if split > 1 and (not known or split > steps or count * split > 8 * target.multiprocessors):
+                    break
+                part = -(-steps // split)
+                warps = 4 if block >= 2048 else 2
+                work = Work(
+                    flops=2.0 * block * part, loads=block * part * given.itemsize, stores=bn * given.out, warps=warps, shared=1024,
+                    registers=72 + block // (32 * warps), unit="fma", efficiency=0.4,
+                    flight=block * given.itemsize * min(part, 4),
+                )  # fmt: skip
+                time = cost.estimate(target, work, count * split, dram=given.dram, split=split, partial=4.0 * bn)
+                # Rows of a block shorter than a line waste the rest of it.
+                line = min(1.0, (bk if along else bn) * given.itemsize / 128)
+                found.append((time + (1 / line - 1) + 0.02 * split + 0.001 * count * split, Strip(bn, bk, warps, split)))
+    found.sort(key=lambda item: item[0])
+    return [strip for _, strip in found[: LIMIT // 2]] or [Strip(16, 64, 4)]

@@ -1,4 +1,4 @@
-"""MatMul by tiles on tensor cores, with operands by pointers."""
+"""MatMul on a GPU: by tiles on tensor cores, and by a stream of the matrix where the other operand is one vector."""
 
 from __future__ import annotations
 
@@ -6,11 +6,37 @@ from collections.abc import Sequence
 
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, single, tactic
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.kernels.cuda import matmul
+from dovetail.kernels.cuda import gemv, matmul
+from dovetail.kernels.cuda.gemv import Strip
 from dovetail.kernels.cuda.matmul import Tile
-from dovetail.kernels.cuda.matmul_configs import tiles
+from dovetail.kernels.cuda.matmul_configs import strips, tiles
 from dovetail.kernels.cuda.matmul_problem import problem, problem_reason
 from dovetail.kernels.fused import in_place, sides
+
+
+@tactic
+class Gemv(Tactic):
+    """A vector times a matrix: reads the matrix once, at the speed of memory."""
+
+    name = "gemv"
+    device = "cuda"
+    kinds = ("matmul",)
+
+    def supports(self, group: Group, target: Target) -> str | None:
+        """Products of a single row or column in each batch."""
+        reason = problem_reason(group)
+        if reason is None and problem(group).n_rows != 1:
+            return "both operands have several rows"
+        return reason
+
+    def configs(self, group: Group, target: Target) -> Sequence[Config]:
+        """Strips of results, by the cost model."""
+        return [strip.config for strip in strips(group, problem(group), CudaTarget.of(target))]
+
+    def emit(self, group: Group, config: Config, target: Target) -> Emitted:
+        """One kernel."""
+        kernel = gemv.emit(group, problem(group), Strip.of(config), CudaTarget.of(target), self.name, config)
+        return single(kernel, in_place(group, sides(group)))
 
 
 @tactic

@@ -1,0 +1,132 @@
+"""Text of a matrix times one vector: no tensor cores, the matrix streams through registers once.
+
+A program computes `bn` results. Each step multiplies a block of the matrix by the vector's part, element by element, and only the end
+adds across threads. A constant matrix is read before the kernel ahead has ended, as far as registers hold it. With `split` > 1, programs
+share the sum as in `matmul`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields
+
+from dovetail.codegen import triton_scalar
+from dovetail.codegen.kernel import Kernel
+from dovetail.codegen.tactic import Config, Group, Operand
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.dims import Dim, ceil_div
+from dovetail.kernels.cuda.matmul import base_offset, batch_indices, finish, outside
+from dovetail.kernels.cuda.matmul_problem import Problem, known_early
+from dovetail.kernels.cuda.writer import Rows, Writer, scaled, tile_epilogue
+
+_UNROLLED = 8
+"""Steps that become straight code, so that their loads do not wait for each other."""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A configuration: `bn` results, `bk` elements of the sum per step, `split` programs for each sum."""
+
+    bn: int
+    bk: int
+    warps: int
+    split: int = 1
+
+    @staticmethod
+    def of(config: Config) -> Strip:
+        """The strip of a configuration."""
+        return Strip(**{name: int(value) for name, value in config})
+
+    @property
+    def config(self) -> Config:
+        """Its configuration."""
+        return tuple((f.name, value) for f, value in zip(fields(self), astuple(self), strict=True))
+
+
+def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str, config: Config) -> Kernel:
+    """The kernel of one configuration of a problem with a single row."""
+    w = Writer(target)
+    bn, bk = strip.bn, strip.bk
+    vector = w.pointer(Operand("in", p.left), group.inputs[p.left].tensor)
+    matrix = w.pointer(Operand("in", p.right), group.inputs[p.right].tensor)
+    tiles = ceil_div(p.column.extent, bn)
+    lines = ["tile = tl.program_id(0)", "pn = tile"]
+    base: list[tuple[int, str]] = []
+    if p.batch:
+        taken, base = batch_indices(w, p.batch, "z")
+        lines += [f"z = tile // {w.dim(tiles)}", f"pn = tile % {w.dim(tiles)}", *taken]
+    lines += ["rm = tl.zeros((1,), tl.int32)", f"rn = pn * {bn} + tl.arange(0, {bn})", f"rk = tl.arange(0, {bk})"]
+    columns = "rn"
+    if outside(p.column.extent, bn):
+        lines.append(f"bn = rn % {w.dim(p.column.extent)}")
+        columns = "bn"
+    # The axis whose neighbours are neighbours in memory lies along the threads: the last one of the block.
+    along = p.right_step == 1
+    column_at, depth_at, axis = ("[:, None]", "[None, :]", 1) if along else ("[None, :]", "[:, None]", 0)
+    shape = (bn, bk) if along else (bk, bn)
+    steps = ceil_div(p.depth, bk)
+    part = ceil_div(steps, strip.split)
+    if strip.split > 1:
+        lines.append(f"first = tl.program_id(1) * {w.dim(part)}")
+    column_vector = scaled(w, columns, p.column.right)
+    if column_vector == "0":
+        column_vector = f"tl.zeros(({bn},), tl.int32)"
+    lines += [
+        f"x = {vector}{base_offset(w, p.batch, base, False)} + rk * {w.dim(p.left_step)}",
+        f"w = {matrix}{base_offset(w, p.batch, base, True)} + ({column_vector}){column_at} + (rk * {w.dim(p.right_step)}){depth_at}",
+    ]
+    # An empty last part would read beyond the end: unless the steps divide evenly, all parts are masked.
+    masked = outside(p.depth, bk * strip.split)
+    start = "first + " if strip.split > 1 else ""
+
+    def load_matrix(name: str, k: str) -> str:
+        mask = f", mask=(rk < {w.dim(p.depth)} - ({k}) * {bk}){depth_at}, other=0" if masked else ""
+        return f"{name} = tl.load(w + ({k}) * {w.dim(p.right_step * bk)}{mask})"
+
+    def add(name: str, k: str) -> list[str]:
+        mask = f", mask=rk < {w.dim(p.depth)} - ({k}) * {bk}, other=0" if masked else ""
+        loaded = f"tl.load(x + ({k}) * {w.dim(p.left_step * bk)}{mask})"
+        left, right = triton_scalar.widen(loaded, p.dtype), triton_scalar.widen(name, p.dtype)
+        return [f"v = {left}", f"sums += {right} * v{depth_at}"]
+
+    out = tile_epilogue(
+        w, group, Rows("rm", tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)), (p.column.axis, "rn"), "acc", "",
+        f"rn < {w.dim(p.column.extent)}" if outside(p.column.extent, bn) else "", base,
+    )  # fmt: skip
+    if strip.split == 1:
+        lines += out.early
+    unrolled = isinstance(part, int) and part <= _UNROLLED
+    begin = [f"sums = tl.zeros({shape}, tl.float32)"]
+    if unrolled:
+        assert isinstance(part, int)
+        matrices = [load_matrix(f"w{k}", f"{start}{k}") for k in range(part)]
+        early = _ahead(strip, p, part) if known_early(group, p.right) else 0
+        lines += [*matrices[:early], *w.wait, *w.release, *matrices[early:], *begin]
+        for k in range(part):
+            lines += add(f"w{k}", f"{start}{k}")
+    else:
+        last = f"first + {w.dim(part)}" if strip.split > 1 else w.dim(steps)
+        lines += [*w.wait, *w.release, *begin, f"for k in range({'first' if strip.split > 1 else 0}, {last}):"]
+        lines += [f"    {line}" for line in [load_matrix("wk", "k"), *add("wk", "k")]]
+    lines.append(f"acc = tl.sum(sums, {axis})[None, :]")
+    workspace: Dim = 0
+    counters = 0
+    if strip.split > 1:
+        total = tiles * p.n_batch
+        assert isinstance(total, int), "a sum is cut into parts only where the number of tiles is known"
+        workspace, counters = total * strip.split * bn * 4, total
+        lines += finish(w, out, strip.split, (1, bn), "tile")
+    else:
+        lines += out.late
+    itemsize = p.dtype.itemsize
+    moved = (group.inputs[p.left].tensor.size + group.inputs[p.right].tensor.size) * itemsize
+    moved = moved + sum((v.tensor.size * v.tensor.dtype.itemsize for v in group.outputs), 0)
+    return w.kernel(
+        lines, grid=(tiles * p.n_batch, strip.split, 1), warps=strip.warps, stages=1, tactic=tactic, config=config, flops=p.flops,
+        bytes=moved, workspace_bytes=workspace, counters=counters,
+    )  # fmt: skip
+
+
+def _ahead(strip: Strip, p: Problem, steps: int) -> int:
+    """Steps whose blocks of the matrix fit into a thread's registers (half of them) before they are used."""
+    words = max(1, strip.bn * strip.bk * p.dtype.itemsize // (4 * 32 * strip.warps))
+    return min(steps, max(1, 96 // words))
