@@ -17,6 +17,7 @@ from dovetail.builder.samples import integer_limit, sizes_to_try
 from dovetail.builder.select import Choice, Decision
 from dovetail.builder.verify_engine import expect, verify_engine
 from dovetail.builder.verify_groups import verify_groups
+from dovetail.builder.verify_launch import HostLauncher
 from dovetail.codegen.kernel import Param, make_kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, single
 from dovetail.codegen.target import Target
@@ -59,7 +60,7 @@ class HandWritten(Tactic):
 
 
 def built_with(tactic: Tactic) -> builder.Built:
-    def choose(groups: Any, target: Target) -> list[Decision]:
+    def choose(groups: Any, target: Target, sizes: Any) -> list[Decision]:
         return [(tactic, (), ()) for _ in groups]
 
     return builder.build(relu(), BuildOptions(verify="off"), choose=choose)
@@ -67,8 +68,8 @@ def built_with(tactic: Tactic) -> builder.Built:
 
 def check(built: builder.Built, cache: RecordFile, **options: Any) -> list[Any]:
     return verify_groups(
-        built.choices, built.target, KernelLibrary(built.binary), host_pool(built.target),
-        threads=2, weights={}, bounds={}, budget_s=None, cache=cache, **options,
+        built.choices, built.target, HostLauncher(KernelLibrary(built.binary), host_pool(built.target), 2), weights={},
+        bounds={}, budget_s=None, cache=cache, **options,
     )  # fmt: skip
 
 

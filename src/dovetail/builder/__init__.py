@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class Built:
         weight_choices: what computes the groups of the weights program.
         weight_host: (node, reason) of its host steps.
         precision: what was lowered to a narrower type, and what was not.
+        formats: of inputs and outputs, as asked for.
     """
 
     plan: Plan
@@ -77,6 +78,7 @@ class Built:
     weight_choices: dict[Node, Choice]
     weight_host: list[tuple[str, str]]
     precision: PrecisionLog
+    formats: Mapping[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -157,7 +159,7 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     stages.mark("compile")
     built = Built(
         code.plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
-        fusion_log, weight_choices, weight_host, lowered, stages.seconds,
+        fusion_log, weight_choices, weight_host, lowered, dict(options.io_formats or {}), stages.seconds,
     )  # fmt: skip
     built.plan.meta.update(report_data(built, options, works))  # type: ignore[attr-defined]  # a dict until it is saved
     return built

@@ -19,14 +19,20 @@ from dovetail.builder import Built
 from dovetail.builder.options import Progress
 from dovetail.builder.verify_engine import (
     TOLERANCE,
+    TOLERANCES,
     TRANSFORMED_TOLERANCE,
+    as_bound,
     expect,
     verify_engine,
 )
-from dovetail.builder.verify_groups import summary, verify_groups
+from dovetail.builder.verify_groups import NARROW_TOLERANCES, summary, verify_groups
+from dovetail.builder.verify_launch import DeviceLauncher, HostLauncher, Launcher
+from dovetail.codegen.target import CudaTarget
+from dovetail.core.dtypes import dtype
 from dovetail.core.env import env
 from dovetail.core.records import RecordFile
 from dovetail.device.cpu import KernelLibrary
+from dovetail.device.cuda.driver import Driver
 from dovetail.engine.codec import dumps
 from dovetail.engine.plan import Plan, digest
 from dovetail.ir.graph import Module
@@ -44,9 +50,23 @@ NOT_VERIFIED: Certificate = {"version": CERTIFICATE_VERSION, "level": "off"}
 
 
 def tolerance(built: Built) -> float:
-    """The end-to-end tolerance: wider where a transformed algorithm was chosen."""
+    """The end-to-end tolerance: the precision's, wider where a transformed algorithm was chosen or bindings are narrower."""
     worst = max((c.tactic.relative_error() for c in built.choices.values()), default=0.0)
-    return TRANSFORMED_TOLERANCE if worst > TOLERANCE else TOLERANCE
+    found = max(TOLERANCES[built.precision.precision], TRANSFORMED_TOLERANCE if worst > TOLERANCE else TOLERANCE)
+    kinds = {p.tensor.dtype for p in (*built.plan.inputs, *built.plan.outputs)} if built.formats else set()
+    return max(found, *(NARROW_TOLERANCES.get(k, 0.0) for k in kinds), 0.0)
+
+
+def launcher_of(built: Built, threads: int, driver: Driver | None) -> Launcher | None:
+    """What runs the kernels of a build: this machine's CPUs, or a GPU by its driver; None where the target is not here."""
+    if isinstance(built.target, CudaTarget):
+        if driver is None:
+            return None
+        choices = (built.choices | built.weight_choices).values()
+        return DeviceLauncher(driver, built.target, [step.kernel for c in choices for step in c.emit(built.target).steps])
+    if not built.target.supports_host():
+        return None
+    return HostLauncher(KernelLibrary(built.binary), host_pool(built.target), threads)
 
 
 def verify_built(
@@ -57,6 +77,7 @@ def verify_built(
     content: str,
     level: str,
     threads: int,
+    driver: Driver | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Certificate:
@@ -67,6 +88,8 @@ def verify_built(
         module: the model for the oracle, as it was before any pass where it can be had.
         content: hash of the model (`content_hash`).
         level: "full", "sample" or "off".
+        threads: team size to check on a CPU, besides 1.
+        driver: the GPU that the engine runs on; without one nothing of a GPU's engine can be checked.
         fresh: check everything, whatever earlier builds found.
 
     Raises:
@@ -81,17 +104,22 @@ def verify_built(
 
     kernels: dict[str, Any] = {"groups": len(built.choices) + len(built.weight_choices)}
     cache = RecordFile(env().cache / "verified.jsonl")
-    if built.target.supports_host():
+    launcher = launcher_of(built, threads, driver)
+    if launcher is not None:
         results = verify_groups(
-            built.choices | built.weight_choices, built.target, KernelLibrary(built.binary), host_pool(built.target),
-            threads=threads, weights=built.module.weights, bounds=built.module.meta.get("symbol_bounds", {}),
-            budget_s=_SAMPLE_KERNELS_S if level == "sample" else None, cache=cache, fresh=fresh, progress=step,
+            built.choices | built.weight_choices, built.target, launcher, weights=built.module.weights,
+            bounds=built.module.meta.get("symbol_bounds", {}), budget_s=_SAMPLE_KERNELS_S if level == "sample" else None,
+            cache=cache, fresh=fresh, progress=step,
         )  # fmt: skip
         kernels |= summary(results)
         key = _engine_key(built, content, level)
         known = None if fresh else cache.get(key)
         if known is None:
-            engine = verify_engine(run, expect(module(), level), tolerance(built), module)
+            kinds = {p.name: dtype(p.tensor.dtype) for p in built.plan.inputs}
+            engine = verify_engine(
+                lambda feed: run(as_bound(feed, kinds)), expect(module(), level), tolerance(built), module, built.precision.precision,
+                built.formats,
+            )  # fmt: skip
             cache.put(key, {"engine": engine})
         else:
             engine = dict(known["engine"])
@@ -101,7 +129,10 @@ def verify_built(
         engine = {"checked": False, "reason": f"{built.target} does not run on this machine"}
     if progress is not None:
         progress("verify", 1, 1)
-    return {"version": CERTIFICATE_VERSION, "ok": True, "level": level, "kernels": kernels, "engine": engine}
+    return {
+        "version": CERTIFICATE_VERSION, "ok": True, "level": level, "precision": built.precision.precision, "kernels": kernels,
+        "engine": engine,
+    }  # fmt: skip
 
 
 class WeightHashes:
@@ -155,6 +186,7 @@ __all__ = [
     "Certificate",
     "WeightHashes",
     "content_hash",
+    "launcher_of",
     "program_hash",
     "tolerance",
     "verify_built",

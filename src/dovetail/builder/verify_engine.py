@@ -11,10 +11,15 @@ import numpy as np
 from dovetail.benchmark.flops import model_flops
 from dovetail.builder.oracle import relative_l2
 from dovetail.builder.samples import Bounds, free_symbols, graph_inputs, sizes_to_try
-from dovetail.core.dtypes import dtype
+from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import Error, VerificationError
 from dovetail.ir.graph import Graph, Module, Node
+from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate
+from dovetail.passes.io_formats import TYPES, apply_formats
+from dovetail.passes.precision import lower_precision
+from dovetail.passes.recognise import recognise
+from dovetail.passes.simplify import simplify
 
 Arrays = dict[str, Any]
 
@@ -24,13 +29,18 @@ TOLERANCE = 1e-5
 TRANSFORMED_TOLERANCE = 1e-4
 """The same where a tactic that is not a direct sum (Winograd) was chosen."""
 
+TOLERANCES = {"fp32": TOLERANCE, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
+"""Relative L2 distance to the fp32 model that an engine of a precision may have."""
+
 _SEEDS = (1, 2)
 # The oracle's speed and what sampled verification gives it, to decide without looking at a clock.
 _ORACLE_FLOPS = 15e9
 _SAMPLE_S = 4.0
-# An engine may be this many times as far from the oracle as rounding of its inputs moves the oracle.
+# An engine may be this many times as far from the oracle as rounding of its inputs moves the oracle,
 _CONDITION = 8.0
-_ULP = 2.0**-23
+# or, in another precision than fp32, as rounding to that precision does.
+_NARROW_CONDITION = 2.0
+_ULP = {"fp32": 2.0**-23, "tf32": 2.0**-11}
 
 
 @dataclass(frozen=True)
@@ -86,15 +96,18 @@ def verify_engine(
     expected: Expected,
     tolerance: float,
     module: Callable[[], Module],
+    precision: str = "fp32",
+    formats: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the engine with the oracle; returns certificate data.
+    """Compare the engine with the oracle in fp32; returns certificate data.
 
     Per output: relative L2 error, the same relative to how much the output differs between two
     inputs (a constant offset hides small errors from the first), and the largest difference.
 
     Args:
         module: the model again, as the oracle saw it; asked for only where an output is off, to see
-            whether rounding its inputs and weights moves it as much.
+            whether rounding its inputs and weights (and in fp16 and bf16 every result) moves it as much.
+        precision, formats: of the engine.
 
     Raises:
         VerificationError: an output is off by more than the tolerance and than rounding explains.
@@ -113,13 +126,13 @@ def verify_engine(
         allowed = max(tolerance, _epsilon(want))
         if not max(errors) <= allowed:
             if moved is None:
-                moved = evaluate(*_rounded(module(), expected.inputs[0]))
+                moved = _moved(module(), expected.inputs[0], precision, formats or {})
             floor = distance(moved[name], want)
             row["rounding_moves_it_by"] = _short(floor)
-            if not max(errors) <= _CONDITION * floor:
+            if not max(errors) <= (_CONDITION if precision == "fp32" and not formats else _NARROW_CONDITION) * floor:
                 raise VerificationError(
                     f"output {name!r}: the engine differs from the reference, got a relative error of {max(errors):.2e}, "
-                    f"expected at most {allowed:.0e} (rounding of inputs and weights moves it by {floor:.1e}); "
+                    f"expected at most {allowed:.0e} (rounding to {precision} moves it by {floor:.1e}); "
                     "build with verify='full' to check every kernel, and please report it with the model"
                 )
         rows.append(row)
@@ -167,7 +180,32 @@ def _epsilon(want: Any) -> float:
     return {"f16": 2.0**-11, "bf16": 2.0**-8}.get(kind.name, 2.0**-3)
 
 
-def _rounded(module: Module, feed: Arrays) -> tuple[Module, Arrays]:
+def _moved(module: Module, feed: Arrays, precision: str, formats: Mapping[str, str]) -> Arrays:
+    """What rounding alone makes of the outputs: the oracle on moved inputs and weights, or in a narrower precision."""
+    with np.errstate(all="ignore"):
+        if precision in _ULP and not formats:
+            return evaluate(*_rounded(module, feed, _ULP[precision]))
+        simplify(module)
+        recognise(module)
+        if precision == "tf32":
+            module, feed = _rounded(module, feed, _ULP[precision])
+        lower_precision(module, precision)
+        plain = {name: ":".join(w for w in text.split(":") if w in TYPES) for name, text in formats.items()}
+        apply_formats(module, {name: text for name, text in plain.items() if text})
+        return evaluate(module, as_bound(feed, {v.name: v.tensor.dtype for v in module.main.inputs if isinstance(v.type, TensorType)}))
+
+
+def as_bound(feed: Mapping[str, Any], kinds: Mapping[str, DType]) -> Arrays:
+    """Float inputs in the element types that an engine's bindings have."""
+    return {
+        name: value.astype(kinds[name].numpy)
+        if name in kinds and kinds[name].is_float and isinstance(value, np.ndarray) and value.dtype != kinds[name].numpy
+        else value
+        for name, value in feed.items()
+    }
+
+
+def _rounded(module: Module, feed: Arrays, ulp: float) -> tuple[Module, Arrays]:
     """Module and inputs with every fp32 number moved by about a unit in the last place, up or down."""
     rng = np.random.default_rng(0)
 
@@ -175,7 +213,7 @@ def _rounded(module: Module, feed: Arrays) -> tuple[Module, Arrays]:
         if not isinstance(array, np.ndarray) or array.dtype != np.float32:
             return array
         up = rng.integers(0, 2, array.shape, np.uint8).astype(np.bool_)
-        return np.where(up, array * np.float32(1 + _ULP), array * np.float32(1 - _ULP))
+        return np.where(up, array * np.float32(1 + ulp), array * np.float32(1 - ulp))
 
     module.weights = {name: moved(array) for name, array in module.weights.items()}
     return module, {name: moved(array) for name, array in feed.items()}

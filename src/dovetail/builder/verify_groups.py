@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dovetail.benchmark.flops import contraction_flops
 from dovetail.builder import oracle
 from dovetail.builder.crop import Crop, crops
 from dovetail.builder.samples import (
@@ -20,16 +21,16 @@ from dovetail.builder.samples import (
     sizes_to_try,
 )
 from dovetail.builder.select import Choice
-from dovetail.codegen.target import Target
+from dovetail.builder.verify_launch import Launcher
+from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core import dims
 from dovetail.core.errors import Error, UnsupportedOpError, VerificationError
 from dovetail.core.log import logger
 from dovetail.core.records import RecordFile
-from dovetail.device.cpu import KernelLibrary, Pool
 from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.reference.registry import call
-from dovetail.tuner.launch import Launch, amount, place, symbols_of
+from dovetail.tuner.launch import amount, place, symbols_of
 
 Array = np.ndarray[Any, Any]
 
@@ -42,6 +43,13 @@ _ORACLE_FLOPS = 20e9
 _ORACLE_BYTES = 0.2e9
 _SIZES = 2
 _NORMAL_TOLERANCE = 1e-5
+
+NARROW_TOLERANCES = {"f16": 2e-3, "bf16": 1e-2}
+"""Relative L2 error of a kernel on a GPU that computes with these element types."""
+
+TF32_TOLERANCE = 2e-3
+"""The same of a contraction of fp32 in TF32."""
+
 _SMALL = 64
 _log = logger("verify")
 
@@ -63,10 +71,8 @@ class GroupResult:
 def verify_groups(
     choices: Mapping[Node, Choice],
     target: Target,
-    library: KernelLibrary,
-    workers: Pool,
+    launcher: Launcher,
     *,
-    threads: int,
     weights: Mapping[str, Array],
     bounds: Bounds,
     budget_s: float | None,
@@ -77,7 +83,7 @@ def verify_groups(
     """Check every distinct group, cheapest first, until the budget is used up.
 
     Args:
-        library: the engine's own kernels.
+        launcher: runs the engine's own kernels.
         weights: initializers; small ones (exponents, epsilons) are used as they are.
         budget_s: estimated seconds of the oracle; None = no limit.
         cache: results of earlier checks, by kernels and shapes.
@@ -103,7 +109,7 @@ def verify_groups(
         if record is not None and record["tolerance"] == job.tolerance and record["error"] <= job.tolerance:
             results.append(GroupResult(job.name, job.tactic, record["error"], job.tolerance))
             continue
-        result = job.check(library, workers, threads, weights, 1 if budget_s is not None else _SIZES)
+        result = job.check(launcher, weights, 1 if budget_s is not None else _SIZES)
         if result.error is not None:
             if not result.error <= result.tolerance:
                 raise VerificationError(
@@ -125,11 +131,7 @@ class _Job:
         self.name = node.outputs[0].name
         self.tactic = choice.tactic.name
         self.emitted = choice.emit(target)
-        self.tolerance = max(
-            choice.tactic.relative_error(),
-            *(2.0 ** -_mantissa_bits(v.tensor.dtype.name) for v in choice.group.outputs if v.tensor.dtype.is_float),
-            0.0,
-        )
+        self.tolerance = kernel_tolerance(choice, target)
         operands = (*choice.group.inputs, *choice.group.outputs, *choice.group.body.inputs)
         symbols = {s for v in operands for s in symbols_of(v.tensor)}
         inner = {s for n in choice.group.body.nodes for s in n.symbols()}
@@ -149,9 +151,7 @@ class _Job:
     def skipped(self, reason: str) -> GroupResult:
         return GroupResult(self.name, self.tactic, None, self.tolerance, reason)
 
-    def check(
-        self, library: KernelLibrary, workers: Pool, threads: int, weights: Mapping[str, Array], assignments: int
-    ) -> GroupResult:
+    def check(self, launcher: Launcher, weights: Mapping[str, Array], assignments: int) -> GroupResult:
         """Run kernels and oracle on seeded inputs, at up to so many assignments of sizes."""
         worst, done, reason = 0.0, 0, "no sizes were found that the operators accept"
         for sizes in self.sizes:
@@ -162,7 +162,7 @@ class _Job:
             except (Error, ValueError, IndexError, TypeError, ArithmeticError) as error:
                 reason = f"its reference refused sampled inputs: {error}"
                 continue
-            worst = max(worst, self._compare(sizes, *prepared, library, workers, threads))
+            worst = max(worst, self._compare(sizes, *prepared, launcher))
             done += 1
             if done == (assignments if sizes else 1):
                 break
@@ -207,31 +207,33 @@ class _Job:
             arrays.append(np.broadcast_to(values[repeated], shape) if any(s == 0 for s in strides) else values)
         return arrays
 
-    def _packs(self) -> dict[int, tuple[str, dict[str, object]]]:
-        """Position → (op, attributes) of the operands that are packed before the kernels run."""
-        found = {}
+    def _packs(self) -> dict[int, list[tuple[str, dict[str, object]]]]:
+        """Position → (op, attributes), in order, of the operands that are packed before the kernels run."""
+        found: dict[int, list[tuple[str, dict[str, object]]]] = {}
         for pack in self.choice.tactic.packs(self.choice.group, self.choice.config, self.target):
-            found[pack.position] = (pack.op, dict(pack.attrs))
+            found.setdefault(pack.position, []).append((pack.op, dict(pack.attrs)))
         return found
 
     # ------------------------------------------------------------------ kernels
     def _compare(
-        self, sizes: Mapping[str, int], arrays: Sequence[Array], wanted: Sequence[_Wanted],
-        library: KernelLibrary, workers: Pool, threads: int,
-    ) -> float:  # fmt: skip
+        self, sizes: Mapping[str, int], arrays: Sequence[Array], wanted: Sequence[_Wanted], launcher: Launcher
+    ) -> float:
         group = self.choice.group
         packed = self._packs()
         inputs = []
         for position, (value, array) in enumerate(zip(group.inputs, arrays, strict=True)):
-            if position in packed:
-                op, attrs = packed[position]
+            for op, attrs in packed.get(position, ()):
                 (array,) = call(op, [array], attrs)
             inputs.append(place(value.tensor, sizes, array))
+        outputs = [place(v.tensor, sizes) for v in group.outputs]
+        untouched = [p.memory.copy() for p in outputs]
+        run = launcher.bind(self.emitted, inputs, outputs, sizes)
         first: list[Array] = []
         worst = 0.0
-        for team in sorted({1, threads}):
-            outputs = [place(v.tensor, sizes) for v in group.outputs]
-            Launch(self.emitted, inputs, outputs, sizes, library.address).run(workers, team)
+        for variant in launcher.variants:
+            for placed, before in zip(outputs, untouched, strict=True):
+                placed.memory[:] = before
+            run(variant)
             if not all(p.intact() for p in outputs):
                 raise VerificationError(
                     f"{self.name}: tactic {self.tactic} writes outside its result, expected writes to "
@@ -245,16 +247,37 @@ class _Job:
                         worst = max(worst, oracle.relative_l2(g if part is None else part.of(g), w))
             elif not all(a.tobytes() == b.tobytes() for a, b in zip(first, got, strict=True)):
                 raise VerificationError(
-                    f"{self.name}: tactic {self.tactic} depends on the number of threads, got other bits with {team} "
-                    "threads than with 1, expected equal results; this is a bug of that tactic: please report it"
+                    f"{self.name}: tactic {self.tactic} depends on {launcher.difference}, got other bits with {variant} "
+                    f"than with {launcher.variants[0]}, expected equal results; this is a bug of that tactic: please report it"
                 )
         return worst
 
 
+def kernel_tolerance(choice: Choice, target: Target) -> float:
+    """The relative L2 error that the kernels of a group may have.
+
+    On a GPU the narrowest float that they load, hold or store decides: products of probabilities, for one, take them rounded to
+    the operands' type. On a CPU only stores round.
+    """
+    group = choice.group
+    stores = [2.0 ** -_mantissa_bits(v.tensor.dtype.name) for v in group.outputs if v.tensor.dtype.is_float]
+    found = max(choice.tactic.relative_error(), *stores, 0.0)
+    if not isinstance(target, CudaTarget):
+        return found
+    if target.tf32 and any(contraction_flops(n) != 0 for n in group.body.nodes):
+        found = max(found, TF32_TOLERANCE)
+    return max(found, *(NARROW_TOLERANCES.get(v.tensor.dtype.name, 0.0) for v in group.body.values()))
+
+
 def _small_constant(value: Value, weights: Mapping[str, Array]) -> Array | None:
-    """The initializer behind a small operand (an exponent, an epsilon, indices), seen through nothing."""
+    """The initializer behind a small operand (an exponent, an epsilon, indices), seen through nothing but a Cast."""
     node = value.producer
-    if node is None or value.time != Time.WEIGHT or node.op != "Constant":
+    if node is None or value.time != Time.WEIGHT:
+        return None
+    if node.op == "Cast":
+        source = _small_constant(node.input(0), weights)
+        return None if source is None else np.asarray(call("Cast", [source], oracle.attributes(node, {}))[0])
+    if node.op != "Constant":
         return None
     array = weights[node.attrs["name"]]
     return np.asarray(array) if array.size <= _SMALL or array.dtype.kind in "iu" else None
