@@ -9,7 +9,15 @@ from dovetail.core.dims import sym
 from dovetail.device.cuda import TensorMap
 from dovetail.device.cuda.driver_host import HostDriver, memory_at
 from dovetail.engine import cubins
-from dovetail.engine.plan import CudaLaunch, KernelRef, NativeSegment, Plan, Program, Symbol, postfix
+from dovetail.engine.plan import (
+    CudaLaunch,
+    KernelRef,
+    NativeSegment,
+    Plan,
+    Program,
+    Symbol,
+    postfix,
+)
 from tests.unit import native_plans
 
 N = sym("N")
@@ -63,13 +71,14 @@ FUNCTIONS = {
 }
 _SHAPES = {"k_add": (3, 1), "k_scale": (3, 2), "k_counted": (3, 1)}
 MAP_RECORD = {"kind": 7, "element": 4, "swizzle": 0, "box": [1, 4]}
-KERNELS = tuple(
-    KernelRef(
-        name, *_SHAPES.get(name, (2, 1)),
-        launch=CudaLaunch(128, 0, scratch=128 if name == "k_reverse" else 0, scratch_align=128, pdl=True, descriptors=(MAP_RECORD,) if name == "k_mapped" else ()),
-    )
-    for name in FUNCTIONS
-)  # fmt: skip
+
+
+def _launch(name):
+    scratch, maps = 128 if name == "k_reverse" else 0, (MAP_RECORD,) if name == "k_mapped" else ()
+    return CudaLaunch(128, 0, scratch, 128, pdl=True, descriptors=maps)
+
+
+KERNELS = tuple(KernelRef(n, *_SHAPES.get(n, (2, 1)), launch=_launch(n)) for n in FUNCTIONS)
 BUNDLE = cubins.pack({name: name.encode() for name in FUNCTIONS})
 
 
