@@ -7,18 +7,23 @@ from dovetail.device.cuda.driver import driver
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if "tests/gpu" in str(item.path).replace("\\", "/"):
-            item.add_marker(pytest.mark.gpu)
+    mine = [item for item in items if "tests/gpu" in item.path.as_posix()]
+    reason = ""
+    if mine:
+        try:
+            driver(0)
+        except DeviceError as error:
+            reason = str(error)
+    for item in mine:
+        item.add_marker(pytest.mark.gpu)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
 def device():
     """The driver of the first GPU."""
-    try:
-        return driver(0)
-    except DeviceError as error:
-        pytest.skip(str(error))
+    return driver(0)
 
 
 @pytest.fixture(scope="session")
