@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 
 from dovetail import builder, runtime
+from dovetail.api.checking import driver_of
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions, isa_of
 from dovetail.builder.select import Chooser, by_rule
@@ -115,7 +116,8 @@ def finish(
     content = content_hash(built.graph_text, hashes)
     opened = _opened(options, built, Stored(weights_key(built.plan), hashes, checked=True), threads)
     certificate = verify_built(
-        built, opened.run, module, content=content, level=options.verify, threads=opened.threads, progress=progress,
+        built, opened.run, module, content=content, level=options.verify, threads=opened.threads, driver=driver_of(opened),
+        progress=progress,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
     info = {"model_sha256": content, **_requested(options, built)}

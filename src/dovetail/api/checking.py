@@ -9,10 +9,18 @@ from dovetail.builder.options import VERIFY_LEVELS
 from dovetail.builder.restore import as_recorded, options_of, restore
 from dovetail.builder.verify import verify_built
 from dovetail.core.errors import UsageError
+from dovetail.device.cuda import Driver
 from dovetail.ir.graph import Module
+from dovetail.runtime import RuntimeEngine
+from dovetail.runtime.cuda import CudaEngine
 
 if TYPE_CHECKING:
     from dovetail.api.engine import Engine, Progress
+
+
+def driver_of(opened: RuntimeEngine) -> Driver | None:
+    """The driver of the GPU that an engine runs on; None for one that runs on a CPU, or nowhere here."""
+    return opened.driver if isinstance(opened, CudaEngine) else None
 
 
 def verify_again(engine: Engine, level: str, progress: Progress | None) -> dict[str, Any]:
@@ -34,8 +42,9 @@ def verify_again(engine: Engine, level: str, progress: Progress | None) -> dict[
 
     built = builder.compile_module(module(), options_of(plan), choose=as_recorded(plan))
     certificate = verify_built(
-        built, engine.run, module, content="", level=level, threads=engine.threads, fresh=True, progress=progress
-    )
+        built, engine.run, module, content="", level=level, threads=engine.threads, driver=driver_of(engine.runtime), fresh=True,
+        progress=progress,
+    )  # fmt: skip
     same = {k.entry for k in built.plan.kernels} == {k.entry for k in plan.kernels}
     if not same:
         # A later release writes other kernels; the engine's own are then checked end to end only.
