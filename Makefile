@@ -7,14 +7,17 @@ MODEL ?= torchvision_resnet50
 THREADS ?= 1
 DEMO := build/demo
 WORKERS ?= auto
+GPU_TESTS ?= tests/gpu
 
-.PHONY: help demo test check bench conformance clean
+.PHONY: help demo test check bench bench-gpu conformance gpu clean
 
 help:
 	@echo "make demo         install, build $(MODEL), run it, benchmark it against the installed peers"
 	@echo "make test         install what the tests need and run them all"
 	@echo "make check        ruff, mypy --strict, import-linter"
 	@echo "make conformance  the ONNX backend suite (Tier A) through dovetail.backend"
+	@echo "make gpu          the tests that need an NVIDIA GPU, with PYTHON and what it has installed"
+	@echo "make bench-gpu    the GPU suite against torch, likewise; writes build/bench-gpu/"
 	@echo "make bench        the ten-model CPU suite; writes build/bench/"
 	@echo "make clean        remove build/, caches and $(VENV)"
 
@@ -52,6 +55,13 @@ conformance: $(VENV)/.test
 
 bench: $(VENV)/.demo
 	$(BIN)/python -m bench.cpu_suite --strict --output build/bench
+
+# These two run with PYTHON as it is: a GPU machine has its own torch and CUDA packages. Warnings of packages are no failures there.
+gpu:
+	PYTHONPATH=src:. $(PYTHON) -m pytest --confcutdir=tests/gpu -W default -rs $(GPU_TESTS)
+
+bench-gpu:
+	PYTHONPATH=src:. $(PYTHON) -m bench.gpu --out build/bench-gpu
 
 clean:
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -60,15 +60,15 @@ def host_ops(program: object) -> Iterator[str]:
                 yield from host_ops(region)
 
 
-def run_case(case: Case) -> Result:
-    """Build and run one case in this process."""
+def run_case(case: Case, device: str = "CPU") -> Result:
+    """Build and run one case in this process, for a device as `dovetail.backend` names it."""
     from onnx.backend.test.runner import Runner
 
     from dovetail import backend
 
     stage, used, generated = "unsupported", (), False
     try:
-        prepared = backend.prepare(case.model)
+        prepared = backend.prepare(case.model, device)
         used = tuple(sorted(set(host_ops(prepared.engine.plan.main))))
         generated = not used
         for inputs, expected in case.data:
@@ -85,14 +85,14 @@ def run_case(case: Case) -> Result:
     return Result(case.name, stage, why, generated, used)
 
 
-def _child(cases: Sequence[Case], pipe: Connection, quiet: bool) -> None:
+def _child(cases: Sequence[Case], pipe: Connection, quiet: bool, device: str) -> None:
     if quiet:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
     for case in cases:
         pipe.send(case.name)
-        pipe.send(run_case(case))
+        pipe.send(run_case(case, device))
     pipe.close()
 
 
@@ -104,6 +104,7 @@ def run_cases(
     timeout_s: float = 30.0,
     quiet: bool = True,
     progress: bool = False,
+    device: str = "CPU",
 ) -> dict[str, Result]:
     """Run the cases in `workers` children at a time; returns a result for every case."""
     context = multiprocessing.get_context("fork")
@@ -112,7 +113,7 @@ def run_cases(
     running: list[_Batch] = []
     while queue or running:
         while queue and len(running) < workers:
-            running.append(_Batch(context, queue.pop(0), timeout_s, quiet))
+            running.append(_Batch(context, queue.pop(0), timeout_s, quiet, device))
         multiprocessing.connection.wait([b.pipe for b in running], timeout=0.5)
         for child in list(running):
             for result in child.advance():
@@ -138,10 +139,11 @@ class _Batch:
         cases: list[Case],
         timeout_s: float,
         quiet: bool,
+        device: str,
     ) -> None:
         self.cases, self.timeout_s = cases, timeout_s
         self.pipe, theirs = context.Pipe(duplex=False)
-        self.process = context.Process(target=_child, args=(cases, theirs, quiet))
+        self.process = context.Process(target=_child, args=(cases, theirs, quiet, device))
         self.process.start()
         theirs.close()
         self.current = ""
@@ -201,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write every result here")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--verbose", action="store_true", help="let the children print")
     args = parser.parse_args(argv)
     if importlib.util.find_spec("dovetail") is None:
@@ -208,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     cases = [c for c in node_cases() if (args.all or c.tier_a) and re.search(args.filter, c.name)]
     start = time.monotonic()
     results = run_cases(cases, workers=args.workers, timeout_s=args.timeout, quiet=not args.verbose,
-                        progress=sys.stderr.isatty())
+                        progress=sys.stderr.isatty(), device=args.device)
     if args.failures:
         for result in sorted(results.values(), key=lambda r: (r.verdict, r.name)):
             if result.verdict != "pass":
