@@ -12,13 +12,14 @@ from dovetail.codegen.tactic import Config, Group
 from dovetail.core.dims import Dim, evaluate, sym
 from dovetail.core.dtypes import BF16, F16, F32, DType
 from dovetail.ir.layout import Layout, strided
+from dovetail.kernels.cuda import matmul_tma
 from dovetail.kernels.cuda.gemv import Strip
 from dovetail.kernels.cuda.matmul import Tile
-from dovetail.kernels.cuda.matmul_tactic import Gemm, Gemv
-from tests.unit.cuda_harness import SM90, Body, close, expected, fused, run_group
+from dovetail.kernels.cuda.matmul_tactic import Gemm, Gemv, TmaGemm
+from tests.unit.cuda_harness import SM80, SM90, Body, close, expected, fused, run_group
 
 Array = np.ndarray[Any, Any]
-GEMM, GEMV = Gemm(), Gemv()
+GEMM, GEMV, TMA = Gemm(), Gemv(), TmaGemm()
 SMALL = Tile(16, 16, 16, 4, 2).config
 
 
@@ -138,7 +139,7 @@ VECTORS: list[tuple[tuple[Dim, ...], tuple[Dim, ...], Layout | None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("strip", [Strip(4, 32, 4), Strip(16, 64, 4, 2), Strip(16, 16, 2, 3)], ids=str)
+@pytest.mark.parametrize("strip", [Strip(4, 32, 4), Strip(16, 64, 4, 2), Strip(16, 16, 2, 3), Strip(16, 2, 2, 3)], ids=str)
 @pytest.mark.parametrize(("a", "b", "lb"), VECTORS, ids=str)
 def test_vectors(a: tuple[Dim, ...], b: tuple[Dim, ...], lb: Layout | None, strip: Strip) -> None:
     """Single rows and columns: no tensor cores; with and without parts of sums."""
@@ -156,6 +157,40 @@ def test_vectors_of_unknown_size(given: int) -> None:
     for a, b in (((1, n), (n, 20)), ((1, 48), (48, n)), ((n, 1, 48), (n, 48, 20))):
         group = product(a, b, extra=gelu if b[-1] == 20 else None)
         check(group, GEMV.configs(group, SM90)[0], {"N": given}, tactic=GEMV)
+
+
+COPIED: dict[str, tuple[tuple[Dim, ...], tuple[Dim, ...], Layout | None, Layout | None]] = {
+    "plain": ((100, 72), (72, 88), None, None),
+    "right transposed": ((100, 72), (72, 88), None, strided((1, 72), 0)),
+    "left transposed": ((104, 72), (72, 88), strided((1, 104), 0), None),
+    "rows in batches": ((2, 50, 72), (72, 88), None, None),
+    "part of a wider row": ((100, 72), (72, 88), strided((216, 1), 72), strided((176, 1), 88)),
+    "unknown rows": ((sym("N"), 50, 72), (72, 88), None, None),
+}
+
+
+@pytest.mark.parametrize("extra", [gelu, residual])
+@pytest.mark.parametrize("tile", [
+    matmul_tma.Tile(64, 64, 32, 4, 3, 2, 1), matmul_tma.Tile(64, 64, 32, 1, 3, 8, 0, 0, 1), matmul_tma.Tile(32, 32, 64, 4, 3, 8, 1, 1, 1),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("case", COPIED)
+def test_copied_tiles(case: str, tile: matmul_tma.Tile, extra: Any) -> None:
+    """Tiles by descriptors: tails on all axes, both ways round; results by descriptors, in halves, or by pointers."""
+    a, b, la, lb = COPIED[case]
+    check(product(a, b, F16, la, lb, extra=extra), tile.config, {"N": 2}, tactic=TMA, tolerance=2e-3)
+
+
+def test_what_is_copied() -> None:
+    """Descriptors need aligned rows and one dense axis; batches with several right operands go elsewhere."""
+    reasons = {
+        "aligned matrix": product((100, 75), (75, 88), F16), "16 bits": product((100, 72), (72, 88), F32),
+        "batch": product((2, 100, 72), (2, 72, 88), F16), "less than": product((8, 72), (72, 88), F16),
+    }  # fmt: skip
+    for reason, group in reasons.items():
+        assert reason in (TMA.supports(group, SM90) or "")
+    assert "9.0" in (TMA.supports(product((100, 72), (72, 88), F16), SM80) or "")
+    offset = product((100, 72), (72, 88), F16, la=strided((80, 1), 4))
+    assert "aligned" in (TMA.supports(offset, SM90) or "")
 
 
 @pytest.mark.parametrize("rows", [1, 7, 30])

@@ -18,8 +18,11 @@ from dovetail.kernels.cuda.matmul import base_offset, batch_indices, finish, out
 from dovetail.kernels.cuda.matmul_problem import Problem, known_early
 from dovetail.kernels.cuda.writer import Rows, Writer, scaled, tile_epilogue
 
-_UNROLLED = 8
-"""Steps that become straight code, so that their loads do not wait for each other."""
+UNROLLED = 8
+"""So many steps become straight code, so that their loads do not wait for each other."""
+
+TOGETHER = 4
+"""Steps of a longer loop that are loaded together."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,6 @@ def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str
     shape = (bn, bk) if along else (bk, bn)
     steps = ceil_div(p.depth, bk)
     part = ceil_div(steps, strip.split)
-    if strip.split > 1:
-        lines.append(f"first = tl.program_id(1) * {w.dim(part)}")
     column_vector = scaled(w, columns, p.column.right)
     if column_vector == "0":
         column_vector = f"tl.zeros(({bn},), tl.int32)"
@@ -74,9 +75,15 @@ def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str
         f"x = {vector}{base_offset(w, p.batch, base, False)} + rk * {w.dim(p.left_step)}",
         f"w = {matrix}{base_offset(w, p.batch, base, True)} + ({column_vector}){column_at} + (rk * {w.dim(p.right_step)}){depth_at}",
     ]
-    # An empty last part would read beyond the end: unless the steps divide evenly, all parts are masked.
-    masked = outside(p.depth, bk * strip.split)
+    unrolled = isinstance(part, int) and part <= UNROLLED
+    together = TOGETHER if isinstance(part, int) and not unrolled else 1
+    if together > 1:
+        part = ceil_div(part, together) * together
+    # Steps beyond the end are masked: unless all parts are equal, and end with a whole turn of the loop.
+    masked = outside(p.depth, bk * strip.split * together)
     start = "first + " if strip.split > 1 else ""
+    if strip.split > 1:
+        lines.append(f"first = tl.program_id(1) * {w.dim(part)}")
 
     def load_matrix(name: str, k: str) -> str:
         mask = f", mask=(rk < {w.dim(p.depth)} - ({k}) * {bk}){depth_at}, other=0" if masked else ""
@@ -94,7 +101,6 @@ def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str
     )  # fmt: skip
     if strip.split == 1:
         lines += out.early
-    unrolled = isinstance(part, int) and part <= _UNROLLED
     begin = [f"sums = tl.zeros({shape}, tl.float32)"]
     if unrolled:
         assert isinstance(part, int)
@@ -104,9 +110,10 @@ def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str
         for k in range(part):
             lines += add(f"w{k}", f"{start}{k}")
     else:
-        last = f"first + {w.dim(part)}" if strip.split > 1 else w.dim(steps)
-        lines += [*w.wait, *w.release, *begin, f"for k in range({'first' if strip.split > 1 else 0}, {last}):"]
-        lines += [f"    {line}" for line in [load_matrix("wk", "k"), *add("wk", "k")]]
+        last = f"{start}{w.dim(part)}"
+        lines += [*w.wait, *w.release, *begin, f"for k in range({'first' if strip.split > 1 else 0}, {last}, {together}):"]
+        lines += [f"    {load_matrix(f'w{n}', f'k + {n}')}" for n in range(together)]
+        lines += [f"    {line}" for n in range(together) for line in add(f"w{n}", f"k + {n}")]
     lines.append(f"acc = tl.sum(sums, {axis})[None, :]")
     workspace: Dim = 0
     counters = 0

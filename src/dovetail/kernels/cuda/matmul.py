@@ -7,6 +7,7 @@ last one to arrive (an atomic counter says which) adds them up in order, so that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 
 from dovetail.codegen.kernel import Kernel
@@ -23,6 +24,8 @@ from dovetail.kernels.cuda.writer import (
     scaled,
     tile_epilogue,
 )
+
+Store = Callable[[str, int, int], str]
 
 LINE_BYTES = 128
 """What a prefetch asks for."""
@@ -179,7 +182,7 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
         lines += _prefetch(w, p, tile, b, columns, base_offset(w, p.batch, base, True))
 
     shape = (bn, bm) if tile.swap else (bm, bn)
-    out = epilogue(w, group, p, tile, rows, base)
+    out = epilogue(w, group, p, bm, bn, tile.warps, rows, base, swap=bool(tile.swap))
     if tile.split == 1:
         lines += out.early
     lines += w.wait
@@ -208,26 +211,46 @@ _CHEAP = frozenset({"Add", "Sub", "Mul", "Max", "Min", "Relu", "Clip", "LeakyRel
 """Ops that take one register or two per element."""
 
 
-def epilogue(w: Writer, group: Group, p: Problem, tile: Tile, rows: Rows, base: list[tuple[int, str]]) -> TileEpilogue:
-    """The epilogue of `acc`, in halves where its intermediate values would not fit into registers beside the accumulators."""
-    row_mask = f"{rows.name} < {w.dim(p.n_rows)}" if outside(p.n_rows, tile.bm) else ""
+def epilogue(
+    w: Writer, group: Group, p: Problem, bm: int, bn: int, warps: int, rows: Rows, base: list[tuple[int, str]] | None = None,
+    swap: bool = False, store: Store | None = None,
+) -> TileEpilogue:  # fmt: skip
+    """The epilogue of `acc`, in halves where its intermediate values would not fit into registers beside the accumulators.
 
-    def of(acc: str, column: str) -> TileEpilogue:
-        column_mask = f"{column} < {w.dim(p.column.extent)}" if outside(p.column.extent, tile.bn) else ""
+    Args:
+        w, group, p: the kernel and what it computes.
+        bm, bn, warps: the tile; `pn` numbers its columns' block, `rn` are they.
+        rows, base: as of `tile_epilogue`.
+        swap: the tile lies the other way round.
+        store: writes the only result instead: of a variable, its first column in the tile and its columns, a statement.
+    """
+    row_mask = f"{rows.name} < {w.dim(p.n_rows)}" if outside(p.n_rows, bm) else ""
+
+    def of(acc: str, column: str, first: int, width: int) -> TileEpilogue:
+        column_mask = f"{column} < {w.dim(p.column.extent)}" if outside(p.column.extent, bn) else ""
+        write = None if store is None else lambda value: store(value, first, width)
         return tile_epilogue(
-            w, group, rows, (p.column.axis, column), acc, row_mask, column_mask, base, transposed=bool(tile.swap)
+            w, group, rows, (p.column.axis, column), acc, row_mask, column_mask, base or [], transposed=swap, store=write
         )  # fmt: skip
 
     costly = any(node.op not in _CHEAP for node in group.body.nodes if node is not group.anchor)
-    if tile.swap or not costly or tile.bm * tile.bn <= 64 * 32 * tile.warps:
-        return of("acc", "rn")
-    half = tile.bn // 2
-    lines = [f"acc0, acc1 = tl.split(tl.permute(tl.reshape(acc, ({tile.bm}, 2, {half})), (0, 2, 1)))"]
+    if swap or not costly or bm * bn <= 64 * 32 * warps:
+        return of("acc", "rn", 0, bn)
+    half = bn // 2
+    lines = [f"acc0, acc1 = tl.split(tl.permute(tl.reshape(acc, ({bm}, 2, {half})), (0, 2, 1)))"]
     for n in range(2):
-        lines.append(f"rn{n} = pn * {tile.bn} + {n * half} + tl.arange(0, {half})")
-        part = of(f"acc{n}", f"rn{n}")
+        lines.append(f"rn{n} = pn * {bn} + {n * half} + tl.arange(0, {half})")
+        part = of(f"acc{n}", f"rn{n}", n * half, half)
         lines += [*part.early, *part.late]
     return TileEpilogue([], lines)
+
+
+def more_steps(steps: Dim, least: int = 3) -> str:
+    """What to add to a loop's end so that the compiler does not know its trip count; nothing if it is short.
+
+    It would unroll the loop into code too long for the instruction cache. The grid's third axis has one program.
+    """
+    return " + tl.program_id(2)" if isinstance(steps, int) and steps > least else ""
 
 
 def _times(w: Writer, index: str, stride: Dim) -> str:
@@ -249,8 +272,7 @@ def _loop(w: Writer, p: Problem, tile: Tile, target: CudaTarget, depth_at: tuple
         ]
 
     steps = ceil_div(p.depth, bk)
-    # A trip count that the compiler knows would unroll the loop into code too long for the instruction cache; the grid's third axis is 1.
-    more = " + tl.program_id(2)" if isinstance(steps, int) and steps > 3 * tile.split else ""
+    more = more_steps(steps, 3 * tile.split)
     if tile.split > 1:
         part = ceil_div(steps, tile.split)
         assert isinstance(steps, int) and isinstance(part, int), "a sum is cut into parts only where its length is known"

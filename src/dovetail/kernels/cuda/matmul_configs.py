@@ -9,9 +9,9 @@ from dovetail.codegen.tactic import Group
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import F32
-from dovetail.kernels.cuda import cost
+from dovetail.kernels.cuda import cost, matmul_tma
 from dovetail.kernels.cuda.cost import Work
-from dovetail.kernels.cuda.gemv import Strip
+from dovetail.kernels.cuda.gemv import TOGETHER, Strip
 from dovetail.kernels.cuda.matmul import Tile
 from dovetail.kernels.cuda.matmul_problem import Problem, known_early
 from dovetail.kernels.cuda.writer import typical
@@ -218,11 +218,57 @@ def strips(group: Group, p: Problem, target: CudaTarget) -> list[Strip]:
                 work = Work(
                     flops=2.0 * block * part, loads=block * part * given.itemsize, stores=bn * given.out, warps=warps, shared=1024,
                     registers=72 + block // (32 * warps), unit="fma", efficiency=0.4,
-                    flight=block * given.itemsize * min(part, 4),
+                    flight=block * given.itemsize * min(part, TOGETHER) // 2,
                 )  # fmt: skip
                 time = cost.estimate(target, work, count * split, dram=given.dram, split=split, partial=4.0 * bn)
-                # Rows of a block shorter than a line waste the rest of it.
+                # Few programs do not keep the memory busy, many have to be started; rows of a block shorter than a line waste the rest.
+                idle = max(0.0, 1 - count * split / (2 * target.multiprocessors))
                 line = min(1.0, (bk if along else bn) * given.itemsize / 128)
-                found.append((time + (1 / line - 1) + 0.02 * split + 0.001 * count * split, Strip(bn, bk, warps, split)))
-    found.sort(key=lambda item: item[0])
+                time += 0.3 * idle * time + 0.02 * split + 0.001 * count * split + (1 / line - 1)
+                found.append((time, Strip(bn, bk, warps, split)))
+    # Of what costs about the same, larger blocks first: they have more loads under way.
+    found.sort(key=lambda item: (round(item[0] * 10), -item[1].bn * item[1].bk))
     return [strip for _, strip in found[: LIMIT // 2]] or [Strip(16, 64, 4)]
+
+
+def small_reason(group: Group, p: Problem) -> str | None:
+    """None if a product is large enough for programs that walk through tiles, else the reason why not."""
+    given = sizes(group, p)
+    if given.m < 64 or given.n < 64 or given.k < 32:
+        return f"{given.m}x{given.n}x{given.k} is less than a large tile"
+    return None
+
+
+_COPIED = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+
+
+def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile]:
+    """Configurations of the kernel with tiles by the copy engine, the best guess first."""
+    given = sizes(group, p)
+    stores = matmul_tma.stored(group, p) is not None
+    found: list[tuple[float, matmul_tma.Tile]] = []
+    for bm, bn, warps in _COPIED:
+        if bm > max(64, power(given.m)) or bn > max(64, power(given.n)):
+            continue
+        count = -(-given.m // bm) * -(-given.n // bn)
+        bk = 64 if given.k >= 64 else 32
+        staging = bm * bn * group.outputs[0].tensor.dtype.itemsize
+        for persistent in (1, 0) if count > target.multiprocessors else (0,):
+            for store in (1, 0) if stores else (0,):
+                for stages in (3, 4, 5):
+                    shared = stages * (bm + bn) * bk * given.itemsize + (staging if store or persistent else 0) + 1024
+                    if shared > target.shared_bytes or stages > max(3, -(-given.k // bk)):
+                        continue
+                    tile = matmul_tma.Tile(bm, bn, bk, warps, stages, persistent=persistent, store=store)
+                    time = estimate(p, Tile(bm, bn, bk, warps, stages), given, target)
+                    found.append((time * (0.97 if persistent else 1.0) * (0.98 if store else 1.0) - 0.01 * stages, tile))
+    found.sort(key=lambda item: item[0])
+    kept: list[matmul_tma.Tile] = []
+    seen: dict[tuple[int, ...], int] = {}
+    for time, tile in found:
+        shape = (tile.bm, tile.bn, tile.warps)
+        if len(kept) < LIMIT - 4 and time < 2 * found[0][0] and seen.get(shape, 0) < 3:
+            kept.append(tile)
+            seen[shape] = seen.get(shape, 0) + 1
+    walking = {(tile.bm, tile.bn): tile for tile in reversed(kept) if tile.persistent}
+    return [*kept, *[replace(tile, flatten=1) for tile in kept if walking.get((tile.bm, tile.bn)) is tile][:3]]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, single, tactic
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.kernels.cuda import gemv, matmul
+from dovetail.kernels.cuda import gemv, matmul, matmul_tma
 from dovetail.kernels.cuda.gemv import Strip
 from dovetail.kernels.cuda.matmul import Tile
-from dovetail.kernels.cuda.matmul_configs import strips, tiles
+from dovetail.kernels.cuda.matmul_configs import copied, small_reason, strips, tiles
 from dovetail.kernels.cuda.matmul_problem import problem, problem_reason
 from dovetail.kernels.fused import in_place, sides
 
@@ -58,4 +58,30 @@ class Gemm(Tactic):
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
         """One kernel."""
         kernel = matmul.emit(group, problem(group), Tile.of(config), CudaTarget.of(target), self.name, config)
+        return single(kernel, in_place(group, sides(group)))
+
+
+@tactic
+class TmaGemm(Tactic):
+    """Large products on Hopper: tiles by the copy engine, programs that walk through the result."""
+
+    name = "gemm_tma"
+    device = "cuda"
+    kinds = ("matmul",)
+
+    def supports(self, group: Group, target: Target) -> str | None:
+        """16-bit products whose operands are aligned matrices, once a batch is merged into the rows."""
+        reason = problem_reason(group)
+        if reason is not None:
+            return reason
+        p = problem(group)
+        return matmul_tma.reason(group, p, CudaTarget.of(target)) or small_reason(group, p)
+
+    def configs(self, group: Group, target: Target) -> Sequence[Config]:
+        """Large tiles, by the cost model."""
+        return [tile.config for tile in copied(group, problem(group), CudaTarget.of(target))]
+
+    def emit(self, group: Group, config: Config, target: Target) -> Emitted:
+        """One kernel."""
+        kernel = matmul_tma.emit(group, problem(group), matmul_tma.Tile.of(config), CudaTarget.of(target), self.name, config)
         return single(kernel, in_place(group, sides(group)))

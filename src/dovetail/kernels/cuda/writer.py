@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -193,6 +193,7 @@ class TileEpilogue:
 def tile_epilogue(
     w: Writer, group: Group, rows: Rows, column: tuple[int | None, str], acc: str, row_mask: str, column_mask: str,
     base: Sequence[tuple[int, str]] = (), bias: Value | None = None, transposed: bool = False,
+    store: Callable[[str], str] | None = None,
 ) -> TileEpilogue:  # fmt: skip
     """Loads, arithmetic and stores that turn an accumulator tile into the group's results.
 
@@ -205,6 +206,7 @@ def tile_epilogue(
         base: (logical axis, scalar variable) of axes that are fixed for a tile: batches.
         bias: the body input that the anchor itself adds along `column`: loaded and added first.
         transposed: the tile lies the other way round.
+        store: the statement that writes the only result, given the variable of its compute dtype, instead of a store by pointers.
     """
     anchor = group.anchor
     assert anchor is not None
@@ -229,6 +231,9 @@ def tile_epilogue(
     late += code.statements
     for position, (value, result) in enumerate(zip(group.outputs, code.results, strict=True)):
         kind = value.tensor
+        if store is not None:
+            late.append(store(result))
+            continue
         name = w.pointer(Operand("out", position), kind)
         offset, mask = place.address(broadcast_strides(kind, anchor.output.tensor.rank), late, whole=True)
         stored = triton_scalar.narrow(result, kind.dtype)
