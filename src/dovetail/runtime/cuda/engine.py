@@ -241,6 +241,8 @@ class CudaContext(ExecutionContext):
         stream: Any = None,
     ) -> dict[str, Any]:
         """As `CudaEngine.run`. After a capture the context belongs to the graph: do not run it elsewhere while that may run."""
+        if threads is not None:
+            check_threads(threads)
         with self._alone():
             handle = stream_handle(stream)
             results = self._queued(inputs, outputs, observer, handle)
@@ -341,7 +343,7 @@ class CudaContext(ExecutionContext):
         capturing: bool,
     ) -> list[Any]:
         """Per output the caller's array, what makes one, or None for a fresh NumPy array."""
-        on_device = {name: value for name, value in outputs.items() if is_device_array(value)}
+        on_device = {k: v for k, v in outputs.items() if k in self._output_set and is_device_array(v)}
         given: list[Any] = self._outputs({k: v for k, v in outputs.items() if k not in on_device}, values, stage)
         shapes = {i: view.shape for i, view in stage.outputs}
         taken = [(v.address, v.nbytes) for v in values if isinstance(v, DeviceView)]
