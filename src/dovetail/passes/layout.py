@@ -83,6 +83,11 @@ def _type_body(fusion: Node) -> None:
             inner.type = outer.type
 
 
+def _only_casts(node: Node | None) -> bool:
+    """Whether a fusion does nothing but change the element type."""
+    return node is not None and node.op == "Fusion" and all(n.op == "Cast" for n in node.regions[0].nodes)
+
+
 def dominant_order(node: Node, output: TensorType) -> Layout:
     """The dense layout that lets a loop stream its largest input: that input's axis order."""
     best: tuple[int, TensorType] | None = None
@@ -154,8 +159,12 @@ class _Sweep:
     def _for_readers(self, value: Value, want: str) -> Layout | None:
         """The layout in which the only way this value is read, one Transpose, gives what that one's readers want.
 
-        None if there is no such way. Before the readers' wants are known, dense rows are taken as their wish.
+        None if there is no such way. Before the readers' wants are known, dense rows are taken as their wish. A mere change of
+        element type is written as its readers want it, too: it reads everything anyway.
         """
+        if want == ANY and _only_casts(value.producer):
+            read_as = {self.wants[n][0][i] if n in self.wants else "" for n, i in value.uses}
+            return channels_last(value.tensor.rank) if read_as == {CHANNELS_LAST} else None
         perms: set[tuple[int, ...]] = {n.attrs["perm"] if n.op == "Transpose" else () for n in value.consumers}
         if want not in (ANY, ROWS) or len(perms) != 1 or () in perms:
             return None

@@ -162,7 +162,8 @@ class _Lowering:
         ]
         self.level: dict[Value, Level] = {}
         self.fixed: dict[Node, str | None] = {}  # None: narrow, else why it is wide; absent: as its readers wish
-        self.wide: set[Node] = set()
+        self.wide: dict[Node, str] = {}  # with the reason
+        self.hopeful: set[Node] = set()  # wide only because their readers are
         self.originals = {v for v in graph.values() if _is_wide_float(v)}
         self.exports: set[Value] = set()  # results of wide nodes that are stored narrow
         self.casts: dict[Value, Value] = {}
@@ -173,6 +174,10 @@ class _Lowering:
             self._classify(node)
         for node in reversed(self.nodes):
             self._decide(node)
+        while any([self._reconsider(node) for node in reversed(self.nodes) if node in self.hopeful]):
+            continue
+        for node in self.nodes:
+            self._count(node)
         for node in self.nodes:
             self._retype(node)
         self._outputs()
@@ -265,15 +270,34 @@ class _Lowering:
             reason = None if wish is Wish.NARROW and before else "its operands are kept in fp32"
         else:
             spec = find(node.op)
-            free = node.op in _REORDERINGS or node.op == "Slice" or (spec is not None and spec.kind is OpKind.POINTWISE)
-            reason = "its result is read in fp32 only" if wish is Wish.WIDE and free else None
-        if reason is None:
+            pointwise, moves = spec is not None and spec.kind is OpKind.POINTWISE, _moves_data(node)
+            reason = "its result is read in fp32 only" if wish is Wish.WIDE and (pointwise or moves) else None
+            if reason is not None:
+                self.hopeful.add(node)
+        if reason is not None:
+            self.wide[node] = reason
+
+    def _reconsider(self, node: Node) -> bool:
+        """Make a node narrow again where a reader has become so, and a movement of what others read narrow, too.
+
+        Widening a value ahead of a movement would store all of it once more.
+        """
+        values = [*node.outputs]
+        if _moves_data(node):
+            values += [v for v in node.operands if v.time == Time.RUN and v.producer is not None]
+        if all(self._wish(v) is Wish.WIDE for v in values if _is_wide_float(v)):
+            return False
+        self.hopeful.discard(node)
+        del self.wide[node]
+        return True
+
+    def _count(self, node: Node) -> None:
+        if node not in self.wide:
             self.log.narrow += 1
             return
-        self.wide.add(node)
-        self.log.kept.append((node.where, reason))
-        for value in floats:
-            if self.level[value] is Level.NONE and self._wish(value) is not Wish.WIDE and value.uses:
+        self.log.kept.append((node.where, self.wide[node]))
+        for value in node.outputs:
+            if _is_wide_float(value) and self.level[value] is Level.NONE and self._wish(value) is not Wish.WIDE and value.uses:
                 self.exports.add(value)
 
     # ------------------------------------------------------------------ retyping
@@ -339,6 +363,12 @@ class _Lowering:
 
 
 # ---------------------------------------------------------------------- what stands around a node
+def _moves_data(node: Node) -> bool:
+    """Whether a node only moves elements from its first operand, or all of them, to its result."""
+    spec = find(node.op)
+    return (spec is not None and spec.kind is OpKind.MOVEMENT) or node.op in ("Gather", "GatherElements", "GatherND")
+
+
 def _reached(value: Value, *, movements_only: bool = False) -> Iterator[Node]:
     """The readers of a value, and those of what movements (and pointwise ops) make of it."""
     pending, seen = [value], set[Node]()
