@@ -630,3 +630,49 @@ def test_a_library_that_is_not_there(monkeypatch):
     tested = engine(_with_library())
     with pytest.raises(DeviceError, match="the engine calls the library 'cublaslt', which cannot be used here"):
         tested.run({"x": ramp()})
+
+
+# --- bound arrays ---------------------------------------------------------------------------------
+
+
+def test_bound_arrays_are_read_and_written_by_every_run():
+    driver = host_driver()
+    tested = engine(from_cpu(scaled()), {"w": ramp(4)}, driver=driver)
+    context = tested.context()
+    x, y = DeviceArray.of(driver, ramp()), DeviceArray.of(driver, np.zeros(8, F))
+    binding = context.bind({"x": x}, {"y": y})
+    for weights in (ramp(4), np.full(4, 3, F)):
+        tested.set_weights({"w": weights})
+        for i in range(3):
+            with driver.active():
+                driver.upload(x.address, ramp() + i, 0)
+            assert binding.run(7 if i else None)["y"] is y
+            np.testing.assert_array_equal(y.numpy(), (ramp() + i) * np.tile(2 * weights, 2))
+            # Other runs of the context, of larger shapes, leave the binding alone.
+            np.testing.assert_array_equal(context.run({"x": np.ones(64 * 4**i, F)})["y"][:4], 2 * weights)
+
+
+def test_what_cannot_be_bound():
+    driver = host_driver()
+    context = engine(plan(chain(*STEPS)), driver=driver).context()
+    x = DeviceArray.of(driver, ramp())
+    with pytest.raises(BindingError, match="bind: got ndarray for 'x', expected an array on cuda:0"):
+        context.bind({"x": ramp()}, {"y": x})
+    with pytest.raises(BindingError, match="bind: got NoneType for 'y'"):
+        context.bind({"x": x}, {})
+
+
+def test_contexts_of_asynchronous_runs_serve_others_after_the_wait():
+    tested = engine(plan(chain(*STEPS)))
+    first = tested.run_async({"x": ramp()})
+    second = tested.run_async({"x": ramp() + 1})
+    np.testing.assert_array_equal(tested.run({"x": ramp() + 2})["y"], expected(ramp() + 2))
+    assert len(tested._contexts) == 1
+    np.testing.assert_array_equal(second.wait()["y"], expected(ramp() + 1))
+    assert len(tested._contexts) == 2
+    np.testing.assert_array_equal(first.wait()["y"], expected(ramp()))
+    np.testing.assert_array_equal(first.wait()["y"], expected(ramp()))
+    assert len(tested._contexts) == 3
+    del first, second
+    gc.collect()
+    assert len(tested._contexts) == 3

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,7 @@ class CudaEngine(RuntimeEngine):
         handle = stream_handle(stream)
         if handle is not None and self._capturing(handle):
             # Its memory belongs to the caller's graph from now on: no other run may have it.
-            context = self.context()
-            self._captured.append((context, self._weights))
-            return context.run(inputs, outputs, stream=handle)
+            return self.context().run(inputs, outputs, stream=handle)
         idle = self._take()
         try:
             return idle.run(inputs, outputs, threads=threads, stream=handle)
@@ -122,10 +122,11 @@ class CudaEngine(RuntimeEngine):
         """Queue a run and return at once, as far as no step runs on the host; see `CudaContext.run_async`."""
         context = self._take()
         assert isinstance(context, CudaContext)
-        try:
-            return context.run_async(inputs, outputs, stream=stream)
-        finally:
-            self._contexts.appendleft(context)
+        pending = context.run_async(inputs, outputs, stream=stream)
+        # Its context serves others once somebody has waited, or nobody will.
+        pending._release = weakref.finalize(pending, self._contexts.append, context)
+        pending._release.atexit = False
+        return pending
 
     def context(self) -> CudaContext:
         """A context for one thread, with a stream and memory of its own."""
@@ -197,6 +198,7 @@ class Pending:
         self._kept = kept  # the caller's arrays, until the device is done with them
         self._lock = lock
         self._run = queue.run
+        self._release: Any = None
 
     @property
     def done(self) -> bool:
@@ -211,6 +213,38 @@ class Pending:
             if self._queue.run == self._run or not all(isinstance(v, np.ndarray) for v in self.outputs.values()):
                 self._queue.wait()
         self._kept = None
+        if self._release is not None:
+            self._release()
+        return self.outputs
+
+
+@dataclass(slots=True)
+class _Call:
+    """What a run is called with, as the runner wants it, and what its programs find by name."""
+
+    stage: Stage
+    values: list[Any]
+    given: list[Any]
+    token: int = -1  # of the resources
+    resources: Any = None
+
+
+class Binding:
+    """Arrays that many runs read and write; made by `CudaContext.bind`. Refits count; the arrays must stay where they are."""
+
+    def __init__(self, context: CudaContext, call: _Call, outputs: dict[str, Any]) -> None:
+        self.context = context
+        self.outputs = outputs
+        self._call = call
+
+    def run(self, stream: Any = None) -> dict[str, Any]:
+        """Run once; with `stream` queue the run there and return at once."""
+        context, queue = self.context, self.context.queue
+        handle = stream_handle(stream)
+        with context._alone():
+            context._execute(self._call, handle, handle is not None and context.driver.is_capturing(handle), None)
+            if handle is None:
+                queue.wait()
         return self.outputs
 
 
@@ -264,6 +298,23 @@ class CudaContext(ExecutionContext):
             results = self._queued(inputs, outputs, None, stream_handle(stream))
             return Pending(self.queue, results, self._kept, self._busy)
 
+    def bind(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Binding:
+        """Fix arrays on the device for many runs, which then cost one call of the driver.
+
+        Raises:
+            BindingError: an array on the host, or one that does not fit.
+            ExecutionError: the engine has steps on the host.
+        """
+        if reason := self._runner.uncapturable():
+            raise ExecutionError(f"bind: expected an engine that runs on the device alone, but {reason}; call run")
+        for name, value in (*inputs.items(), *((n, outputs.get(n)) for n in self._output_names)):
+            if value is None or not is_device_array(value):
+                raise BindingError(f"bind: got {type(value).__name__} for {name!r}, expected an array on {self.engine.device}; call run")
+        with self._alone():
+            call = self._call(inputs, outputs, self.queue.own, False)
+            self.driver.synchronize(self.queue.own)  # with what the arrays' packages have asked to wait for
+        return Binding(self, call, dict(outputs))
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self._enter()
@@ -276,28 +327,42 @@ class CudaContext(ExecutionContext):
     def _queued(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None, observer: Observer | None, stream: Stream | None
     ) -> dict[str, Any]:
-        engine, queue, runner = self.engine, self.queue, self._runner
         capturing = stream is not None and self.driver.is_capturing(stream)
-        if capturing and (reason := runner.uncapturable()):
+        if capturing and (reason := self._runner.uncapturable()):
             raise ExecutionError(
                 f"capture: got a stream that is being captured, expected an engine that runs on the device alone, but {reason}; "
                 "run the engine outside of the capture"
             )
-        used = queue.own if stream is None else stream
-        values, example = self._device_inputs(inputs, used, capturing)
+        call = self._call(inputs, outputs or {}, self.queue.own if stream is None else stream, capturing)
+        if observer is None and not capturing and env().check_nan:
+            observer = self.engine._observer(nan=True)
+        return self._execute(call, stream, capturing, observer)
+
+    def _call(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: Stream, capturing: bool) -> _Call:
+        """The caller's arrays and the stage of their shapes."""
+        values, example = self._device_inputs(inputs, stream, capturing)
         shapes = tuple([None if p[2] else v.shape for v, p in zip(values, self._ports, strict=True)])
-        stage = runner.stage(shapes, {})
+        stage = self._runner.stage(shapes, {})
+        make = None if example is None else allocator_like(example, self.driver, stream, capturing)
+        return _Call(stage, values, self._device_outputs(outputs, values, stage, make, stream, capturing))
+
+    def _execute(self, call: _Call, stream: Stream | None, capturing: bool, observer: Observer | None) -> dict[str, Any]:
+        engine, queue = self.engine, self.queue
         weights = engine._weights  # this run's, whatever a refit does meanwhile
-        results_of_shapes, token = self._device_shape_results(stage, weights)
-        make = None if example is None else allocator_like(example, self.driver, used, capturing)
-        given = self._device_outputs(outputs or {}, values, stage, make, used, capturing)
-        if observer is None and env().check_nan and not capturing:
-            observer = engine._observer(nan=True)
-        resources = DeviceResources(queue, weights.raw, weights.device, weights.values, results_of_shapes, weights.copies)
-        self._kept = (values, given, weights)
+        results_of_shapes, token = self._device_shape_results(call.stage, weights)
+        if call.token != token:
+            call.token = token
+            call.resources = DeviceResources(
+                queue, weights.raw, weights.device, weights.values, results_of_shapes, weights.copies
+            )
+        self._kept = (call, weights)
+        if capturing:
+            engine._captured.append((self, call, weights))
         queue.begin(stream, capturing)
         try:
-            results = runner.run(stage, values, given, resources, token, engine.threads, observer)
+            results = self._runner.run(
+                call.stage, call.values, call.given, call.resources, token, engine.threads, observer
+            )
         finally:
             queue.end()
         return {
