@@ -98,15 +98,14 @@ def groups_of(
         raise _Captured
 
     io = {"fp16": "f16", "bf16": "bf16"}.get(precision, "f32")
-    names = {v.name: f"{io}:channels_last" if images else io for v in (*model.graph.input, *model.graph.output) if _is_float(v)}
+    names = {
+        v.name: f"{io}:channels_last" if images and len(v.type.tensor_type.shape.dim) == 4 else io
+        for v in (*model.graph.input, *model.graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    }  # fmt: skip
     options = BuildOptions("cuda", target, precision, shapes, verify="off", io_formats=names)
     with contextlib.suppress(_Captured):
         builder.build(model, options, choose=choose)
     return found
-
-
-def _is_float(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
 def gemm_model(m: int, n: int, k: int) -> onnx.ModelProto:
@@ -150,13 +149,13 @@ def shapes_of(args: argparse.Namespace, target: str) -> Iterator[Shape]:
     for text in args.gemm:
         m, n, k = (int(v) for v in text.split(","))
         model = gemm_model(m, n, k)
-        for group, able in groups_of(model, args.precision, target, {"x": (m, k)}, False):
+        for group, able in _contractions(groups_of(model, args.precision, target, {"x": (m, k)}, False)):
             yield Shape(f"gemm {m}x{n}x{k}", group, able, 1, _torch_gemm(m, n, k))
     for batch in args.resnet50:
         for size, channels, filters, kernel, stride, count, residual in RESNET50:
             model = conv_model(batch, size, channels, filters, kernel, stride, bool(residual))
             name = f"b{batch} {size} {channels}->{filters} {kernel}x{kernel}/{stride}{' +res' if residual else ''}"
-            for group, able in groups_of(model, args.precision, target, {}, True):
+            for group, able in _contractions(groups_of(model, args.precision, target, {}, True)):
                 yield Shape(name, group, able, count, _torch_conv(batch, size, channels, filters, kernel, stride))
     if args.model:
         entry = suite.MODELS[args.model]
@@ -172,6 +171,11 @@ def shapes_of(args: argparse.Namespace, target: str) -> Iterator[Shape]:
                 shapes = " ".join("x".join(map(str, v.tensor.shape)) for v in group.outputs)
                 distinct[key] = Shape(f"{group.kind} {group.node.where} -> {shapes}", group, able)
         yield from distinct.values()
+
+
+def _contractions(groups: Sequence[tuple[Group, list[Tactic]]]) -> list[tuple[Group, list[Tactic]]]:
+    """Without the copies at the borders of a model of one layer."""
+    return [(group, able) for group, able in groups if group.kind in ("conv", "matmul")]
 
 
 def _torch_gemm(m: int, n: int, k: int) -> TorchMaker:

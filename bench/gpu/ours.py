@@ -52,7 +52,6 @@ def prepare(
     """
     proto = model.onnx(batch)
     facts: dict[str, Any] = {"io": io if model.image else ""}
-    images = frozenset(feeds) if model.image and "channels_last" in io else frozenset[str]()
     if model.image and io:
         options = {**options, "io_formats": dict.fromkeys(feeds, io)}
     cache = out / f"cache-{model.name}-{batch}"
@@ -66,8 +65,9 @@ def prepare(
             del again
         facts |= _load(engine, out / f"{model.name}-{batch}-{precision}.plan")
     facts |= _steps(engine)
+    facts["input_strides"] = [None if p.tensor.strides is None else "channels_last" for p in engine.plan.inputs]
     facts["tactics"] = engine.report().tactics
-    return Ours(engine, Resident(engine, feeds, images), facts)
+    return Ours(engine, Resident(engine, feeds), facts)
 
 
 def _build(

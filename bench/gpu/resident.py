@@ -34,15 +34,16 @@ class Resident:
     Args:
         engine: a CUDA engine whose shapes are all known.
         feeds: inputs by name, in the types of the model.
-        channels_last: names of the images whose elements the engine takes with channels innermost.
     """
 
-    def __init__(self, engine: dovetail.Engine, feeds: Mapping[str, Array], channels_last: frozenset[str] = frozenset()) -> None:
+    def __init__(self, engine: dovetail.Engine, feeds: Mapping[str, Array]) -> None:
         self.target = Target.parse(engine.plan.target)
         self._memory = Memory()
         self._stream = check(driver().cuStreamCreate(driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
         self.stream = int(self._stream)
         self._context: Any = engine.context()
+        # An input whose elements do not lie row-major has strides in the plan: channels are innermost then.
+        channels_last = {p.name for p in engine.plan.inputs if p.tensor.strides is not None}
         self._inputs = {b.name: self._input(feeds[b.name], b.dtype.numpy, b.name in channels_last) for b in engine.inputs}
         self._outputs = {b.name: self._output(_known(b), b.dtype.numpy) for b in engine.outputs}
         self._first = engine.outputs[0].name

@@ -88,6 +88,12 @@ def residual_first(b: Body) -> Any:
     return b("Gelu", b("Add", sum_, b.weight(F32, 1, 3)), approximate="tanh")
 
 
+def widened(b: Body) -> Any:
+    """As lower precision leaves it: casts to fp32 behind the product, and to the result's type at the end."""
+    y = b("Cast", b("MatMul", b.input(F16, 5, 7), b.weight(F16, 7, 3)), to=F32)
+    return b("Cast", b("Relu", y), to=F16)
+
+
 N = sym("N")
 CASES: dict[str, tuple[Any, Layout | None, dict[str, int]]] = {
     "plain": (lambda b: b("MatMul", b.input(F32, 5, 7), b.weight(F32, 7, 3)), None, {}),
@@ -154,6 +160,17 @@ def test_what_is_no_epilogue_of_the_library_is_refused(name: str) -> None:
     build, reason = REFUSED[name]
     found = problem(matmul(build), SM90)
     assert isinstance(found, str) and reason in found
+
+
+def test_casts_that_round_nothing_are_passed() -> None:
+    found = problem(matmul(widened), SM90)
+    assert isinstance(found, Problem) and (found.call.out, found.call.epilogue) == ("f16", "relu")
+    wide = problem(matmul(lambda b: b("Cast", b("MatMul", b.input(F16, 5, 7), b.weight(F16, 7, 3)), to=F32)), SM90)
+    assert isinstance(wide, Problem) and (wide.call.type, wide.call.out) == ("f16", "f32")
+    rounded = problem(
+        matmul(lambda b: b("Relu", b("Cast", b("MatMul", b.input(F32, 5, 7), b.weight(F32, 7, 3)), to=F16))), SM90
+    )
+    assert isinstance(rounded, str) and "converts f32 to f16" in rounded
 
 
 @pytest.mark.parametrize("kind", [F16, BF16, F32])

@@ -53,7 +53,12 @@ def chain(group: Group, activations: Collection[str]) -> Chain | str:
         node = readers[0]
         seen += 1
         name = activation_name(node)
-        if node.op == "Add" and not activation:
+        if node.op == "Cast":
+            # Arithmetic is in fp32: wider types change nothing, a narrower one is what the store rounds to.
+            source, wanted = value.tensor.dtype, node.output.tensor.dtype
+            if not (source.is_float and wanted.is_float) or (wanted.bits < source.bits and node.output is not group.body.outputs[0]):
+                return f"the epilogue converts {source.name} to {wanted.name} ({node.where})"
+        elif node.op == "Add" and not activation:
             other = _other(node, value)
             if other is None or other not in known:
                 return f"{node.where} adds what is computed inside the group"
