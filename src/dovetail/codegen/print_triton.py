@@ -43,6 +43,7 @@ from dovetail.codegen.triton_schedule import (
     total_of,
 )
 from dovetail.core.dims import Dim, ceil_div, substitute, sym, symbols
+from dovetail.core.dims import Expr as DimExpr
 from dovetail.core.dtypes import BOOL, DType
 
 Config = tuple[tuple[str, int | str], ...]
@@ -355,6 +356,22 @@ class _NestPrinter:
                 names[name] = self.names.symbol(name)
         return triton_scalar.dim_text(d, names, self._ranges.non_negative)
 
+    def _guard(self, g: Dim) -> str:
+        """`g >= 0` as a comparison of sums without negative terms, which Triton understands best."""
+        if isinstance(g, int):
+            return "True" if g >= 0 else "False"
+        below: Dim = 0
+        above: Dim = 0
+        for monomial, factor in g.terms:
+            term = DimExpr(((monomial, abs(factor)),)) if monomial else abs(factor)
+            if factor < 0:
+                below = below + term
+            else:
+                above = above + term
+        if below == 0 or isinstance(below, int):
+            return f"({self._dim(above)} >= {below})"
+        return f"({self._dim(below)} < {self._dim(above + 1)})"
+
     def _sig(self, free: Collection[str]) -> Sig:
         """The block dimensions that an expression over these axes has."""
         return frozenset(self._along[n] for n in free) - {""}
@@ -385,7 +402,7 @@ class _NestPrinter:
                 parts.append(mask)
                 own |= {"l"}
         for g in guards:
-            parts.append(f"({self._dim(g)} >= 0)")
+            parts.append(self._guard(g))
         return " & ".join(parts), own | self._dims_sig(guards)
 
     def _address(self, buffer: Buffer, offset: Dim, sig: Sig, need: Sig, free: Collection[str]) -> str:
@@ -498,7 +515,7 @@ class _NestPrinter:
 
     # ------------------------------------------------------------------ reductions
     def _term(self, e: Reduce, value: str, masks: list[str]) -> str:
-        masks = [*masks, *(f"({self._dim(g)} >= 0)" for g in e.where)]
+        masks = [*masks, *(self._guard(g) for g in e.where)]
         return f"tl.where({' & '.join(masks)}, {value}, {_neutral(e.kind, e.dtype)})" if masks else value
 
     def _reduce_lanes(self, e: Reduce, block: _Block) -> str:
@@ -564,7 +581,7 @@ class _NestPrinter:
                 continue
             value = self.emit(here(e.value))
             if masks:
-                condition = " & ".join(f"({self._dim(g)} >= 0)" for g in masks)
+                condition = " & ".join(self._guard(g) for g in masks)
                 value = f"tl.where({condition}, {value}, {_neutral(e.kind, e.dtype)})"
             text = value if result is None else _combined(e.kind, result, value, e.dtype)
             result = self._let(block.lines, "v", text)

@@ -112,7 +112,8 @@ def plan_nest(given: Nest, scope: Scope, multiprocessors: int, options: Options 
     tile = _tile_axes(nest, scope)
     if tile is not None:
         return _tile(nest, tile, options)
-    return _flat(nest, scope, multiprocessors, options)
+    plane = _plane(nest, scope, multiprocessors, options)
+    return plane or _flat(nest, scope, multiprocessors, options)
 
 
 def prepared(nest: Nest, scope: Scope) -> Nest:
@@ -264,6 +265,30 @@ def _tile(nest: Nest, tile: tuple[Axis, Axis], options: Options) -> Plan:
     return Plan("tile", nest, outer, (along, across), options.get("warps", warps), tile)
 
 
+# ---------------------------------------------------------------- planes
+def _plane(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> Plan | None:
+    """Rows along a contiguous axis whose places are read from memory or computed: once per row, not per point."""
+    if len(nest.axes) < 2:
+        return None
+    inner = nest.axes[-1]
+    if not isinstance(inner.extent, int) or inner.extent < 8:
+        return None
+    loads = (e for e in expressions(nest, scope) if isinstance(e, Load))
+    indirect = [x for x in loads if any(n[0] == "#" for n in symbols(x.offset)) and coefficient(x.offset, inner.name) == 1]
+    if not indirect:
+        return None
+    outer = nest.axes[:-1]
+    even = inner.extent & -inner.extent
+    lanes = min(1024, even if even >= 64 else power(inner.extent))
+    rows = number(total_of(outer))
+    size = max(1, 1024 // lanes)
+    while size > 1 and rows * max(1, inner.extent // lanes) < size * multiprocessors:
+        size //= 2
+    size = max(1, min(options.get("rows", size), power(rows)))
+    warps = options.get("warps", max(1, min(8, size * lanes // 256)))
+    return Plan("rows", nest, outer, (size,), warps, None, {inner.name: Space(inner, lanes, True)}, inner, True)
+
+
 # ---------------------------------------------------------------- rows
 def _rows(
     nest: Nest, scope: Scope, lanes: list[Reduce], scans: list[Row], multiprocessors: int, options: Options
@@ -313,7 +338,7 @@ def _row_blocks(
             size //= 2
         most = max(16, 8192 // size)
     else:
-        size = min(power(rows), max(1, 2048 // widest))
+        size = min(power(rows), max(1, 1024 // widest))
         while size > 1 and rows < size * 2 * multiprocessors:
             size //= 2
         most = RESIDENT

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dovetail.codegen.loop_ir import LoopKernel
 from dovetail.codegen.lower import lower
 from dovetail.codegen.lower.context import NotLowerable
 from dovetail.codegen.print_triton import print_kernel
-from dovetail.codegen.tactic import Config, Emitted, Group, Tactic, single, tactic
+from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Step, Tactic, tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_schedule import alternatives, plan_nest
+from dovetail.codegen.triton_stages import split
 from dovetail.ir.graph import Time
 from dovetail.kernels.cuda.writer import is_aligned
 from dovetail.kernels.loops import overwritable, reason_against
@@ -36,21 +38,31 @@ class Loop(Tactic):
         return None
 
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
-        """The heuristic's sizes, then its neighbours where the kernel is one nest."""
-        kernel = lower(group.body, [v.tensor for v in group.inputs], [v.tensor for v in group.outputs])
+        """The heuristic's sizes, then their neighbours; of a reduction in stages also one in a single stage."""
+        wide = CudaTarget.of(target).multiprocessors
+        kernel = _lowered(group)
+        stages, _ = split(kernel, wide)
+        if len(stages) > 1:
+            return ((), (("split", 0),))
         if len(kernel.nests) != 1:
             return ((),)
-        wide = CudaTarget.of(target).multiprocessors
         plan = plan_nest(kernel.nests[0], kernel.scope, wide)
         return ((), *(tuple(sorted(sizes.items())) for sizes in alternatives(plan, wide)))
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
-        """Print the composed loop kernel."""
+        """Print the composed loop kernel, or its stages."""
+        gpu = CudaTarget.of(target)
         operands = [*((("in", i), v) for i, v in enumerate(group.inputs)), *((("out", i), v) for i, v in enumerate(group.outputs))]
-        kernel = print_kernel(
-            lower(group.body, [v.tensor for v in group.inputs], [v.tensor for v in group.outputs]),
-            CudaTarget.of(target), tactic=self.name, config=config,
-            unaligned=[where for where, v in operands if not is_aligned(v.tensor)],
-            constant=[("in", i) for i, v in enumerate(group.inputs) if v.time == Time.WEIGHT],
-        )  # fmt: skip
-        return single(kernel, overwritable(group))
+        unaligned = [where for where, v in operands if not is_aligned(v.tensor)]
+        constant = [("in", i) for i, v in enumerate(group.inputs) if v.time == Time.WEIGHT]
+        whole = _lowered(group)
+        stages, temps = ([whole], []) if ("split", 0) in config else split(whole, gpu.multiprocessors)
+        kernels = [
+            print_kernel(stage, gpu, tactic=self.name, config=config, unaligned=unaligned, constant=constant) for stage in stages
+        ]
+        steps = tuple(Step(k, tuple(Operand(p.role, p.index) for p in k.params)) for k in kernels)
+        return Emitted(steps, tuple(temps), overwritable(group))
+
+
+def _lowered(group: Group) -> LoopKernel:
+    return lower(group.body, [v.tensor for v in group.inputs], [v.tensor for v in group.outputs])
