@@ -52,10 +52,10 @@ class Prepared:
 
 def prepare(model: suite.Model, batch: int, feeds: Mapping[str, np.ndarray[Any, Any]], precision: str, names: Sequence[str]) -> Prepared:
     """Build the named peers and run each once; failures are recorded, never raised."""
-    import torch
-
     result = Prepared()
     try:
+        import torch
+
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         module, taken, count = model.torch(model.onnx(batch))
         result.weights = taken, count
@@ -171,9 +171,11 @@ def parse(text: str) -> list[str]:
 def free() -> None:
     """Give back what the last model held."""
     import gc
+    import sys
 
-    import torch
-
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
     torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()

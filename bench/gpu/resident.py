@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import dovetail
 from bench.gpu.timing import Candidate, Graph, Memory, check, download, driver
 from dovetail.codegen.target import Target
-from dovetail.core.errors import BindingError
+from dovetail.core.errors import BindingError, ExecutionError
 
 Array = np.ndarray[Any, Any]
 
@@ -47,6 +48,7 @@ class Resident:
         self._inputs = {b.name: self._input(feeds[b.name], b.dtype.numpy, b.name in channels_last) for b in engine.inputs}
         self._outputs = {b.name: self._output(_known(b), b.dtype.numpy) for b in engine.outputs}
         self._first = engine.outputs[0].name
+        self._binding: Any = None
         try:
             self.call()
         except BindingError:
@@ -55,6 +57,8 @@ class Resident:
                 self._inputs[name].strides = None
             self.call()
         self.synchronize()
+        with contextlib.suppress(ExecutionError, AttributeError):  # of engines with steps on the host
+            self._binding = self._context.bind(self._inputs, self._outputs)
         self._engine = engine
         self.graph: Graph | None = None
 
@@ -73,7 +77,10 @@ class Resident:
         return DeviceArray(self._memory.upload(poison), shape, dtype)
 
     def call(self) -> None:
-        """Enqueue one run, as the API does it."""
+        """Enqueue one run, as the API does it: of a binding, where the engine runs on the device alone."""
+        if self._binding is not None:
+            self._binding.run(self.stream)
+            return
         self._context.run(self._inputs, self._outputs, stream=self.stream)
 
     def synchronize(self) -> None:
