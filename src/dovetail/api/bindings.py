@@ -22,27 +22,31 @@ class Binding:
         name: the name in the model.
         dtype: element type; `.numpy` is NumPy's.
         shape: sizes, with symbols where they vary (`str(d)` is their text); None for a sequence.
+        order: the axes from outermost to innermost in memory; () is row-major.
     """
 
     name: str
     dtype: DType
     shape: tuple[Dim, ...] | None
+    order: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         shape = "sequence" if self.shape is None else f"[{', '.join(map(str, self.shape))}]"
-        return f"{self.name}: {self.dtype}{shape}"
+        order = f" <{','.join(map(str, self.order))}>" if self.order else ""
+        return f"{self.name}: {self.dtype}{shape}{order}"
 
 
 def bindings(ports: Sequence[Port]) -> list[Binding]:
     """The bindings behind ports of a plan."""
-    return [
-        Binding(
-            p.name,
-            dtype(p.tensor.dtype),
-            None if p.tensor.shape is None else tuple(from_program(list(d)) for d in p.tensor.shape),
-        )
-        for p in ports
-    ]
+    return [Binding(p.name, dtype(p.tensor.dtype), _shape(p), p.order) for p in ports]
+
+
+def _shape(port: Port) -> tuple[Dim, ...] | None:
+    """The shape that the caller's array has."""
+    if port.tensor.shape is None:
+        return None
+    shape = [from_program(list(d)) for d in port.tensor.shape]
+    return tuple(shape[port.order.index(axis)] for axis in range(len(shape))) if port.order else tuple(shape)
 
 
 def exporter_of(values: Sequence[Any]) -> Callable[[Any], Any] | None:

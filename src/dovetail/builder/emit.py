@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dovetail.builder.select import Choice
@@ -40,6 +40,7 @@ from dovetail.engine.plan import (
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.types import SequenceType, TensorType
 from dovetail.ops.registry import find
+from dovetail.passes.io_formats import ORDERS_KEY
 from dovetail.passes.layout import Placement
 from dovetail.passes.views import is_row_major, is_view, same_strides
 from dovetail.passes.weight_time import known_at, needed_at
@@ -69,7 +70,9 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
     free = sorted({s for v in graph.inputs if isinstance(v.type, TensorType) for d in v.type.shape for s in dims.symbols(d)})
     plan = Plan(
         target=str(target),
-        main=main.program(graph.inputs, graph.outputs, [v.name for v in graph.inputs], names),
+        main=_with_orders(
+            main.program(graph.inputs, graph.outputs, [v.name for v in graph.inputs], names), module.meta.get(ORDERS_KEY, {})
+        ),
         symbols=tuple(Symbol(s, *bounds.get(s, (0, None))[:2]) for s in free),
         weights=specs,
         guards=tuple(
@@ -82,6 +85,13 @@ def emit_plan(module: Module, choices: dict[Node, Choice], placement: Placement,
         cpu_flags=target.cpu_flags,
     )
     return Emission(plan, kernels)
+
+
+def _with_orders(program: Program, orders: Mapping[str, Sequence[int]]) -> Program:
+    """The program with the orders in memory that the caller's arrays have."""
+    inputs = tuple(replace(p, order=tuple(orders.get(f"in {i}", ()))) for i, p in enumerate(program.inputs))
+    outputs = tuple(replace(p, order=tuple(orders.get(f"out {i}", ()))) for i, p in enumerate(program.outputs))
+    return replace(program, inputs=inputs, outputs=outputs)
 
 
 def _kernel_ref(kernel: Kernel) -> KernelRef:

@@ -278,6 +278,8 @@ class _Checker:
     def _port(self, port: Port, program: Program, where: str) -> None:
         self._ref(port.tensor, program, where)
         _expect(len(port.name) <= 4096, where, "a shorter name")
+        rank = len(port.tensor.shape or ())
+        _expect(not port.order or sorted(port.order) == list(range(rank)), where, "an order of all axes")
 
     def _ref(self, ref: TensorRef, program: Program, where: str) -> None:
         _expect(0 <= ref.buffer < len(program.buffers), where, "a buffer of the program")

@@ -105,10 +105,15 @@ class TensorRef:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A named input or output of a program. The caller sees row-major arrays."""
+    """A named input or output of a program, dense in memory.
+
+    `order` () means that the caller's array is the tensor. Else it names the caller's axes from outermost to innermost in
+    memory, and axis i of the tensor is axis order[i] of the caller's array: (0, 2, 3, 1) for images with channels last.
+    """
 
     name: str
     tensor: TensorRef
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Formats of inputs and outputs: the element type and the order in memory of what the caller hands over.
 
-Shapes stay logical: a channels-last image is still [N, C, H, W]. The element type is a Cast behind an input or before
-an output, which the first and last fusions absorb; the order is a layout that `passes.layout` keeps.
+Shapes stay logical for the caller: a channels-last image is still [N, C, H, W]. The element type is a Cast behind an input
+or before an output, which the first and last fusions absorb. For the order, the graph takes and gives the array as it lies
+in memory, with a Transpose next to it, which is a view; the plan's port tells the runtime which axes the caller swaps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dovetail.ir.types import TensorType
 TYPES: dict[str, DType] = {"f32": F32, "f16": F16, "bf16": BF16}
 ORDERS = ("row_major", "channels_last")
 ORDERS_KEY = "io_orders"
-"""Where the module's metadata holds the orders: value position ("in", i) or ("out", i) as text → order."""
+"""Where the module's metadata holds the orders: "in 0", "out 1" … → the caller's axes from outermost to innermost in memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def apply_formats(module: Module, formats: Mapping[str, str] | None) -> None:
     names = module.meta.get("output_names") or [v.name for v in graph.outputs]
     inputs = {v.name: v for v in graph.inputs}
     outputs = dict(zip(names, graph.outputs, strict=True))
-    orders: dict[str, str] = {}
+    orders: dict[str, list[int]] = {}
     for name, text in (formats or {}).items():
         wanted = IOFormat.parse(name, text)
         if name not in inputs and name not in outputs:
@@ -68,23 +69,18 @@ def apply_formats(module: Module, formats: Mapping[str, str] | None) -> None:
         if name in inputs:
             value = inputs[name]
             _check(name, value, wanted)
-            if wanted.order != "row_major":
-                orders[f"in {value.index}"] = wanted.order
             _retype_input(module, value, wanted.dtype)
+            if wanted.order != "row_major":
+                orders[f"in {value.index}"] = _reorder_input(module, value)
         if name in outputs:
             position = names.index(name)
             value = graph.outputs[position]
             _check(name, value, wanted)
-            if wanted.order != "row_major":
-                orders[f"out {position}"] = wanted.order
             _retype_output(module, position, wanted.dtype)
+            if wanted.order != "row_major":
+                orders[f"out {position}"] = _reorder_output(module, position)
     if orders:
         module.meta[ORDERS_KEY] = orders
-
-
-def ordered(type_: TensorType, order: str) -> TensorType:
-    """A type with its elements in an order."""
-    return type_.with_layout(channels_last(type_.rank) if order == "channels_last" else None)
 
 
 def _check(name: str, value: Value, wanted: IOFormat) -> None:
@@ -123,3 +119,37 @@ def _retype_output(module: Module, position: int, dtype: DType | None) -> None:
         names=[f"{value.name}.{dtype}"], origin=value.producer.origin if value.producer is not None else (),
     )  # fmt: skip
     graph.set_outputs([cast.output if i == position else v for i, v in enumerate(graph.outputs)])
+
+
+def _reorder_input(module: Module, value: Value) -> list[int]:
+    """Let an input be what lies in memory: channels last, with a Transpose behind it."""
+    graph, type_ = module.main, value.tensor
+    order = channels_last(type_.rank).order
+    readers = value.uses
+    value.type = TensorType(type_.dtype, tuple(type_.shape[axis] for axis in order))
+    back = graph.add(
+        "Transpose", (value,), {"perm": inverse(order)}, types=[type_], names=[f"{value.name}.logical"],
+        before=next(iter(graph.nodes), None),
+    )  # fmt: skip
+    for node, position in readers:
+        graph.set_input(node, position, back.output)
+    graph.set_outputs([back.output if v is value else v for v in graph.outputs])
+    return list(order)
+
+
+def _reorder_output(module: Module, position: int) -> list[int]:
+    """Let an output be what lies in memory."""
+    graph = module.main
+    value = graph.outputs[position]
+    order = channels_last(value.tensor.rank).order
+    moved = graph.add(
+        "Transpose", (value,), {"perm": order}, types=[TensorType(value.tensor.dtype, tuple(value.tensor.shape[a] for a in order))],
+        names=[f"{value.name}.memory"], origin=value.producer.origin if value.producer is not None else (),
+    )  # fmt: skip
+    graph.set_outputs([moved.output if i == position else v for i, v in enumerate(graph.outputs)])
+    return list(order)
+
+
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes one."""
+    return tuple(order.index(axis) for axis in range(len(order)))

@@ -174,8 +174,11 @@ class _Lowering:
             self._classify(node)
         for node in reversed(self.nodes):
             self._decide(node)
-        while any([self._reconsider(node) for node in reversed(self.nodes) if node in self.hopeful]):
-            continue
+        changed = True
+        while changed:
+            changed = False
+            for node in reversed(self.nodes):
+                changed |= node in self.hopeful and self._reconsider(node)
         for node in self.nodes:
             self._count(node)
         for node in self.nodes:

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.core.errors import BindingError
+from dovetail.core.errors import BindingError, ShapeError
 
 Array = NDArray[Any]
 
@@ -27,6 +27,25 @@ def as_input(name: str, value: Any, want: np.dtype[Any]) -> Array:
         return np.asarray(array.astype(object), order="C")
     _check_dtype(f"input {name!r}", array, want)
     return np.asarray(array, order="C")
+
+
+def in_memory_order(where: str, value: Any, order: tuple[int, ...]) -> Array:
+    """The caller's host array with its axes as they lie in memory: what a port of that order takes. Copies nothing.
+
+    Raises:
+        BindingError: not an array on the host.
+        ShapeError: another rank.
+    """
+    array = _as_array(where, value)
+    if array.ndim != len(order):
+        raise ShapeError(f"{where}: got rank {array.ndim} (shape {array.shape}), expected rank {len(order)}")
+    return array.transpose(order)
+
+
+def in_logical_order(array: Any, order: tuple[int, ...]) -> Any:
+    """What `in_memory_order` gave, as the caller sees it; anything with NumPy's or torch's way to swap axes."""
+    back = [order.index(axis) for axis in range(len(order))]
+    return array.permute(*back) if hasattr(array, "permute") else array.transpose(back)
 
 
 def as_output(name: str, value: Any, want: np.dtype[Any], shape: tuple[int, ...] | None) -> Array:

@@ -23,7 +23,7 @@ from dovetail.device.cpu.pool import pool as process_pool
 from dovetail.engine.check import check
 from dovetail.engine.plan import Plan, Program
 from dovetail.runtime import weights as weight_sets
-from dovetail.runtime.arrays import as_input, as_output
+from dovetail.runtime.arrays import as_input, as_output, in_logical_order, in_memory_order
 from dovetail.runtime.match import PortMatcher
 from dovetail.runtime.observe import Observer, Record
 from dovetail.runtime.program import Kernels, ProgramRunner
@@ -234,6 +234,8 @@ class ExecutionContext:
         self._ports = [
             (p.name, dtype(p.tensor.dtype).numpy, p.tensor.shape is None) for p in plan.inputs
         ]
+        self._orders = {i: p.order for i, p in enumerate(plan.inputs) if p.order}
+        self._output_orders = {p.name: p.order for p in plan.outputs if p.order}
         self._output_names = [p.name for p in plan.outputs]
         self._output_set = frozenset(self._output_names)
         self._output_dtypes = [dtype(p.tensor.dtype).numpy for p in plan.outputs]
@@ -279,9 +281,15 @@ class ExecutionContext:
                 engine.threads if threads is None else check_threads(threads),
                 observer,
             )
-            return dict(zip(self._output_names, results, strict=True))
+            return self._logical(dict(zip(self._output_names, results, strict=True)))
         finally:
             self._busy.release()
+
+    def _logical(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Results as the caller sees them, whatever their order in memory."""
+        for name, order in self._output_orders.items():
+            results[name] = in_logical_order(results[name], order)
+        return results
 
     def _enter(self) -> None:
         """Take the context for this thread; whoever does releases `_busy`."""
@@ -300,6 +308,8 @@ class ExecutionContext:
                 raise BindingError(
                     f"inputs: got no {name!r}, expected {', '.join(p[0] for p in self._ports)}"
                 ) from None
+            if i in self._orders:
+                value = in_memory_order(f"input {name!r}", value, self._orders[i])
             if not opaque and not (
                 type(value) is np.ndarray
                 and value.dtype == want
@@ -363,6 +373,8 @@ class ExecutionContext:
                 given.append(None)
                 continue
             array, want, shape = outputs[port.name], self._output_dtypes[i], shapes.get(i)
+            if port.order:
+                array = in_memory_order(f"output {port.name!r}", array, port.order)
             if not (
                 type(array) is np.ndarray
                 and array.dtype == want

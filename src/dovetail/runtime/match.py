@@ -37,8 +37,9 @@ class PortMatcher:
 
     def declared(self, index: int) -> str:
         """The declared shape of a port for messages, as "(N, 3, 224)"."""
-        shape = self.ports[index].tensor.shape or ()
-        return f"({', '.join(str(from_program(list(d))) for d in shape)})"
+        port = self.ports[index]
+        text = f"({', '.join(str(from_program(list(d))) for d in port.tensor.shape or ())})"
+        return f"{text}, the caller's axes {port.order}," if port.order else text
 
     def shapes(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Shapes of arrays; None for opaque values."""
