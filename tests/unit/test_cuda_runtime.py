@@ -150,9 +150,11 @@ def test_contexts_give_their_memory_back():
     context = tested.context()
     context.run({"x": ramp()})
     assert driver.allocations > before
+    streams = driver.log["create_stream"] - driver.log.get("destroy_stream", 0)
     del context
     gc.collect()
     assert driver.allocations == before
+    assert driver.log["create_stream"] - driver.log["destroy_stream"] == streams - 1
 
 
 def test_only_kernels_behind_kernels_start_early():
@@ -351,9 +353,20 @@ def test_device_results_in_a_stream_are_not_waited_for():
     for _ in range(3):
         context.run({"x": x}, stream=7)
     assert (driver.log.get("synchronize", 0), driver.log.get("synchronize_event", 0)) == before
+    waits = driver.log["wait"]
     context.run({"x": x}, stream=8)  # another stream waits for the last one, on the device
-    assert driver.log["wait"] == 1
+    assert driver.log["wait"] == waits + 1
     assert (driver.log.get("synchronize", 0), driver.log.get("synchronize_event", 0)) == before
+
+
+def test_large_arrays_go_around_the_staging_memory(monkeypatch):
+    from dovetail.runtime.cuda import queue
+
+    monkeypatch.setattr(queue, "_STAGED", 4096)
+    context = engine(plan(chain(*STEPS))).context()
+    for n in (8, 5000, 700, 5000, 8, 1024):
+        np.testing.assert_array_equal(context.run({"x": ramp(n)})["y"], expected(ramp(n)))
+        np.testing.assert_array_equal(context.run_async({"x": ramp(n)}).wait()["y"], expected(ramp(n)))
 
 
 def test_asynchronous_runs_are_complete_after_wait():

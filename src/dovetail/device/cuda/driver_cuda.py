@@ -339,9 +339,7 @@ class CudaDriver:
     def end_capture(self, stream: Stream) -> Graph:
         """See `Driver.end_capture`."""
         graph = self._call("cuStreamEndCapture", stream)
-        executable = self._call("cuGraphInstantiate", graph, 0)
-        self._call("cuGraphUpload", executable, stream)
-        return (executable, graph)
+        return (self._call("cuGraphInstantiate", graph, 0), graph)
 
     def abandon_capture(self, stream: Stream) -> None:
         """See `Driver.abandon_capture`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,10 @@ class Queue:
         self._last: Stream | None = None  # the stream of work that may be under way
         self._up, self._down = _Staging(driver), _Staging(driver)
         self._fetched: list[tuple[Array, Array | None]] = []  # where to, and the staged copy if there is one
+        self._sources: list[Array] = []  # pageable arrays that a copy under way may still read
         self._ordered: list[int] = []
+        self._finalizer = weakref.finalize(self, _close, driver, self.own, self._done)
+        self._finalizer.atexit = False
 
     def begin(self, stream: Stream | None, capturing: bool) -> None:
         """Start a run in a stream (None: the context's own), behind what the context has queued before."""
@@ -43,12 +47,16 @@ class Queue:
             if self._up.used:
                 self.driver.synchronize_event(self._done)
                 self._up.used = 0
-            if self._last != self.stream:
+            # A stream of the caller may be a new one with the handle of an old one.
+            if self._last != self.stream or self.stream != self.own:
                 self.driver.wait(self.stream, self._done)
 
     def end(self) -> None:
         """Mark the end of what the run has queued."""
         self.release(0)
+        if self._sources:
+            self.driver.synchronize(self.stream)
+            self._sources.clear()
         if not self.capturing:
             self.driver.record(self._done, self.stream)
             self._last = self.stream
@@ -74,11 +82,13 @@ class Queue:
     # --- copies ---------------------------------------------------------------------------------
 
     def send(self, pointer: int, array: Array) -> None:
-        """Queue a copy of a dense array to the device; it may change after the call."""
+        """Queue a copy of a dense array to the device; it may change after the call, or after the run where it is large."""
         if array.nbytes == 0:
             return
         staged = self._up.take(array.nbytes)
-        if staged is not None:
+        if staged is None:
+            self._sources.append(array)
+        else:
             staged[:] = array.reshape(-1).view(np.uint8)
         self.driver.upload(pointer, array if staged is None else staged, self.stream)
 
@@ -93,6 +103,7 @@ class Queue:
     def synchronize(self) -> None:
         """Wait for all that is queued, and finish copies to the host."""
         self.driver.synchronize(self.stream)
+        self._sources.clear()
         self._up.used = 0
         self._finish()
 
@@ -120,10 +131,11 @@ class Queue:
         self._ordered.append(pointer)
         return pointer
 
-    def close(self) -> None:
-        """Release stream and event."""
-        self.driver.destroy_event(self._done)
-        self.driver.destroy_stream(self.own)
+
+def _close(driver: Driver, stream: Stream, event: Event) -> None:
+    with driver.active(), driver.relaxed():
+        driver.destroy_event(event)
+        driver.destroy_stream(stream)
 
 
 class _Staging:
