@@ -30,7 +30,12 @@ TEMPLATE_KINDS = {
     "LSTM": "recurrent",
     "GRU": "recurrent",
     "RNN": "recurrent",
+    "TopK": "select",
+    "ScatterElements": "select",
+    "ScatterND": "select",
 }
+# Kinds of groups that hold their anchor alone.
+_ALONE = frozenset({"attention", "recurrent", "select"})
 # Kinds of loop anchors that may compute their pointwise producers in place of a load, each element about once.
 _PROLOGUE_KINDS = frozenset({OpKind.REDUCTION, OpKind.ROW, OpKind.MOVEMENT})
 _EXPANDING = frozenset({"Tile", "Resize", "Gather", "GatherND", "GatherElements", "Concat"})
@@ -78,7 +83,7 @@ def fuse(module: Module, target: Target, not_lowerable: Lowerable, graph: Graph 
             continue
         reason = reasons[node]
         draft = None
-        if node.op in TEMPLATE_KINDS or reason is None:
+        if _has_template(node, target) or reason is None:
             draft = _grow(node, positions, reasons, grouped, log, target)
             fused, reason = materialise(graph, draft, target)
             if fused is None and draft.anchor is not None and draft.anchor.op in TEMPLATE_KINDS:
@@ -98,6 +103,11 @@ def fuse(module: Module, target: Target, not_lowerable: Lowerable, graph: Graph 
             log.host.append((node.where, reason or ""))
     graph.update_times()
     return log
+
+
+def _has_template(node: Node, target: Target) -> bool:
+    kind = TEMPLATE_KINDS.get(node.op)
+    return kind is not None and (kind != "select" or bool(tactics(kind, target.device)))
 
 
 def _not_fusable(node: Node, not_lowerable: Lowerable) -> str | None:
@@ -154,9 +164,11 @@ def _not_absorbed(
         return "is a view"
     if is_placed_concat(node):
         return "its parts are written in place"
-    template = node.op in TEMPLATE_KINDS
-    if reasons[node] is not None and not template:
+    kind = TEMPLATE_KINDS.get(node.op)
+    if reasons[node] is not None and (kind is None or kind in _ALONE):
         return reasons[node]
+    if kind in _ALONE:
+        return f"{node.op} takes no epilogue"
     if len(node.outputs) != 1 or node.output.is_output:
         return "its result is an output of the model"
     readers = node.output.consumers
