@@ -8,7 +8,11 @@ from onnx import TensorProto, helper, numpy_helper
 import dovetail
 from dovetail.core.dtypes import F16
 from dovetail.core.errors import BindingError, ShapeError, UsageError
+from dovetail.engine.plan import NativeSegment, Port, Program
 from dovetail.passes.io_formats import IOFormat
+from dovetail.runtime.cuda.arrays import DeviceArray
+from tests.unit import cuda_engines
+from tests.unit.native_plans import buffer, step, tensor
 from tests.unit.small_models import classifier
 
 
@@ -132,3 +136,51 @@ def test_an_input_in_bf16():
     plain = dovetail.build(classifier(), tune=False, verify="off").run({"x": x.astype(np.float32)})["y"]
     got = dovetail.build(classifier(), tune=False, io_formats={"x": "bf16"}).run({"x": x})["y"]
     np.testing.assert_allclose(got, plain, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------- on a GPU
+@pytest.fixture
+def doubler():
+    """An engine on host memory in the place of a GPU's: y = 2 x, both [N, 3, 4] to the caller and [N, 4, 3] in memory."""
+    n = cuda_engines.N
+    main = Program(
+        (buffer(0, "input", n, 12, name="x"), buffer(1, "output", n, 12, name="y")),
+        (Port("x", tensor(0, n, 4, 3), (0, 2, 1)),), (Port("y", tensor(1, n, 4, 3), (0, 2, 1)),),
+        (NativeSegment((step("k_double", 0, 1, dims=(n * 12,)),)),),
+    )  # fmt: skip
+    driver = cuda_engines.host_driver()
+    return cuda_engines.engine(cuda_engines.plan(main), driver=driver), driver
+
+
+def test_device_arrays_lie_as_the_binding_says(doubler):
+    engine, driver = doubler
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    memory = np.ascontiguousarray(values.transpose(0, 2, 1))
+    x = DeviceArray.of(driver, memory).transpose((0, 2, 1))
+    assert x.shape == (2, 3, 4) and x.strides == (12, 1, 3)
+    np.testing.assert_array_equal(x.numpy(), values)
+    y = engine.run({"x": x})["y"]
+    assert isinstance(y, DeviceArray) and y.shape == (2, 3, 4) and y.strides == (12, 1, 3)
+    np.testing.assert_array_equal(y.numpy(), 2 * values)
+    out = DeviceArray.of(driver, np.zeros((2, 4, 3), np.float32)).transpose((0, 2, 1))
+    assert engine.run({"x": x}, {"y": out})["y"] is out
+    np.testing.assert_array_equal(out.numpy(), 2 * values)
+
+
+def test_host_arrays_beside_device_arrays(doubler):
+    engine, driver = doubler
+    values = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    y = engine.run({"x": values})["y"]
+    assert isinstance(y, np.ndarray) and y.shape == (1, 3, 4) and dense_in(y, (0, 2, 1))
+    np.testing.assert_array_equal(y, 2 * values)
+    out = np.empty((1, 4, 3), np.float32).transpose(0, 2, 1)
+    engine.run({"x": DeviceArray.of(driver, values.transpose(0, 2, 1)).transpose((0, 2, 1))}, {"y": out})
+    np.testing.assert_array_equal(out, 2 * values)
+
+
+def test_device_arrays_in_another_order_are_refused(doubler):
+    engine, driver = doubler
+    with pytest.raises(BindingError, match="expected a contiguous array; call"):
+        engine.run({"x": DeviceArray.of(driver, np.zeros((2, 3, 4), np.float32))})
+    with pytest.raises(ShapeError, match="got rank 2"):
+        engine.run({"x": DeviceArray.of(driver, np.zeros((2, 12), np.float32))})

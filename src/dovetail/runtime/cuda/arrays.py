@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dovetail.core.errors import BindingError, UsageError
+from dovetail.core.errors import BindingError, ShapeError, UsageError
 from dovetail.device.cuda.driver import Driver, Stream
 from dovetail.device.cuda.memory import DeviceMemory
-from dovetail.runtime.arrays import DLPACK_DTYPES, DLTensor, dense_strides, dlpack_tensor
+from dovetail.runtime.arrays import (
+    DLPACK_DTYPES,
+    DLTensor,
+    dense_strides,
+    dlpack_tensor,
+    in_logical_order,
+)
 
 _CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _LEGACY_STREAM = 1  # how DLPack writes the legacy default stream, whose handle is 0
@@ -42,10 +49,14 @@ Allocate = Callable[[tuple[int, ...], np.dtype[Any]], DeviceView]
 
 
 class DeviceArray:
-    """A row-major array on a GPU, given to callers whose package cannot be told; read it with any `from_dlpack`, or `numpy()`."""
+    """A dense array on a GPU, given to callers whose package cannot be told; read it with any `from_dlpack`, or `numpy()`.
+
+    `strides` count elements.
+    """
 
     def __init__(self, driver: Driver, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
+        self.strides = dense_strides(shape, 1)
         self.dtype = dtype
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self.driver = driver
@@ -65,18 +76,30 @@ class DeviceArray:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """A copy on the host; waits for all of the device's work that was queued in other streams to finish first."""
-        result = np.empty(self.shape, self.dtype)
+        order = sorted(range(len(self.shape)), key=lambda axis: (-self.strides[axis], axis))  # as it lies in memory
+        result = np.empty([self.shape[axis] for axis in order], self.dtype)
         with self.driver.active():
             stream = self.driver.create_stream()
             self.driver.synchronize_device()
             self.driver.download(result, self.address, stream)
             self.driver.synchronize(stream)
             self.driver.destroy_stream(stream)
-        return result
+        return result.transpose([order.index(axis) for axis in range(len(order))])
+
+    def transpose(self, axes: Sequence[int]) -> DeviceArray:
+        """The same memory with axis i being axis axes[i] of this array."""
+        other = copy.copy(self)
+        other.shape, other.strides = tuple(self.shape[a] for a in axes), tuple(self.strides[a] for a in axes)
+        return other
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3, "strides": None}
+        strides = tuple(s * self.dtype.itemsize for s in self.strides)
+        dense = self.strides == dense_strides(self.shape, 1)
+        return {
+            "shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False), "version": 3,
+            "strides": None if dense else strides,
+        }  # fmt: skip
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, self.driver.properties.ordinal)
@@ -117,14 +140,18 @@ def is_device_array(value: Any) -> bool:
     return _interface(value) is not None
 
 
-def as_device(where: str, value: Any, want: np.dtype[Any], driver: Driver, stream: Stream, capturing: bool) -> DeviceView:
+def as_device(
+    where: str, value: Any, want: np.dtype[Any], driver: Driver, stream: Stream, capturing: bool, order: tuple[int, ...] = ()
+) -> DeviceView:
     """The caller's device array, read in place; `stream` will wait for what the caller's package has queued for it.
+
+    With `order` the caller's axes lie in memory in that order, from outermost to innermost, and so do the view's.
 
     Raises:
         BindingError: another device or dtype, not dense, or not readable.
     """
     if isinstance(value, DeviceArray) or not hasattr(value, "__dlpack_device__"):
-        return _of_interface(where, value, want, driver, stream, capturing)
+        return _of_interface(where, value, want, driver, stream, capturing, order)
     kind, ordinal = value.__dlpack_device__()
     if int(kind) == 2 and int(ordinal) != driver.properties.ordinal:
         raise _elsewhere(where, int(ordinal), driver)
@@ -137,7 +164,8 @@ def as_device(where: str, value: Any, want: np.dtype[Any], driver: Driver, strea
     tensor, found = dlpack_tensor(where, capsule)
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
-    _check(where, found, want, shape, strides)
+    shape, strides = _reordered(where, shape, strides, order)
+    shape = _checked(where, found, want, shape, strides, order)
     return DeviceView((tensor.data or 0) + tensor.byte_offset, shape, want, (value, capsule), value)
 
 
@@ -149,7 +177,9 @@ def _interface(value: Any) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _of_interface(where: str, value: Any, want: np.dtype[Any], driver: Driver, stream: Stream, capturing: bool) -> DeviceView:
+def _of_interface(
+    where: str, value: Any, want: np.dtype[Any], driver: Driver, stream: Stream, capturing: bool, order: tuple[int, ...]
+) -> DeviceView:
     found = _interface(value)
     if found is None:
         raise BindingError(f"{where}: got {type(value).__name__}, expected an array on a GPU (DLPack or __cuda_array_interface__)")
@@ -165,7 +195,8 @@ def _of_interface(where: str, value: Any, want: np.dtype[Any], driver: Driver, s
     if kind != want and kind.kind == "V" and kind.itemsize == want.itemsize and want.kind not in "fiub":
         kind = want
     strides = None if given is None else tuple(int(s) // kind.itemsize for s in given)
-    _check(where, kind, want, shape, strides)
+    shape, strides = _reordered(where, shape, strides, order)
+    shape = _checked(where, kind, want, shape, strides, order)
     other = found.get("stream")
     if other is not None and not capturing and other != (stream or _LEGACY_STREAM):
         event = driver.create_event()
@@ -175,14 +206,39 @@ def _of_interface(where: str, value: Any, want: np.dtype[Any], driver: Driver, s
     return DeviceView(pointer, shape, want, value, value)
 
 
-def _check(where: str, found: np.dtype[Any], want: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
+def _reordered(
+    where: str, shape: tuple[int, ...], strides: tuple[int, ...] | None, order: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Shape and strides with the axes in memory order."""
+    if not order:
+        return shape, strides
+    if len(shape) != len(order):
+        raise ShapeError(f"{where}: got rank {len(shape)} (shape {shape}), expected rank {len(order)}")
+    given = dense_strides(shape, 1) if strides is None else strides
+    return tuple(shape[axis] for axis in order), tuple(given[axis] for axis in order)
+
+
+def _checked(
+    where: str,
+    found: np.dtype[Any],
+    want: np.dtype[Any],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    order: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The shape in memory's order of axes, if the array is dense in that order and of the right type."""
     if found != want:
         raise BindingError(f"{where}: got dtype {found}, expected {want}; convert it, values are never cast silently")
-    dense = dense_strides(shape, 1)
-    if strides is not None and 0 not in shape:
-        for extent, stride, expected in zip(shape, strides, dense, strict=True):
-            if extent > 1 and stride != expected:
-                raise BindingError(f"{where}: got strides {strides} of shape {shape}, expected a contiguous array; call .contiguous()")
+    given = strides or dense_strides(shape, 1)
+    ordered, steps = shape, given
+    if order:
+        if len(shape) != len(order):
+            raise ShapeError(f"{where}: got rank {len(shape)} (shape {shape}), expected rank {len(order)}")
+        ordered, steps = tuple(shape[a] for a in order), tuple(given[a] for a in order)
+    if 0 not in shape and any(n > 1 and a != b for n, a, b in zip(ordered, steps, dense_strides(ordered, 1), strict=True)):
+        how = f"one whose axes lie in the order {order} in memory" if order else "a contiguous array; call .contiguous()"
+        raise BindingError(f"{where}: got strides {given} of shape {shape}, expected {how}")
+    return ordered
 
 
 def _elsewhere(where: str, ordinal: int | None, driver: Driver) -> BindingError:
@@ -212,6 +268,17 @@ def allocator_like(example: Any, driver: Driver, stream: Stream, capturing: bool
         with driver.relaxed():
             array = DeviceArray(driver, shape, dtype)
         return DeviceView(array.address, shape, dtype, array, array)
+
+    return allocate
+
+
+def allocator_in_order(make: Allocate, order: tuple[int, ...]) -> Allocate:
+    """Makes arrays that lie in memory as asked, and that the caller sees with his own axes."""
+
+    def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
+        view = make(shape, dtype)
+        view.value = in_logical_order(view.value, order)
+        return view
 
     return allocate
 
@@ -267,7 +334,7 @@ def _export(array: DeviceArray) -> Any:
         raise BufferError(f"DLPack has no type {array.dtype}")
     managed = _Managed()
     rank = len(array.shape)
-    shape, strides = (ctypes.c_int64 * rank)(*array.shape), (ctypes.c_int64 * rank)(*dense_strides(array.shape, 1))
+    shape, strides = (ctypes.c_int64 * rank)(*array.shape), (ctypes.c_int64 * rank)(*array.strides)
     tensor = managed.tensor
     tensor.data = array.address
     tensor.device.type, tensor.device.id = array.__dlpack_device__()

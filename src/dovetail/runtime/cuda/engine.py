@@ -23,10 +23,12 @@ from dovetail.engine import cubins
 from dovetail.engine.check import check
 from dovetail.engine.plan import KernelRef, Plan, Program
 from dovetail.runtime import weights as weight_sets
+from dovetail.runtime.arrays import in_logical_order
 from dovetail.runtime.cuda import weights as device_weights
 from dovetail.runtime.cuda.arrays import (
     Allocate,
     DeviceView,
+    allocator_in_order,
     allocator_like,
     as_device,
     as_given,
@@ -225,6 +227,7 @@ class _Call:
     stage: Stage
     values: list[Any]
     given: list[Any]
+    bound: frozenset[str]  # outputs that are the caller's arrays on the device
     token: int = -1  # of the resources
     resources: Any = None
 
@@ -344,7 +347,10 @@ class CudaContext(ExecutionContext):
         shapes = tuple([None if p[2] else v.shape for v, p in zip(values, self._ports, strict=True)])
         stage = self._runner.stage(shapes, {})
         make = None if example is None else allocator_like(example, self.driver, stream, capturing)
-        return _Call(stage, values, self._device_outputs(outputs, values, stage, make, stream, capturing))
+        given = self._device_outputs(outputs, values, stage, make, stream, capturing)
+        bound = {n for n, g in zip(self._output_names, given, strict=True) if isinstance(g, DeviceView)}
+        bound |= {self._output_names[i] for i, source in self._updates.items() if isinstance(values[source], DeviceView)}
+        return _Call(stage, values, given, frozenset(bound))
 
     def _execute(self, call: _Call, stream: Stream | None, capturing: bool, observer: Observer | None) -> dict[str, Any]:
         engine, queue = self.engine, self.queue
@@ -365,10 +371,14 @@ class CudaContext(ExecutionContext):
             )
         finally:
             queue.end()
-        return {
-            name: value.value if isinstance(value, DeviceView) else value
-            for name, value in zip(self._output_names, results, strict=True)
-        }
+        found = {}
+        for name, value in zip(self._output_names, results, strict=True):
+            if isinstance(value, DeviceView):
+                found[name] = value.value
+            else:
+                order = self._output_orders.get(name)
+                found[name] = value if order is None else in_logical_order(value, order)
+        return found
 
     def _device_inputs(self, inputs: Mapping[str, Any], stream: Stream, capturing: bool) -> tuple[list[Any], Any]:
         """Inputs as the runner wants them, and the first one that is on the device."""
@@ -381,9 +391,10 @@ class CudaContext(ExecutionContext):
                 if capturing:
                     raise BindingError(f"input {name!r}: got an array in host memory, expected one on the device while a graph is captured")
                 continue
-            values[i] = as_device(f"input {name!r}", value, want, self.driver, stream, capturing)
+            order = self._orders.get(i, ())
+            values[i] = as_device(f"input {name!r}", value, want, self.driver, stream, capturing, order)
             example = value if example is None else example
-            host[name] = _placeholder(want)
+            host[name] = _placeholder(want, len(order) or 1)
         checked = self._inputs({**inputs, **host})
         return [values.get(i, v) for i, v in enumerate(checked)], example
 
@@ -417,11 +428,12 @@ class CudaContext(ExecutionContext):
             where = f"output {name!r}"
             if value is None:
                 if given[i] is None and make is not None and not want.hasobject:
-                    given[i] = make
+                    order = self._output_orders.get(name, ())
+                    given[i] = allocator_in_order(make, order) if order else make
                 if capturing and not callable(given[i]):
                     raise BindingError(f"{where}: got an array in host memory, expected one on the device while a graph is captured")
                 continue
-            view = as_device(where, value, want, self.driver, stream, capturing)
+            view = as_device(where, value, want, self.driver, stream, capturing, self._output_orders.get(name, ()))
             shape = shapes.get(i)
             if shape is not None and view.shape != shape:
                 raise BindingError(f"{where}: got shape {view.shape}, expected {shape}")
@@ -438,9 +450,3 @@ class CudaContext(ExecutionContext):
             taken.append((start, view.nbytes))
             given[i] = view
         return given
-
-
-def _placeholder(want: np.dtype[Any]) -> Array:
-    return np.empty(0, want)
-
-
