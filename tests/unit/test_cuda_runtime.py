@@ -689,3 +689,39 @@ def test_contexts_of_asynchronous_runs_serve_others_after_the_wait():
     del first, second
     gc.collect()
     assert len(tested._contexts) == 3
+
+
+# --- the caller's order of axes -------------------------------------------------------------------
+
+
+def test_ports_in_another_order_take_and_give_the_callers_axes():
+    from dovetail.engine.plan import TensorRef
+
+    shape = (postfix(N), (2,), (4,), (3,))
+    order = (0, 2, 3, 1)
+    n = N * 24
+    main = Program(
+        (buffer(0, "input", n, name="x"), buffer(1, "output", n)),
+        (Port("x", TensorRef(0, "f32", shape), order),), (Port("y", TensorRef(1, "f32", shape), order),),
+        (NativeSegment((step("k_double", 0, 1, dims=(n,)),)),),
+    )  # fmt: skip
+    driver = host_driver()
+    tested = engine(plan(main), driver=driver)
+    for count in (1, 2, 5):
+        image = RNG.standard_normal((count, 3, 2, 4)).astype(F)  # as the caller sees it
+        last = np.ascontiguousarray(image.transpose(order))
+        for given in (image, last.transpose(0, 3, 1, 2)):
+            y = tested.run({"x": given})["y"]
+            np.testing.assert_array_equal(y, 2 * image)
+        on_device = DeviceArray.of(driver, last).transpose((0, 3, 1, 2))
+        assert on_device.shape == image.shape
+        y = tested.run({"x": on_device})["y"]
+        assert y.shape == image.shape and y.strides == on_device.strides
+        np.testing.assert_array_equal(y.numpy(), 2 * image)
+        bound = DeviceArray.of(driver, np.zeros_like(last)).transpose((0, 3, 1, 2))
+        assert tested.run({"x": on_device}, {"y": bound})["y"] is bound
+        np.testing.assert_array_equal(bound.numpy(), 2 * image)
+    with pytest.raises(BindingError, match=r"expected one whose axes lie in the order \(0, 2, 3, 1\) in memory"):
+        tested.run({"x": DeviceArray.of(driver, image)})
+    with pytest.raises(ShapeError, match="got rank 3"):
+        tested.run({"x": DeviceArray.of(driver, image[0])})

@@ -180,7 +180,7 @@ def test_host_arrays_beside_device_arrays(doubler):
 
 def test_device_arrays_in_another_order_are_refused(doubler):
     engine, driver = doubler
-    with pytest.raises(BindingError, match="expected a contiguous array; call"):
+    with pytest.raises(BindingError, match="expected one whose axes lie in the order"):
         engine.run({"x": DeviceArray.of(driver, np.zeros((2, 3, 4), np.float32))})
     with pytest.raises(ShapeError, match="got rank 2"):
         engine.run({"x": DeviceArray.of(driver, np.zeros((2, 12), np.float32))})

@@ -149,6 +149,7 @@ def as_device(
 
     Raises:
         BindingError: another device or dtype, not dense, or not readable.
+        ShapeError: another rank than that of `order`.
     """
     if isinstance(value, DeviceArray) or not hasattr(value, "__dlpack_device__"):
         return _of_interface(where, value, want, driver, stream, capturing, order)
@@ -164,7 +165,6 @@ def as_device(
     tensor, found = dlpack_tensor(where, capsule)
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
-    shape, strides = _reordered(where, shape, strides, order)
     shape = _checked(where, found, want, shape, strides, order)
     return DeviceView((tensor.data or 0) + tensor.byte_offset, shape, want, (value, capsule), value)
 
@@ -195,7 +195,6 @@ def _of_interface(
     if kind != want and kind.kind == "V" and kind.itemsize == want.itemsize and want.kind not in "fiub":
         kind = want
     strides = None if given is None else tuple(int(s) // kind.itemsize for s in given)
-    shape, strides = _reordered(where, shape, strides, order)
     shape = _checked(where, kind, want, shape, strides, order)
     other = found.get("stream")
     if other is not None and not capturing and other != (stream or _LEGACY_STREAM):
@@ -204,18 +203,6 @@ def _of_interface(
         driver.wait(stream, event)
         driver.destroy_event(event)
     return DeviceView(pointer, shape, want, value, value)
-
-
-def _reordered(
-    where: str, shape: tuple[int, ...], strides: tuple[int, ...] | None, order: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Shape and strides with the axes in memory order."""
-    if not order:
-        return shape, strides
-    if len(shape) != len(order):
-        raise ShapeError(f"{where}: got rank {len(shape)} (shape {shape}), expected rank {len(order)}")
-    given = dense_strides(shape, 1) if strides is None else strides
-    return tuple(shape[axis] for axis in order), tuple(given[axis] for axis in order)
 
 
 def _checked(
