@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group
+from dovetail.codegen.target import CudaTarget
+from dovetail.codegen.triton_compiler import Compiled
 from dovetail.core.dims import Dim, evaluate, sym
 from dovetail.core.dtypes import BF16, F16, F32, DType
 from dovetail.ir.layout import Layout, strided
 from dovetail.kernels.cuda import matmul_tma
 from dovetail.kernels.cuda.gemv import Strip
 from dovetail.kernels.cuda.matmul import Tile
+from dovetail.kernels.cuda.matmul_configs import estimate, shared_bytes, sizes
+from dovetail.kernels.cuda.matmul_problem import problem
 from dovetail.kernels.cuda.matmul_tactic import Gemm, Gemv, TmaGemm
-from tests.unit.cuda_harness import SM80, SM90, Body, close, expected, fused, run_group
+from tests.unit.cuda_harness import (
+    SM80,
+    SM90,
+    Body,
+    aot,
+    close,
+    expected,
+    fused,
+    kernels_of,
+    run_group,
+    sass,
+)
 
 Array = np.ndarray[Any, Any]
 GEMM, GEMV, TMA = Gemm(), Gemv(), TmaGemm()
@@ -213,3 +231,110 @@ def test_refusals() -> None:
 
     assert "i32" in (GEMM.supports(product((3, 4), (4, 5), I32), SM90) or "")
     assert "zero" in (GEMM.supports(product((3, 0), (0, 5)), SM90) or "")
+
+
+# ------------------------------------------------------------------ configurations
+FP16_SHAPES = [(128, 768, 768), (128, 768, 3072), (4096, 3072, 768), (1, 1000, 2048), (32, 1000, 2048), (5, 3, 7), (197, 1000, 591)]
+
+
+@pytest.mark.parametrize("target", [SM80, SM90], ids=str)
+@pytest.mark.parametrize(("m", "n", "k"), FP16_SHAPES)
+@pytest.mark.parametrize("kind", [F16, F32], ids=str)
+def test_configurations(m: int, n: int, k: int, kind: DType, target: CudaTarget) -> None:
+    """Few, distinct, the same every time; tiles fit into shared memory, and no program has nothing to add up."""
+    group = product((m, k), (k, n), kind, constant=True)
+    p = problem(group)
+    for tactic in (GEMM, GEMV, TMA):
+        if tactic.supports(group, target) is not None:
+            continue
+        configs = list(tactic.configs(group, target))
+        assert 1 <= len(configs) <= 20 and len(set(configs)) == len(configs)
+        assert configs == list(tactic.configs(group, target))
+        for config in configs if tactic is GEMM else []:
+            tile = Tile.of(config)
+            steps = -(-k // tile.bk)
+            assert (tile.split - 1) * -(-steps // tile.split) < steps
+            assert shared_bytes(tile, kind.itemsize, steps) <= target.shared_bytes
+            assert estimate(p, tile, sizes(group, p), target) > 0
+        if tactic is GEMM:
+            (kernel,) = kernels_of(group, tactic, configs[0], target)
+            x, y, z = (evaluate(d, {}) for d in kernel.launch.grid) if kernel.launch else (0, 0, 0)
+            assert z == 1, "programs read the third index of the grid as zero"
+            assert x * y >= min(48, -(-m // 16) * -(-n // 16)), "the first choice leaves most of the GPU idle"
+
+
+def test_cost_of_measured_products() -> None:
+    """The model is within a third of what an H100 was measured to take (warm cache, best of a few tiles)."""
+    for (m, n, k), measured in {(128, 768, 768): 3.07, (128, 3072, 768): 4.43, (4096, 768, 768): 12.7, (4096, 4096, 4096): 206}.items():
+        group = product((m, k), (k, n), F16, constant=True)
+        p = problem(group)
+        given = replace(sizes(group, p), constant=0, moved=0)
+        best = min(estimate(p, Tile.of(config), given, SM90) for config in GEMM.configs(group, SM90))
+        assert measured / 1.34 < best < measured * 1.34
+
+
+# ------------------------------------------------------------------ machine code
+def kernel(group: Group, tactic: Any, config: Config | None = None, target: CudaTarget = SM90) -> Kernel:
+    """The kernel of a configuration, by default of the first one."""
+    return kernels_of(group, tactic, config or tactic.configs(group, target)[0], target)[0]
+
+
+def half(m: Dim, n: Dim, k: Dim, **given: Any) -> Group:
+    """A product of fp16 operands."""
+    return product((m, k), (k, n), F16, **given)
+
+
+PLAIN, N, K = half(128, 768, 768, constant=True, extra=gelu), sym("N"), sym("K")
+WIDE = half(1024, 1024, 768, constant=True, extra=gelu)
+EXACT, LOOSE = product((128, 96), (96, 128), F32, constant=True), replace(SM90, tf32=True)
+KERNELS = {
+    "parts": kernel(PLAIN, GEMM, Tile(64, 64, 64, 4, 3, split=2, ahead=1).config),
+    "wide": kernel(WIDE, GEMM, Tile(128, 256, 64, 8, 3).config),
+    "copied": kernel(WIDE, TMA, matmul_tma.Tile(128, 256, 64, 8, 3, 8, 1, 0, 1).config),
+    "unknown rows": kernel(half(N * 8, 768, 768, constant=True), GEMM, Tile(64, 64, 64, 4, 3).config),
+    "unknown depth": kernel(half(256, 768, K * 16), GEMM, Tile(64, 64, 64, 4, 3).config),
+    "vector": kernel(half(1, 1000, 2048, constant=True), GEMV),
+    "exact": kernel(EXACT, GEMM),
+    "tf32": kernel(EXACT, GEMM, None, LOOSE),
+}
+EXPECTED = {
+    "parts": ("HGMMA.64x64x16 LDGSTS.E.BYPASS.128 PF2 ATOMG", "HMMA"),
+    "wide": ("HGMMA.64x256x16 LDGSTS.E.BYPASS.128 STG.E.128", "LDL STL"),
+    "copied": ("HGMMA.64x256x16 UTMALDG.2D UTMASTG.2D", "LDGSTS LDL STL"),
+    "unknown rows": ("HGMMA LDGSTS.E.BYPASS.128", ""),
+    "unknown depth": ("HGMMA LDGSTS.E.BYPASS.128", ""),
+    "vector": ("LDG.E.128 FFMA", "HMMA HGMMA"),
+    "exact": ("FFMA", "HMMA HGMMA"),
+    "tf32": ("TF32", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The instructions of `KERNELS`, compiled at one go; none spills."""
+    compiled = aot(KERNELS.values(), SM90)
+    folder = tmp_path_factory.mktemp("sass")
+    return {name: operations(compiled[k.entry], folder) for name, k in KERNELS.items()}
+
+
+def operations(compiled: Compiled, folder: Path) -> str:
+    """The names of a kernel's instructions."""
+    return " ".join(line.split()[line.startswith("@")] for line in sass(compiled, folder))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_machine_code(name: str, hopper: dict[str, str]) -> None:
+    """Tensor cores of the generation, wide loads into shared memory or by the copy engine, fp32 exact unless asked otherwise."""
+    wanted, unwanted = EXPECTED[name]
+    for word in wanted.split():
+        assert word in hopper[name], word
+    for word in unwanted.split():
+        assert f" {word}" not in hopper[name], word
+
+
+def test_machine_code_of_ampere(tmp_path: Path) -> None:
+    """No waiting for the kernel ahead, no copy engine; tensor cores and asynchronous copies."""
+    k = kernel(PLAIN, GEMM, target=SM80)
+    assert "gdc_" not in k.source
+    shown = operations(aot([k], SM80)[k.entry], tmp_path)
+    assert "HMMA.16816" in shown and "LDGSTS" in shown and "PF2" not in shown

@@ -179,18 +179,17 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
                 if cost.fits(target, shared=shared, accumulators=tile.bm * tile.bn, warps=tile.warps):
                     found.append((estimate(p, staged, given, target), staged))
     found.sort(key=lambda item: item[0])
+    limit = 2 * found[0][0] + 1
     kept: list[Tile] = []
-    seen: dict[tuple[int, ...], int] = {}
-    best = found[0][0]
-    for time, tile in found:
-        shape = (tile.bm, tile.bn, tile.swap)
-        if len(kept) == LIMIT - 2 or time > 2.5 * best + 1:
-            break
-        # Few of each shape, so that what the model gets wrong is tried, too.
-        if seen.get(shape, 0) < 2 and seen.get((*shape, tile.split), 0) < 1 + (tile.split == 1):
-            kept.append(tile)
-            seen[shape] = seen.get(shape, 0) + 1
-            seen[(*shape, tile.split)] = seen.get((*shape, tile.split), 0) + 1
+    shapes: dict[tuple[int, int, int, int], int] = {}
+    # The best of each shape first, so that what the model gets wrong is tried, too; then other depths of the best shapes.
+    for rank in range(2):
+        for time, tile in found:
+            shape = (tile.bm, tile.bn, tile.swap, tile.warps)
+            room = len(kept) < (LIMIT - 6, LIMIT - 2)[rank]
+            if room and time <= limit and shapes.get(shape, 0) <= rank and tile not in kept:
+                kept.append(tile)
+                shapes[shape] = shapes.get(shape, 0) + 1
     few = -(-given.m // kept[0].bm) <= 4
     if target.programmatic_launch and few and not p.batch and known and known_early(group, p.right):
         kept[1:1] = [replace(t, ahead=1) for t in kept[:2]]

@@ -94,8 +94,8 @@ def problem_reason(group: Group) -> str | None:
 
 
 def known_early(group: Group, position: int) -> bool:
-    """Whether an operand is known before the run, so that it may be read before the kernel ahead has ended."""
-    return group.inputs[position].time != Time.RUN
+    """Whether an operand depends on weights alone, so that it may be read before the kernel ahead has ended."""
+    return group.inputs[position].time == Time.WEIGHT
 
 
 def problem(group: Group) -> Problem:
