@@ -80,7 +80,8 @@ def report(plan: Plan, sizes: Mapping[str, int] | None = None) -> Report:
     data: dict[str, Any] = {k: v for k, v in stored.items() if k != "flops"}
     data["tactics"] = dict(Counter(g["tactic"] for g in data["groups"]).most_common())
     data["sizes"] = at
-    data["gflop"] = _gflop(stored.get("flops", {}), at)
+    data["flops_by_dtype"] = flops_by_dtype(plan, at)
+    data["gflop"] = {name: count / 1e9 for name, count in data["flops_by_dtype"].items()}
     data["memory"] = activation_memory(plan.main, at) | {"weight_bytes": weight_bytes(plan)}
     data["symbols"] = [[s.name, s.lower, s.upper] for s in plan.symbols]
     data["certificate"] = dict(plan.certificate)
@@ -126,8 +127,14 @@ def weight_bytes(plan: Plan) -> int:
     return total
 
 
-def _gflop(programs: Any, sizes: Mapping[str, int]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def flops_by_dtype(plan: Plan, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Operations of a run's contractions by the element type that they multiply ("host": on the reference).
+
+    What depends on data is left out.
+    """
+    stored = plan.meta.get("report")
+    programs: Any = stored.get("flops", {}) if isinstance(stored, dict) else {}
+    found: dict[str, int] = {}
     for name, parts in programs.items():
         total = 0
         for program in parts:
@@ -136,7 +143,7 @@ def _gflop(programs: Any, sizes: Mapping[str, int]) -> dict[str, float]:
             except ShapeError:  # its size depends on data
                 continue
         if total:
-            found[name] = total / 1e9
+            found[str(name)] = total
     return found
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from dovetail.api.bindings import Binding, bindings
+from dovetail.api.report import flops_by_dtype
 from dovetail.cli import output
 from dovetail.core.dims import Dim, from_program
 from dovetail.core.dtypes import dtype
@@ -20,7 +22,6 @@ from dovetail.engine.plan import (
     Plan,
     Postfix,
     Program,
-    TensorRef,
 )
 
 
@@ -87,10 +88,15 @@ def _target(file: EngineFile, wanted: str | None) -> str:
 def describe(plan: Plan) -> dict[str, Any]:
     """Everything that inspect shows, with stable keys."""
     steps = list(_steps(plan.main))
+    stored = plan.meta.get("report")
+    built = stored if isinstance(stored, dict) else {}
+    sizes = {s.name: max(1, s.lower) for s in plan.symbols}
     return {
         "target": plan.target,
-        "inputs": [_binding(p.name, p.tensor) for p in plan.inputs],
-        "outputs": [_binding(p.name, p.tensor) for p in plan.outputs],
+        "requested": built.get("requested", {}),
+        "actual": built.get("actual", {}),
+        "inputs": [_binding(b) for b in bindings(plan.inputs)],
+        "outputs": [_binding(b) for b in bindings(plan.outputs)],
         "symbols": [{"name": s.name, "lower": s.lower, "upper": s.upper} for s in plan.symbols],
         "weights": len(plan.weights),
         "weights_steps": sum(1 for _ in _steps(plan.weights_program)),
@@ -99,14 +105,16 @@ def describe(plan: Plan) -> dict[str, Any]:
         "kernels": len(plan.kernels),
         "tactics": dict(Counter(s["tactic"].split(".")[0] for s in steps if s["kind"] == "kernel").most_common()),
         "host_steps": dict(Counter(s["op"] for s in steps if s["kind"] == "host").most_common()),
+        "flops_by_dtype": flops_by_dtype(plan, sizes),
+        "flops_at": sizes,
         "steps": steps,
         "certificate": plan.certificate,
     }
 
 
-def _binding(name: str, tensor: TensorRef) -> dict[str, Any]:
-    shape = None if tensor.shape is None else [_dim(d) for d in tensor.shape]
-    return {"name": name, "dtype": tensor.dtype, "shape": shape}
+def _binding(binding: Binding) -> dict[str, Any]:
+    shape = None if binding.shape is None else [d if isinstance(d, int) else str(d) for d in binding.shape]
+    return {"name": binding.name, "dtype": binding.dtype.name, "shape": shape, "order": list(binding.order)}
 
 
 def _dim(program: Postfix) -> int | str:
@@ -151,8 +159,8 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
     symbols = ", ".join(f"{s['name']} in [{s['lower']}, {'inf' if s['upper'] is None else s['upper']}]" for s in data["symbols"])
     lines = [
         f"{args.file}: engine format {data['format']}, target {data['target']}",
-        *(f"  input   {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}" for v in data["inputs"]),
-        *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}" for v in data["outputs"]),
+        *(f"  input   {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}{_order(v)}" for v in data["inputs"]),
+        *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}{_order(v)}" for v in data["outputs"]),
         *([f"  symbols {symbols}"] if symbols else []),
         f"  weights {data['weights']}; steps at load {data['weights_steps']}, at shape binding {data['shapes_steps']}",
         "",
@@ -166,11 +174,18 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         output.table(["tactic", "steps"], [*data["tactics"].items(), ("total", sum(data["tactics"].values()))]),
         f"{data['kernels']} distinct kernels",
     ]
+    if data["flops_by_dtype"]:
+        at = f" at {', '.join(f'{k}={v}' for k, v in data['flops_at'].items())}" if data["flops_at"] else ""
+        lines.append("arithmetic: " + ", ".join(f"{n / 1e9:.3g} GFLOP in {k}" for k, n in data["flops_by_dtype"].items()) + at)
     if data["host_steps"]:
         lines.append("on the reference: " + ", ".join(f"{op} {n}" for op, n in data["host_steps"].items()))
     if args.steps:
         lines += ["", *map(_step_line, data["steps"])]
     return "\n".join(lines)
+
+
+def _order(binding: dict[str, Any]) -> str:
+    return f" <{','.join(map(str, binding['order']))}>" if binding["order"] else ""
 
 
 def _step_line(step: dict[str, Any]) -> str:
