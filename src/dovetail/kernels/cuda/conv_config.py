@@ -37,7 +37,7 @@ def rank(conv: Convolution, tiles: Iterable[Tile], target: CudaTarget, operands:
         operands: tensors of the result's size that the epilogue reads or writes.
         keep: how many.
     """
-    able = [(cycles(conv, t, target, operands), n, t) for n, t in enumerate(dict.fromkeys(tiles)) if fits(conv, t, target)]
+    able = [(cycles(conv, t, target, operands), n, t) for n, t in enumerate(dict.fromkeys(tiles)) if fits(conv, t, target, operands)]
     kept: list[Tile] = []
     depths: Counter[Tile] = Counter()
     for _, _, t in sorted(able, key=lambda item: item[:2]):
@@ -52,12 +52,15 @@ def shared_bytes(conv: Convolution, t: Tile) -> int:
     return t.stages * (t.bm + t.bn) * t.bk * conv.dtype.itemsize
 
 
-def fits(conv: Convolution, t: Tile, target: CudaTarget) -> bool:
+def fits(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> bool:
     """Whether accumulators fit the registers, operands the shared memory, and the pipeline is no deeper than the sum is long."""
     accumulators = t.bm * t.bn // (32 * t.warps)
     if t.stages > max(2, _steps(conv, t) + 1):
         return False
-    return accumulators <= 128 and shared_bytes(conv, t) <= target.shared_bytes - 4096
+    # Where accumulators take half of the registers, addresses of a deep block do not fit beside them.
+    if accumulators > 64 and t.bk * conv.dtype.itemsize > 128:
+        return False
+    return accumulators <= (128 if operands == 1 else 64) and shared_bytes(conv, t) <= target.shared_bytes - 4096
 
 
 def cycles(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> float:
