@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -161,11 +164,16 @@ class FakeDriver:
     class properties:
         ordinal, name, capability, driver_version = 7, "a device for tests", 90, 13000
 
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        yield
+
 
 class FakeLibrary:
     """Records what descriptors are made of; offers engines with the given notes."""
 
     def __init__(self, notes: list[list[int]]) -> None:
+        self.numbers = itertools.count(1)
         self.kinds: dict[int, int] = {}
         self.attributes: dict[int, dict[int, list[Any]]] = {}
         self.notes, self.engines, self.executed = notes, dict[int, int](), list[Any]()
@@ -182,7 +190,7 @@ class FakeLibrary:
         return 0
 
     def cudnnBackendCreateDescriptor(self, kind: int, out: Any) -> int:
-        number = len(self.kinds) + 1
+        number = next(self.numbers)
         self.kinds[number], self.attributes[number] = int(kind), {}
         out._obj.value = number
         return 0
@@ -280,6 +288,16 @@ def test_plans_are_kept_for_the_next_process_and_for_engine_files(fake: FakeLibr
     again = cudnn.Ready(FakeDriver(), call)  # type: ignore[arg-type]
     assert len(fake.of(Kind.HEURISTIC)) == heuristics, "the plan of the cache was used"
     assert again.recorded() == made.recorded() == call | {"plan": '{"engine": 1}', "version": 91900}
+
+
+def test_plans_are_made_ahead_in_threads(fake: FakeLibrary) -> None:
+    call = describe(call_of("plain")) | {"type": "f16"}
+    driver: Any = FakeDriver()
+    cudnn.warm(driver, [call, call, call | {"heuristic": 1}, call | {"heuristic": 9}], jobs=2)
+    made = len(fake.of(Kind.PLAN))
+    assert made == 2
+    cudnn.Ready(driver, call | {"heuristic": 1})
+    assert fake.of(Kind.PLAN)[made:] == [{Name.PLAN_HANDLE: [4711], Name.PLAN_JSON: [b'{"engine": 1}']}]
 
 
 def test_attention_passes_its_scale_by_value(fake: FakeLibrary) -> None:

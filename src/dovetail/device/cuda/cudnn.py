@@ -13,7 +13,8 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -220,10 +221,14 @@ def _handle(ordinal: int) -> int:
     """The library's handle for a device whose context is current; one for the process."""
     with _lock:
         if ordinal not in _handles:
-            made = ctypes.c_void_p()
-            backend.check(backend.library().cudnnCreate(ctypes.byref(made)), "creating a handle")
-            _handles[ordinal] = made
+            _handles[ordinal] = _new_handle()
         return _handles[ordinal].value or 0
+
+
+def _new_handle() -> ctypes.c_void_p:
+    made = ctypes.c_void_p()
+    backend.check(backend.library().cudnnCreate(ctypes.byref(made)), "creating a handle")
+    return made
 
 
 def version() -> int:
@@ -238,9 +243,10 @@ def version() -> int:
 class Ready:
     """A call with its execution plan; may be queued any number of times, from any thread."""
 
-    def __init__(self, driver: Driver, data: Mapping[str, Any]) -> None:
+    def __init__(self, driver: Driver, data: Mapping[str, Any], handle: int = 0) -> None:
+        """`handle` is one of the calling thread's own, in the place of the process's."""
         self.call = parse(data)
-        self._handle = _handle(driver.properties.ordinal)
+        self._handle = handle or _handle(driver.properties.ordinal)
         self._scale = ctypes.c_float(getattr(self.call, "scale", 0.0))
         self._ids = {name: n + 1 for n, name in enumerate(self.call.arguments)}
         if isinstance(self.call, Attention):
@@ -345,3 +351,27 @@ def prepare(driver: Driver, call: Mapping[str, Any], dims: Sequence[int]) -> Rea
         raise DeviceError(f"cudnn: got {len(dims)} dims, expected none, as calls hold their shapes; build the engine again")
     key = (driver.properties.ordinal, json.dumps(dict(call), sort_keys=True))
     return _ready.get(key, lambda: Ready(driver, call))
+
+
+def warm(driver: Driver, calls: Iterable[Mapping[str, Any]], jobs: int | None = None) -> None:
+    """Make execution plans in several threads, so that `prepare` finds them in the cache: compiling one can take a second.
+
+    Calls that the library has no plan for are passed over; `prepare` says so when it is asked.
+    """
+    distinct = list({json.dumps(dict(c), sort_keys=True): c for c in calls}.values())
+    if not distinct:
+        return
+    backend.library()
+    handles = threading.local()
+
+    def make(call: Mapping[str, Any]) -> None:
+        with driver.active():
+            if not hasattr(handles, "own"):
+                handles.own = _new_handle()
+            try:
+                Ready(driver, call, handles.own.value or 0)
+            except DeviceError as error:
+                _log.debug("%s", error)
+
+    with ThreadPoolExecutor(max(1, min(jobs or env().jobs, len(distinct)))) as pool:
+        list(pool.map(make, distinct))

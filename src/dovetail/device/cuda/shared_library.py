@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 import os
 import threading
@@ -113,6 +114,16 @@ def load(name: str) -> ctypes.CDLL:
         f"cuda: the engine calls {library.names[0]}, which cannot be loaded here ({opened}); install it with: pip install "
         f"{library.package}, set {library.variable} to its path, or build the engine without library tactics"
     )
+
+
+def versions() -> str:
+    """The versions of the libraries that can be loaded here, such as "cublaslt 130100, cudnn 91900": times depend on them."""
+    found = []
+    for name in ("cublaslt", "cudnn"):
+        if missing(name) is None:
+            module = importlib.import_module(f"dovetail.device.cuda.{name}")
+            found.append(f"{name} {module.version()}")
+    return ", ".join(found)
 
 
 T = TypeVar("T")
