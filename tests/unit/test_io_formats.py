@@ -108,6 +108,12 @@ def test_saved_engines_keep_their_formats(engine, feeds, want, tmp_path):
     assert again["ok"] and again["engine"]["checked"]
 
 
+def test_comparisons_give_each_side_its_types(engine):
+    outcome = dovetail.compare(image_model(), engine, tolerance=2e-3)
+    assert outcome.ok and 1e-5 < outcome.outputs[0].relative_l2 < 1e-3
+    assert not dovetail.compare(image_model(), engine).ok, "fp32 arithmetic promises 1e-4"
+
+
 @pytest.mark.parametrize(
     ("formats", "message"),
     [

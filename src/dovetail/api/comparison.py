@@ -11,15 +11,21 @@ import numpy as np
 
 from dovetail.api.engine import Engine
 from dovetail.builder.oracle import relative_l2
+from dovetail.builder.restore import options_of
 from dovetail.builder.samples import free_symbols, graph_inputs, sizes_to_try
+from dovetail.builder.verify_engine import as_bound
 from dovetail.core.errors import BindingError, Error, UsageError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
+from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate, trace
 
 Arrays = dict[str, Any]
 
 _SHOWN = 20
+
+TOLERANCES = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
+"""Relative L2 difference that counts as equal, by the precision of the less precise side."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +108,23 @@ def compare(
     inputs: Mapping[str, Any] | None = None,
     layers: bool = False,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Comparison:
     """Run both on the same inputs and measure how far b is from a.
 
     Args:
         a: the reference: a model (path, bytes, ModelProto; runs on the references) or an engine.
         b: likewise.
-        inputs: arrays by name; default: seeded ones.
+        inputs: arrays by name; default: seeded ones. Floats take the element types that either side's bindings have.
         layers: compare every intermediate value that both have under the same name.
-        tolerance: relative L2 difference up to which values count as equal.
+        tolerance: relative L2 difference up to which values count as equal; default: by the least precise side, `TOLERANCES`.
 
     Raises:
         BindingError: they share no outputs, or the inputs do not fit.
         ModelError: a model cannot be read.
     """
     first, second = _side(a), _side(b)
+    allowed = max(first.tolerance(), second.tolerance()) if tolerance is None else tolerance
     feeds = dict(inputs) if inputs is not None else _inputs(first, second)
     wanted = first.layers() if layers else []
     if layers:
@@ -130,13 +137,15 @@ def compare(
     if not shared:
         raise BindingError(f"compare: got outputs {list(outputs_a)} and {list(outputs_b)}, expected some names in common")
     return Comparison(
-        tuple(_difference(n, "output", outputs_a[n], outputs_b[n], tolerance) for n in shared),
-        tuple(_difference(n, "layer", layers_a[n], layers_b[n], tolerance) for n in wanted if n in layers_a and n in layers_b),
-        tolerance,
+        tuple(_difference(n, "output", outputs_a[n], outputs_b[n], allowed) for n in shared),
+        tuple(_difference(n, "layer", layers_a[n], layers_b[n], allowed) for n in wanted if n in layers_a and n in layers_b),
+        allowed,
     )
 
 
 class _Side(Protocol):
+    def tolerance(self) -> float: ...
+
     def layers(self) -> list[str]: ...
 
     def inputs(self) -> Arrays: ...
@@ -148,6 +157,9 @@ class _EngineSide:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
+    def tolerance(self) -> float:
+        return TOLERANCES[options_of(self.engine.plan).precision]
+
     def layers(self) -> list[str]:
         outputs = {b.name for b in self.engine.outputs}
         return [n for n in dict.fromkeys(t.name for t in self.engine.plan.main.taps) if n not in outputs]
@@ -156,6 +168,7 @@ class _EngineSide:
         return dict(self.engine.sample_inputs())
 
     def run(self, feeds: Arrays, layers: list[str]) -> tuple[Arrays, Arrays]:
+        feeds = as_bound(feeds, {b.name: b.dtype for b in self.engine.inputs})
         # Taps rerun the tables in pieces; plain runs are what users get, so outputs come from one.
         return self.engine.run(feeds), self.engine.tap(layers, feeds) if layers else {}
 
@@ -165,6 +178,9 @@ class _ModelSide:
         if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "graph"):
             raise UsageError(f"compare: got a {type(source).__name__}, expected a model (path, bytes, ModelProto) or an Engine")
         self.module = import_onnx(source)
+
+    def tolerance(self) -> float:
+        return TOLERANCES["fp32"]
 
     def layers(self) -> list[str]:
         skip = {v.name for v in (*self.module.main.inputs, *self.module.main.outputs)}
@@ -184,6 +200,7 @@ class _ModelSide:
         raise UsageError(f"compare: found no seeded inputs that the model accepts ({problem}); pass inputs=")
 
     def run(self, feeds: Arrays, layers: list[str]) -> tuple[Arrays, Arrays]:
+        feeds = as_bound(feeds, {v.name: v.type.dtype for v in self.module.main.inputs if isinstance(v.type, TensorType)})
         names = self.module.meta.get("output_names") or [v.name for v in self.module.main.outputs]
         values = trace(self.module, feeds) | evaluate(self.module, feeds) if layers else evaluate(self.module, feeds)
         return {n: values[n] for n in names}, {n: values[n] for n in layers}
