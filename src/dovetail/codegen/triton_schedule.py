@@ -13,6 +13,7 @@ Local arrays of the loop IR are computed anew where they are read (`inline_rows`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -195,17 +196,18 @@ def _is_serial(e: Reduce, nest: Nest, scope: Scope) -> bool:
     size = total_of(e.axes)
     if not isinstance(size, int) or size > WINDOW:
         return False
-    if size <= SHORT or e.where:
-        return True
-    # Neighbouring points read the same elements: a window.
-    for load in (x for x in walk([e.value], scope) if isinstance(x, Load)):
-        for inner in e.axes:
-            step = coefficient(load.offset, inner.name)
-            if not isinstance(step, int) or step == 0 or not isinstance(inner.extent, int):
-                continue
-            for axis in nest.axes:
-                stride = coefficient(load.offset, axis.name)
-                if isinstance(stride, int) and stride and stride % step == 0 and 0 < stride // step < inner.extent:
+    return size <= SHORT or any(_overlaps(x, e.axes, nest.axes) for x in walk([e.value], scope) if isinstance(x, Load))
+
+
+def _overlaps(load: Load, inner: tuple[Axis, ...], outer: tuple[Axis, ...]) -> bool:
+    """Whether different points of `outer` read the same element: a window."""
+    for k in inner:
+        step = coefficient(load.offset, k.name)
+        for axis in outer:
+            stride = coefficient(load.offset, axis.name)
+            if isinstance(step, int) and isinstance(stride, int) and step and stride:
+                common = math.gcd(step, stride)
+                if abs(step) // common < number(axis.extent) and abs(stride) // common < number(k.extent):
                     return True
     return False
 
