@@ -93,6 +93,15 @@ def test_the_description_means_what_the_group_means(name: str) -> None:
     assert call.y.dims == y.shape and call.y.strides[1] == 1
 
 
+def test_the_residual_of_one_image_has_strides_of_its_own() -> None:
+    def build(b: Body) -> Any:
+        return b("Add", b("Conv", image(b, 1, 4, 5, 5), b.weight(F32, 3, 4, 1, 1), **CONV), image(b, 1, 3, 5, 5))
+
+    found = CudnnConv().problem(conv(build), SM90)
+    assert isinstance(found, Problem) and isinstance(found.call, Convolution)
+    assert found.call.residual == found.call.y and 0 not in found.call.y.strides
+
+
 N = sym("N")
 REFUSED: dict[str, tuple[Any, str]] = {
     "unknown batch": (lambda b: b("Conv", image(b, N, 5, 7, 8), b.weight(F32, 3, 5, 1, 1), **CONV), "not known at build"),

@@ -145,7 +145,7 @@ class CudnnConv(_Cudnn):
                 return f"{side.value.name} is {kind.dtype.name}, the images {y.dtype.name}"
             along = side.strides
             if kind.shape == y.shape and residual is None and along[1] == 1:
-                residual, added = _tensor(y.shape, along, group.inputs[side.position].tensor), Operand("in", side.position)
+                residual, added = _of(group.inputs[side.position].tensor), Operand("in", side.position)
             elif bias is None and along[1] == 1 and not any(along[i] for i in range(len(along)) if i != 1):
                 bias = Operand("in", side.position)
             else:
