@@ -44,6 +44,7 @@ class Tile:
         group: row tiles that share their columns' loads while these are in the L2 cache.
         swap: 1 computes the tile the other way round, so that few rows become the narrow side of a wide instruction.
         ahead: 1 prefetches the constant right operand while the kernel ahead still runs.
+        early: 1 lets the next kernel start its preparations before the main loop, 0 after it.
     """
 
     bm: int
@@ -55,6 +56,7 @@ class Tile:
     group: int = 8
     swap: int = 0
     ahead: int = 0
+    early: int = 1
 
     @staticmethod
     def of(config: Config) -> Tile:
@@ -179,16 +181,16 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     lines += [f"b = {b_at} + ({_times(w, 'rk', p.right_step)}){depth_in_right}"]
 
     if tile.ahead and target.programmatic_launch and known_early(group, p.right):
-        lines += _prefetch(w, p, tile, b, columns, base_offset(w, p.batch, base, True))
+        lines += prefetch(w, p, (bn, bk), tile.split, b, columns, base_offset(w, p.batch, base, True))
 
     shape = (bn, bm) if tile.swap else (bm, bn)
     out = epilogue(w, group, p, bm, bn, tile.warps, rows, base, swap=bool(tile.swap))
     if tile.split == 1:
         lines += out.early
-    lines += w.wait
+    lines += [*w.wait, *(w.release if tile.early else [])]
     lines.append(f"acc = tl.zeros({shape}, tl.float32)")
     lines += _loop(w, p, tile, target, (depth_in_left, depth_in_right))
-    lines += w.release
+    lines += [] if tile.early else w.release
     workspace: Dim = 0
     counters = 0
     if tile.split > 1:
@@ -285,24 +287,34 @@ def _loop(w: Writer, p: Problem, tile: Tile, target: CudaTarget, depth_at: tuple
     return [f"for k in range(0, {whole}):", *step(False), f"for k in tl.range({whole}, {all_}, num_stages=1):", *step(True)]
 
 
-def _prefetch(w: Writer, p: Problem, tile: Tile, b: str, columns: str, base: str) -> list[str]:
-    """Asks for the lines of the right operand that this program will read."""
+def prefetch(w: Writer, p: Problem, block: tuple[int, int], split: int, right: str, columns: str, base: str = "") -> list[str]:
+    """Asks for the lines of the right operand that this program will read.
+
+    Args:
+        w, p: the kernel and its problem.
+        block: columns of the tile, depth of a step.
+        split: programs that share a sum; with more than one, `first` is this one's first step.
+        right: the operand's pointer.
+        columns: variable of the tile's columns, all inside.
+        base: what to add to the pointer.
+    """
     assert isinstance(p.depth, int)
+    bn, bk = block
     per_line = LINE_BYTES // p.dtype.itemsize
-    steps = -(-p.depth // tile.bk)
-    depth = min(p.depth, -(-steps // tile.split) * tile.bk)
-    start = f"first * {tile.bk}" if tile.split > 1 else "0"
+    steps = -(-p.depth // bk)
+    depth = min(p.depth, -(-steps // split) * bk)
+    start = f"first * {bk}" if split > 1 else "0"
     along = p.right_step == 1
-    across = tile.bn if along else max(1, tile.bn // per_line)
+    across = bn if along else max(1, bn // per_line)
     count = _power(max(1, -(-depth // per_line) if along else depth))
     count = max(1, min(count, _PREFETCHES // across))
     stride_k, stride_n = (per_line, 1) if along else (1, per_line)
     k = f"({start} + tl.arange(0, {count}) * {stride_k}) % {p.depth}" if count > 1 else f"tl.zeros((1,), tl.int32) + {start}"
-    n = columns if along else f"(pn * {tile.bn} + tl.arange(0, {across}) * {stride_n}) % {w.dim(p.column.extent)}"
+    n = columns if along else f"(pn * {bn} + tl.arange(0, {across}) * {stride_n}) % {w.dim(p.column.extent)}"
     return [
         f"pk = {k}",
         f"pc = {n}",
-        f"prefetch_l2({b}{base} + ({_times(w, 'pk', p.right_step)})[:, None] + ({_times(w, 'pc', p.column.right)})[None, :])",
+        f"prefetch_l2({right}{base} + ({_times(w, 'pk', p.right_step)})[:, None] + ({_times(w, 'pc', p.column.right)})[None, :])",
     ]
 
 

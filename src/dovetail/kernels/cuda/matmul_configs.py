@@ -190,10 +190,18 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
             if room and time <= limit and shapes.get(shape, 0) <= rank and tile not in kept:
                 kept.append(tile)
                 shapes[shape] = shapes.get(shape, 0) + 1
-    few = -(-given.m // kept[0].bm) <= 4
-    if target.programmatic_launch and few and not p.batch and known and known_early(group, p.right):
+    if target.programmatic_launch:
+        kept.append(replace(kept[0], early=0))
+    if _ahead(group, p, given, kept[0].bm, target):
         kept[1:1] = [replace(t, ahead=1) for t in kept[:2]]
     return kept
+
+
+def _ahead(group: Group, p: Problem, given: Sizes, bm: int, target: CudaTarget) -> bool:
+    """Whether the right operand can and should be fetched early: few programs would fetch the same."""
+    few = -(-given.m // bm) <= 4
+    known = isinstance(p.column.extent, int) and isinstance(p.depth, int)
+    return target.programmatic_launch and few and not p.batch and known and known_early(group, p.right)
 
 
 def strips(group: Group, p: Problem, target: CudaTarget) -> list[Strip]:
@@ -250,17 +258,18 @@ def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile
         if bm > max(64, power(given.m)) or bn > max(64, power(given.n)):
             continue
         count = -(-given.m // bm) * -(-given.n // bn)
-        bk = 64 if given.k >= 64 else 32
         staging = bm * bn * group.outputs[0].tensor.dtype.itemsize
-        for persistent in (1, 0) if count > target.multiprocessors else (0,):
-            for store in (1, 0) if stores else (0,):
-                for stages in (3, 4, 5):
-                    shared = stages * (bm + bn) * bk * given.itemsize + (staging if store or persistent else 0) + 1024
-                    if shared > target.shared_bytes or stages > max(3, -(-given.k // bk)):
-                        continue
-                    tile = matmul_tma.Tile(bm, bn, bk, warps, stages, persistent=persistent, store=store)
-                    time = estimate(p, Tile(bm, bn, bk, warps, stages), given, target)
-                    found.append((time * (0.97 if persistent else 1.0) * (0.98 if store else 1.0) - 0.01 * stages, tile))
+        depths = (32,) if given.k < 64 else (64, 128) if bm * bn <= 64 * 128 and given.k >= 512 else (64,)
+        for bk in depths:
+            for persistent in (1, 0) if count > target.multiprocessors else (0,):
+                for store in (1, 0) if stores else (0,):
+                    for stages in (3, 4, 5):
+                        shared = stages * (bm + bn) * bk * given.itemsize + (staging if store or persistent else 0) + 1024
+                        if shared > target.shared_bytes or stages > max(3, -(-given.k // bk)):
+                            continue
+                        tile = matmul_tma.Tile(bm, bn, bk, warps, stages, persistent=persistent, store=store)
+                        time = estimate(p, Tile(bm, bn, bk, warps, stages), given, target)
+                        found.append((time * (0.97 if persistent else 1.0) * (0.98 if store else 1.0) - 0.01 * stages, tile))
     found.sort(key=lambda item: item[0])
     kept: list[matmul_tma.Tile] = []
     seen: dict[tuple[int, ...], int] = {}
@@ -270,4 +279,7 @@ def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile
             kept.append(tile)
             seen[shape] = seen.get(shape, 0) + 1
     walking = {(tile.bm, tile.bn): tile for tile in reversed(kept) if tile.persistent}
-    return [*kept, *[replace(tile, flatten=1) for tile in kept if walking.get((tile.bm, tile.bn)) is tile][:3]]
+    flat = [replace(tile, flatten=1) for tile in kept if walking.get((tile.bm, tile.bn)) is tile][:3]
+    if _ahead(group, p, given, kept[0].bm, target) and not kept[0].persistent:
+        kept[1:1] = [replace(kept[0], ahead=1)]
+    return [*kept, *flat]

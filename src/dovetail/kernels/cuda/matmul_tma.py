@@ -14,8 +14,15 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, minimum
 from dovetail.ir.types import TensorType
-from dovetail.kernels.cuda.matmul import Store, epilogue, more_steps, precision, tile_indices
-from dovetail.kernels.cuda.matmul_problem import Problem, by_axis
+from dovetail.kernels.cuda.matmul import (
+    Store,
+    epilogue,
+    more_steps,
+    precision,
+    prefetch,
+    tile_indices,
+)
+from dovetail.kernels.cuda.matmul_problem import Problem, by_axis, known_early
 from dovetail.kernels.cuda.writer import ALIGNMENT, Rows, Writer, is_aligned, is_multiple
 from dovetail.kernels.fused import broadcast_strides
 
@@ -29,6 +36,7 @@ class Tile:
         persistent: 1: as many programs as multiprocessors, each walks through tiles; 0: one program per tile.
         flatten: 1: a program loads its next tile's first steps while it finishes a tile.
         store: 1: results leave through the copy engine.
+        ahead: 1 prefetches the constant right operand while the kernel ahead still runs.
     """
 
     bm: int
@@ -40,6 +48,7 @@ class Tile:
     persistent: int = 1
     flatten: int = 0
     store: int = 0
+    ahead: int = 0
 
     @staticmethod
     def of(config: Config) -> Tile:
@@ -141,6 +150,9 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
         *place,
         f"rm = pm * {bm} + tl.arange(0, {bm})",
         f"rn = pn * {bn} + tl.arange(0, {bn})",
+    ]
+    indices = len(body)
+    body += [
         f"acc = tl.zeros(({bm}, {bn}), tl.float32)",
         # To be flattened, the loop must be known to run at least once.
         f"for k in range(0, {w.dim(steps)}{'' if tile.flatten else more_steps(steps)}):",
@@ -156,11 +168,15 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     if tile.persistent:
         programs = minimum(tiles, target.multiprocessors)
         flat = ", flatten=True" if tile.flatten else ""
-        lines = [*w.wait, f"for tile in tl.range(tl.program_id(0), {w.dim(tiles)}, tl.num_programs(0){flat}):"]
+        lines = [*w.wait, *w.release, f"for tile in tl.range(tl.program_id(0), {w.dim(tiles)}, tl.num_programs(0){flat}):"]
         lines += [f"    {line}" for line in [*body, *out.early, *out.late]]
-        lines += w.release
     else:
-        lines = ["tile = tl.program_id(0)", *w.wait, *body, *w.release, *out.early, *out.late]
+        known = known_early(group, p.right)
+        lines = ["tile = tl.program_id(0)", *body[:indices]]
+        if tile.ahead and known and target.programmatic_launch:
+            pointer = w.pointer(Operand("in", p.right), group.inputs[p.right].tensor)
+            lines += [f"cn = rn % {w.dim(p.column.extent)}", *prefetch(w, p, (bn, bk), 1, pointer, "cn")]
+        lines += [*w.wait, *w.release, *body[indices:], *out.early, *out.late]
     itemsize = p.dtype.itemsize
     moved = (group.inputs[p.left].tensor.size + group.inputs[p.right].tensor.size) * itemsize
     moved = moved + sum((v.tensor.size * v.tensor.dtype.itemsize for v in group.outputs), 0)

@@ -54,15 +54,16 @@ class Writer:
         self._fresh = 0
 
     def pointer(self, operand: Operand, type_: TensorType | DType, map: TensorMap | None = None) -> str:
-        """A parameter for an operand (the same one for the same operand), as its name.
+        """A parameter for an operand (the same one for the same operand and map), as its name.
 
         Args:
             operand: what the kernel gets the address of.
             type_: its type where it is a value, whose layout decides on the alignment; else the element type.
             map: pass a tensor descriptor instead of an address.
         """
-        if operand in self.operands and map is None:
-            return f"p{self.operands.index(operand)}"
+        for position, known in enumerate(zip(self.operands, self._maps, strict=True)):
+            if known == (operand, map):
+                return f"p{position}"
         kind = type_ if isinstance(type_, DType) else type_.dtype
         self.operands.append(operand)
         self._types.append(triton_scalar.pointer_type(kind))
