@@ -21,7 +21,7 @@ from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.errors import DeviceError
 from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
-from dovetail.device.cuda import driver
+from dovetail.device.cuda import driver, shared_library
 from dovetail.engine.plan import weights_key
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
@@ -166,7 +166,7 @@ def _timer(options: BuildOptions, target: CudaTarget) -> Timer | None:
     if isa_of(options.ordinal, device.properties.name, device.properties.capability) != target.isa:
         _log.info("%s is built on a machine with %s and not tuned", target, device.properties.name)
         return None
-    return GraphTimer(device)
+    return GraphTimer(device, shared_library.versions())
 
 
 def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:

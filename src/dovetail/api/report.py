@@ -46,7 +46,7 @@ class Report:
         asked, got = d["requested"], d["actual"]
         lines = [
             f"requested {asked['device']} {asked['precision']}{' strict' if asked.get('strict_fp32') else ''}, "
-            f"got {got['target']} {got['precision']}",
+            f"got {got['target']} {got['precision']}{'' if got.get('tuned', True) else ', not tuned: chosen by rule (dovetail tune)'}",
             f"{len(d['groups'])} fusions as {d['native_steps']} kernel steps ({d['kernels']} distinct kernels), "
             f"{d['host_calls']} host steps, {len(d['copies'])} copies",
             "tactics: " + (", ".join(f"{name} {count}" for name, count in d["tactics"].items()) or "none"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dovetail.builder.flops import Work, actual_precision
+from dovetail.codegen.target import CudaTarget
 from dovetail.engine.plan import HostSegment, NativeSegment, Program, postfix
 
 if TYPE_CHECKING:
@@ -31,14 +32,17 @@ def report_data(built: Built, options: BuildOptions, works: Sequence[Work]) -> d
                 "measured_us": [[name, us] for name, us in choice.measured_us],
             }
         )
+    measured = any(choice.measured_us for choice in built.choices.values())
+    tuned = measured or not isinstance(built.target, CudaTarget) or not built.choices
     return {
         "report": {
             "version": REPORT_VERSION,
             "requested": {
-                "device": options.device, "precision": options.precision, "strict_fp32": options.strict_fp32,
+                "device": options.device if options.target is None else built.target.device,
+                "precision": options.precision, "strict_fp32": options.strict_fp32,
                 "io_formats": dict(options.io_formats or {}),
             },
-            "actual": {"target": str(built.target), "precision": actual_precision(works, options.precision)},
+            "actual": {"target": str(built.target), "precision": actual_precision(works, options.precision), "tuned": tuned},
             "kept_in_fp32": [{"node": node, "reason": reason} for node, reason in built.precision.kept],
             "groups": groups,
             "not_fused": [list(item) for item in built.fusion_log.declined],

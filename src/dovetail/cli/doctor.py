@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dovetail.cli import output
+from dovetail.codegen.target import CUDA_ISAS
 from dovetail.core.env import env
 from dovetail.core.errors import Error
 
@@ -61,6 +63,10 @@ def findings() -> Iterator[Finding]:
     yield _checked("cpu", _cpu)
     yield _checked("threads", _threads)
     yield _checked("compiler", _compiler, "pip install --force-reinstall ziglang")
+    yield _checked("gpu", _gpu, "to run engines for a GPU: install NVIDIA's driver and pip install 'dovetail[cuda]'", optional=True)
+    yield _checked("triton", _triton, "to build for a GPU: pip install 'dovetail[cuda]'", optional=True)
+    for library, use in (("cublaslt", "library tactics for products"), ("cudnn", "library tactics for convolutions")):
+        yield _checked(library, functools.partial(_library, library), f"only for {use} on a GPU", optional=True)
     yield _folder("cache", env().cache, "DOVETAIL_CACHE")
     yield _folder("keys", env().home, "DOVETAIL_HOME")
 
@@ -78,11 +84,11 @@ def _package(name: str, use: str = "") -> Finding:
     return Finding(name, "ok", f"{importlib.metadata.version(name)} at {Path(spec.origin).parent}")
 
 
-def _checked(name: str, check: Callable[[], str], fix: str = "") -> Finding:
+def _checked(name: str, check: Callable[[], str], fix: str = "", optional: bool = False) -> Finding:
     try:
         return Finding(name, "ok", check())
     except (Error, OSError) as error:
-        return Finding(name, "missing", " ".join(str(error).split()), fix)
+        return Finding(name, "optional" if optional else "missing", " ".join(str(error).split()), fix)
 
 
 def _cpu() -> str:
@@ -118,6 +124,33 @@ def _compiler() -> str:
     if library.dovetail_doctor(20) != 41:
         raise Error("compiler: a compiled kernel returned a wrong result; reinstall the compiler")
     return f"{compiler_version()}; compiles and runs a kernel"
+
+
+def _gpu() -> str:
+    """The first GPU."""
+    from dovetail.device.cuda import driver
+
+    found = driver(0).properties
+    version = f"{found.driver_version // 1000}.{found.driver_version % 1000 // 10}"
+    return (
+        f"{found.name}, compute capability {found.capability // 10}.{found.capability % 10}, {found.multiprocessors} multiprocessors, "
+        f"{found.memory / 2**30:.0f} GiB; driver for CUDA {version}"
+    )
+
+
+def _triton() -> str:
+    from dovetail.codegen.triton_compiler import triton_version
+
+    return f"{triton_version()}; compiles for {', '.join(CUDA_ISAS)}, with or without a GPU"
+
+
+def _library(name: str) -> str:
+    from dovetail.device.cuda import shared_library
+
+    reason = shared_library.missing(name)
+    if reason is not None:
+        raise Error(reason)
+    return f"found at {shared_library.find(name) or 'the library path'}"
 
 
 def _folder(name: str, path: Path, variable: str) -> Finding:
