@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -196,17 +198,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--times-only", action="store_true", help="no floor, no profile")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--time-limit", type=float, default=500.0, help="seconds after which no further model is begun")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of DIR/results.json and measure what is missing there")
     parser.add_argument("--out", type=Path, default=Path("build/bench-gpu"))
-    args = parser.parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(given)
     args.io = "" if args.io == "model" else args.io
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     use_device()
     where = environment()
     print(line(where), flush=True)
-    rows: list[dict[str, Any]] = []
+    results = args.out / "results.json"
+    rows: list[dict[str, Any]] = json.loads(results.read_text())["rows"] if args.resume and results.is_file() else []
+    known = {(r["model"], r["batch"]) for r in rows}
     for batch in args.batch:
         for name in args.models:
+            if (name, batch) in known:
+                continue
             elapsed = time.monotonic() - start
             if elapsed > args.time_limit:
                 print(f"{name}, batch {batch}: left out, {args.time_limit:g} s are over", flush=True)
@@ -217,12 +225,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = {"model": name, "batch": batch, "error": _told(error)}
             rows.append(row)
             print(_progress(row, args.peers, time.monotonic() - start), flush=True)
-            (args.out / "results.json").write_text(json.dumps({"environment": where, "rows": rows}, indent=1))
+            results.write_text(json.dumps({"environment": where, "rows": rows}, indent=1))
             (args.out / "results.md").write_text(markdown(rows, where, args.peers))
+            if _is_lost(row):
+                print("the device's context is lost; a new process goes on", flush=True)
+                left = max(1.0, args.time_limit - (time.monotonic() - start))
+                os.execv(sys.executable, [sys.executable, "-m", "bench.gpu", *given, "--resume", "--time-limit", str(left)])
             if args.peers:
                 peers.free()
     print(markdown(rows, where, args.peers))
     return int(any("error" in r or r["failures"] for r in rows))
+
+
+def _is_lost(row: Mapping[str, Any]) -> bool:
+    """Whether a kernel has gone wrong in a way that ends all work of this process on the device."""
+    said = json.dumps([row.get("failures"), row.get("error")]).lower()
+    return any(sign in said for sign in ("illegal", "misaligned", "launch_failed", "context is lost", "unspecified launch failure"))
 
 
 def _progress(row: Mapping[str, Any], names: Sequence[str], elapsed: float) -> str:

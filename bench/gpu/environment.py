@@ -12,7 +12,7 @@ from typing import Any
 from bench.gpu.timing import check, driver
 
 _PACKAGES = ("torch", "torchvision", "transformers", "triton", "onnx", "onnxruntime", "numpy", "cuda-core", "cuda-bindings", "dovetail")
-_QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,clocks_throttle_reasons.active"
+_QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu"
 
 
 def environment() -> dict[str, Any]:
