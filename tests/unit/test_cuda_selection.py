@@ -15,9 +15,12 @@ from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, evaluate, sym
 from dovetail.core.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, U32, U64, DType
 from dovetail.ir.layout import Layout, strided
-from dovetail.kernels.cuda.selection_tactic import ScatterByOwner, TopKByKeys
+from dovetail.ir.verifier import verify
+from dovetail.kernels.cuda.selection_tactic import ScatterByOwner, Tables, TopKByKeys
 from dovetail.kernels.cuda.topk import RADIX, RANK
+from dovetail.ops.evaluate import evaluate as evaluate_module
 from dovetail.passes.fuse import fuse
+from dovetail.passes.legalise import legalise
 from tests.unit.cuda_harness import (
     SM90,
     Body,
@@ -28,9 +31,9 @@ from tests.unit.cuda_harness import (
     kernels_of,
     run_group,
 )
-from tests.unit.ir_builder import Builder, built
+from tests.unit.ir_builder import Builder, built, feeds
 
-TOPK, SCATTER = TopKByKeys(), ScatterByOwner()
+TOPK, SCATTER, TABLES = TopKByKeys(), ScatterByOwner(), Tables()
 FORMS = {form: (("form", form),) for form in (RANK, RADIX)}
 
 
@@ -183,8 +186,108 @@ def test_machine_code():
         (SCATTER, scattered((64, 128), (300, 1), (300, 128)), ()),
         (SCATTER, scattered((64, 128), (8, 1), (8, 128)), ()),
         (SCATTER, scattered((64, 128), (64, 16), None, axis=1, reduction="add"), ()),
+        (TABLES, table("NonZeroTable", [(F32, (64, 300))]), ()),
+        (TABLES, table("SuppressionTable", [(F32, (1, 8400, 4)), (F32, (1, 80, 8400)), (I64, (1,)), (F32, (1,))], limit=300), ()),
     ]  # fmt: skip
     aot([k for tactic, g, config in groups for k in kernels_of(g, tactic, config, SM90)], SM90)
+
+
+# ---------------------------------------------------------------- tables
+def table(op: str, shapes: list[tuple[DType, tuple[Dim, ...]] | None], **attrs: Any) -> Group:
+    def build(b: Body) -> Any:
+        first = b(op, *(None if s is None else b.input(s[0], *s[1]) for s in shapes), **attrs)
+        assert first.producer is not None
+        return first.producer.outputs
+
+    return fused(build, "select", op)
+
+
+def check_table(g: Group, arrays: list[np.ndarray], sizes: dict[str, int] | None = None) -> list[np.ndarray]:
+    assert TABLES.supports(g, SM90) is None
+    got, want = run_group(g, TABLES, (), arrays, SM90, sizes), expected(g, arrays, sizes)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+    return got
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (3, 4, 5), (2, 1025), (3, 0), (2500,)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_non_zero(shape, share):
+    rng = np.random.default_rng(4)
+    x = (rng.random(shape) < share) * rng.standard_normal(shape)
+    if x.size:
+        x.flat[0] = np.nan
+    check_table(table("NonZeroTable", [(F32, shape)]), [x.astype(np.float32)])
+    check_table(table("NonZeroTable", [(BOOL, shape)]), [x != 0])
+
+
+def test_non_zero_of_sizes_of_the_run():
+    for n in (0, 1, 3000):
+        x = np.random.default_rng(4).integers(0, 3, (n, 3))
+        check_table(table("NonZeroTable", [(I64, (sym("N"), 3))]), [x], {"N": n})
+
+
+def boxes_of(rng: np.random.Generator, batch: int, n: int, center: bool) -> np.ndarray:
+    corner, size = rng.random((batch, n, 2)) * 10, rng.random((batch, n, 2)) * 5
+    if center:
+        return np.concatenate([corner, size], -1).astype(np.float32)
+    ends = np.stack([corner, corner + size])
+    swapped = rng.random((batch, n, 2)) < 0.3  # corners may come in either order
+    return np.concatenate([np.where(swapped, ends[1], ends[0]), np.where(swapped, ends[0], ends[1])], -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "classes", "n", "limit", "most"), [(2, 3, 40, 40, 9), (1, 1, 1, 1, 5), (1, 2, 1100, 6, 6), (2, 1, 20, 20, 0), (1, 2, 0, 0, 3)]
+)
+def test_suppression(batch, classes, n, limit, most, center):
+    rng = np.random.default_rng(8)
+    boxes, scores = boxes_of(rng, batch, n, center), np.round(rng.random((batch, classes, n)) * 20).astype(np.float32) / 20  # ties
+    if scores.size > 4:
+        scores.flat[3] = np.nan
+    shapes: list[Any] = [(F32, boxes.shape), (F32, scores.shape), (I64, (1,)), (F32, (1,)), (F32, (1,))]
+    more = [np.array([most]), np.array([0.4], np.float32), np.array([0.3], np.float32)]
+    got = check_table(table("SuppressionTable", shapes, limit=limit, center_point_box=center), [boxes, scores, *more])
+    assert n == 0 or most == 0 or n == 1 or got[1][0] > 0
+    check_table(table("SuppressionTable", shapes[:3], limit=limit, center_point_box=center), [boxes, scores, more[0]])
+
+
+def test_suppression_of_sizes_of_the_run():
+    rng = np.random.default_rng(8)
+    for batch, n in ((0, 5), (1, 30)):
+        boxes, scores = boxes_of(rng, batch, n, False), rng.random((batch, 2, n)).astype(np.float32)
+        shapes = [(F32, (sym("B"), sym("N"), 4)), (F32, (sym("B"), 2, sym("N"))), (I64, ()), None, (F32, ())]
+        g = table("SuppressionTable", shapes, limit=sym("N"))
+        check_table(g, [boxes, scores, np.array(100), np.array(0.2, np.float32)], {"B": batch, "N": n})
+
+
+def tabulated(b: Builder) -> Any:
+    boxes, scores = b.input(1, 30, 4), b.input(1, 2, 30)
+    most, overlap = b.weight(np.array([4]), "most"), b.weight(np.array([0.5], np.float32), "overlap")
+    rows = b("NonMaxSuppression", boxes, scores, most, overlap, symbols=("kept",))
+    mask = b.input(6, 5, dtype=BOOL)
+    places = b("NonZero", mask, symbols=("places",))
+    lines = b("Compress", b.input(6, 3), b.input(6, dtype=BOOL), axis=0, symbols=("lines",))
+    flat = b("Compress", b.input(6, 5), mask, symbols=("flat",))
+    return rows, places, lines, flat
+
+
+def test_sizes_that_data_define_become_tables_on_a_gpu():
+    module = built(tabulated)
+    given = feeds(module)
+    given["x0"] = boxes_of(np.random.default_rng(1), 1, 30, False)
+    before = evaluate_module(module, given)
+    legalise(module, Target.parse("cpu:avx2"))
+    assert "NonZero" in [n.op for n in module.main.nodes]
+    legalise(module, Target.parse("cuda:sm_90"))
+    verify(module)
+    left = [n.op for n in module.main.nodes]
+    assert not {"NonZero", "Compress", "NonMaxSuppression"} & set(left) and left.count("BindSymbols") == 4
+    for a, b in zip(evaluate_module(module, given).values(), before.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [g.weight for g in module.guards] == ["most"]
+    log = fuse(module, Target.parse("cuda:sm_90"), reason_not_lowerable)
+    assert not log.host
 
 
 def selections(b: Builder) -> Any:

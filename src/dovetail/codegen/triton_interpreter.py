@@ -326,7 +326,7 @@ _ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     "floor": np.floor, "ceil": np.ceil, "copysign": np.copysign, "sqrt": np.sqrt, "rsqrt": lambda x: (1 / np.sqrt(x)).astype(x.dtype),
     "cbrt": np.cbrt, "abs": np.abs, "fast_expf": np.exp, "fast_logf": np.log, "fast_tanhf": np.tanh, "fast_dividef": np.divide,
     "erf": lambda x: np.vectorize(math.erf, otypes=[x.dtype])(x), "erfc": lambda x: np.vectorize(math.erfc, otypes=[x.dtype])(x),
-    "fma": lambda x, y, z: x * y + z, "div_rn": np.divide, "hypot": np.hypot,
+    "fma": lambda x, y, z: x * y + z, "div_rn": np.divide, "mul_rn": np.multiply, "hypot": np.hypot,
 }  # fmt: skip
 _TESTS: Mapping[str, Callable[..., Any]] = {"isnan": np.isnan, "isinf": np.isinf, "finitef": np.isfinite, "signbit": np.signbit}
 

@@ -227,3 +227,32 @@ def non_max_suppression(
             f"{scores.dtype}{shape_text(scores.shape)}, expected f32 (B, N, 4) and (B, C, N); cast or reshape"
         )
     return TensorType(I64, (_symbol("NonMaxSuppression", symbols), 3))
+
+
+@op("NonZeroTable", SELECT)
+def non_zero_table(x: TensorType) -> tuple[TensorType, TensorType]:
+    """NonZero with room for every element: (rank, size of x) i64, zeros behind the coordinates, and how many there are, i64 [1].
+
+    Written by the compiler, so that only the number has to reach the host.
+    """
+    return TensorType(I64, (x.rank, x.size)), TensorType(I64, (1,))
+
+
+@op("SuppressionTable", SELECT)
+def suppression_table(
+    boxes: TensorType,
+    scores: TensorType,
+    max_output_boxes_per_class: TensorType,
+    iou_threshold: TensorType | None = None,
+    score_threshold: TensorType | None = None,
+    *,
+    center_point_box: bool = False,
+    limit: Dim,
+) -> tuple[TensorType, TensorType]:
+    """NonMaxSuppression with room for `limit` boxes per batch and class: rows i64 [B * C * limit, 3], zeros behind, their number i64 [1].
+
+    At most `limit` boxes per class are selected, however many the tensor allows. Written by the compiler, so that only the number
+    has to reach the host.
+    """
+    non_max_suppression(boxes, scores, symbols=("rows",))
+    return TensorType(I64, (scores.shape[0] * scores.shape[1] * limit, 3)), TensorType(I64, (1,))

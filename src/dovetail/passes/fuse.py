@@ -33,6 +33,8 @@ TEMPLATE_KINDS = {
     "TopK": "select",
     "ScatterElements": "select",
     "ScatterND": "select",
+    "NonZeroTable": "select",
+    "SuppressionTable": "select",
 }
 # Kinds of groups that hold their anchor alone.
 _ALONE = frozenset({"attention", "recurrent", "select"})

@@ -1,7 +1,8 @@
 """Legalisation: ops that no tactic of the target computes are written with ops that have one.
 
 Attention becomes two MatMuls around a Softmax. The products, the softmax and the mask are the reference's: rows that see
-nothing are zero, bool masks select, float masks add.
+nothing are zero, bool masks select, float masks add. Results whose size depends on data become tables with room for all that
+there may be, of which the host learns how much is used: NonZero, Compress and NonMaxSuppression.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from dovetail.codegen import triton_scalar
+from dovetail.codegen.tactic import tactics
 from dovetail.codegen.target import Target
-from dovetail.core.dims import Dim, floor_div
+from dovetail.core.dims import Dim, floor_div, minimum, sym
 from dovetail.core.dtypes import BF16, BOOL, F16, F32, I64
 from dovetail.ir.graph import Module, Node, Time, Value
 from dovetail.ir.rewriter import Rewrite, apply_rules, rule
 from dovetail.ops.infer import infer
+from dovetail.passes.constants import guard, scalar
 from dovetail.passes.fuse import declined_alone
 
 
@@ -30,6 +34,67 @@ def legalise(module: Module, target: Target) -> None:
     # the reference multiplies them faster, and rounds once.
     if target.device != "cpu":
         apply_rules(module, [replace(expand_attention, apply=expand)], infer)
+    if tactics("select", target.device):
+        apply_rules(module, [tabulate_non_zero, tabulate_compress, tabulate_suppression], infer)
+
+
+def _used(rewrite: Rewrite, table: Value, count: Value, symbols: tuple[str, ...], axis: int) -> Value:
+    """The part of a table that is used, whose extent along `axis` the symbol names."""
+    rewrite.emit_node("BindSymbols", count, symbols=symbols[:1])
+    return rewrite.emit("Slice", table, starts=(0,), ends=(sym(symbols[0]),), axes=(axis,), steps=(1,))
+
+
+@rule("NonZero")
+def tabulate_non_zero(node: Node, rewrite: Rewrite) -> str | None:
+    """The coordinates as the first columns of a table."""
+    x = node.input(0)
+    if x.time != Time.RUN:
+        return "known before the run"
+    if x.tensor.rank == 0 or x.tensor.dtype.name not in triton_scalar.DTYPES:
+        return f"no kernel takes {x.tensor}"
+    table, count = rewrite.emit_node("NonZeroTable", x).outputs
+    rewrite.replace(node, _used(rewrite, table, count, node.attrs["symbols"], 1))
+    return None
+
+
+@rule("Compress")
+def tabulate_compress(node: Node, rewrite: Rewrite) -> str | None:
+    """A Gather of the positions whose condition is true."""
+    x, condition = node.input(0), node.input(1)
+    if condition.time != Time.RUN:
+        return "the condition is known before the run"
+    if condition.tensor.dtype != BOOL:
+        return f"the condition is {condition.tensor.dtype}"
+    axis = node.attrs.get("axis")
+    if axis is None:
+        x, axis = rewrite.emit("Reshape", x, shape=(x.tensor.size,)), 0
+    flat = condition if condition.tensor.rank == 1 else rewrite.emit("Reshape", condition, shape=(condition.tensor.size,))
+    table, count = rewrite.emit_node("NonZeroTable", flat).outputs
+    symbols = node.attrs["symbols"]
+    used = _used(rewrite, table, count, symbols, 1)
+    positions = rewrite.emit("Reshape", used, shape=(sym(symbols[0]),))
+    rewrite.replace(node, rewrite.emit("Gather", x, positions, axis=axis))
+    return None
+
+
+@rule("NonMaxSuppression")
+def tabulate_suppression(node: Node, rewrite: Rewrite) -> str | None:
+    """The selected boxes as the first rows of a table with room for the boxes that each class may select."""
+    if not any(v.time == Time.RUN for v in node.operands):
+        return "known before the run"
+    most = node.inputs[2] if len(node.inputs) > 2 else None
+    if most is None:
+        return "without a maximum nothing is selected"
+    limit: Dim = node.input(1).tensor.shape[2]
+    number = scalar(rewrite.module, most)
+    if number is not None:
+        guard(rewrite.module, most, "tabulate_suppression")
+        limit = minimum(limit, max(0, int(number)))
+    inputs = [node.inputs[i] if i < len(node.inputs) else None for i in range(5)]
+    center = node.attrs.get("center_point_box", False)
+    table, count = rewrite.emit_node("SuppressionTable", *inputs, center_point_box=center, limit=limit).outputs
+    rewrite.replace(node, _used(rewrite, table, count, node.attrs["symbols"], 0))
+    return None
 
 
 def _scalar(rewrite: Rewrite, value: float, like: Value) -> Value:

@@ -237,3 +237,31 @@ def _suppress(
         ratio = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
         order = rest[ratio <= overlap]
     return kept
+
+
+@reference("NonZeroTable")
+def non_zero_table(x: Array) -> tuple[Array, Array]:
+    """Coordinates of the non-zero elements, zeros behind them, and their number."""
+    found = non_zero(x)
+    table = np.zeros((x.ndim, x.size), np.int64)
+    table[:, : found.shape[1]] = found
+    return table, np.array([found.shape[1]], np.int64)
+
+
+@reference("SuppressionTable")
+def suppression_table(
+    boxes: Array,
+    scores: Array,
+    max_output_boxes_per_class: Array,
+    iou_threshold: Array | None = None,
+    score_threshold: Array | None = None,
+    *,
+    center_point_box: bool = False,
+    limit: int,
+) -> tuple[Array, Array]:
+    """The rows of NonMaxSuppression, zeros behind them, and their number."""
+    most = np.minimum(max_output_boxes_per_class, limit)
+    found = non_max_suppression(boxes, scores, most, iou_threshold, score_threshold, center_point_box=center_point_box)
+    table = np.zeros((scores.shape[0] * scores.shape[1] * limit, 3), np.int64)
+    table[: len(found)] = found
+    return table, np.array([len(found)], np.int64)

@@ -1,14 +1,17 @@
-"""TopK and scatters on a GPU."""
+"""TopK, scatters and tables of what data select, on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dovetail.codegen import triton_scalar
 from dovetail.codegen.tactic import ANY, ROW_MAJOR, Config, Emitted, Group, Tactic, tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.dims import evaluate, symbols
-from dovetail.kernels.cuda import scatter, topk
+from dovetail.core.dtypes import I32, I64
+from dovetail.kernels.cuda import scatter, tables, topk
 from dovetail.kernels.cuda.scatter import Scatter
+from dovetail.kernels.cuda.tables import Suppression
 from dovetail.kernels.cuda.topk import RADIX, RANK, TopK
 from dovetail.kernels.fused import attributes
 
@@ -98,3 +101,44 @@ class ScatterByOwner(Tactic):
         x, indices, updates = (group.inputs[p].tensor for p in positions)
         axis = attrs["axis"] % x.rank if anchor.op == "ScatterElements" else None
         return Scatter(x, indices, updates, axis, attrs["reduction"], positions)
+
+
+@tactic
+class Tables(Tactic):
+    """Counts, then entries at the places that the counts say."""
+
+    name = "table"
+    device = "cuda"
+    kinds = ("select",)
+
+    def supports(self, group: Group, target: Target) -> str | None:
+        """A NonZeroTable or SuppressionTable alone."""
+        anchor = group.anchor
+        if anchor is None or anchor.op not in ("NonZeroTable", "SuppressionTable"):
+            return "the group is not built around a table"
+        x = group.inputs[0].tensor
+        if anchor.op == "NonZeroTable" and (x.rank == 0 or x.dtype.name not in triton_scalar.DTYPES):
+            return f"the input is {x}"
+        if anchor.op == "SuppressionTable" and anchor.input(2).tensor.dtype not in (I32, I64):
+            return f"the maximum is {anchor.input(2).tensor.dtype}"
+        return _alone(group)
+
+    def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Dense operands."""
+        return (ROW_MAJOR,) * len(group.inputs), (ROW_MAJOR, ROW_MAJOR)
+
+    def emit(self, group: Group, config: Config, target: Target) -> Emitted:
+        """Two kernels; one for few elements."""
+        anchor = group.anchor
+        assert anchor is not None
+        gpu = CudaTarget.of(target)
+        if anchor.op == "NonZeroTable":
+            return tables.non_zero(group.inputs[0].tensor, gpu, self.name)
+        operands = [anchor.inputs[i] if i < len(anchor.inputs) else None for i in range(5)]
+        positions = tuple(-1 if v is None else v.index for v in operands)
+        types = [None if v is None else group.inputs[v.index].tensor for v in operands]
+        boxes, scores, most, overlap, floor = types
+        assert boxes is not None and scores is not None and most is not None
+        attrs = attributes(anchor)
+        shape = Suppression(boxes, scores, most, overlap, floor, positions, attrs["center_point_box"], attrs["limit"])
+        return tables.suppression(shape, gpu, self.name)
