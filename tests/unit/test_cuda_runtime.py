@@ -725,3 +725,42 @@ def test_ports_in_another_order_take_and_give_the_callers_axes():
         tested.run({"x": DeviceArray.of(driver, image)})
     with pytest.raises(ShapeError, match="got rank 3"):
         tested.run({"x": DeviceArray.of(driver, image[0])})
+
+
+# --- engine files ---------------------------------------------------------------------------------
+
+
+def test_files_open_on_the_device_asked_for(tmp_path):
+    from dovetail import runtime
+    from dovetail.engine.file import TargetFiles, write_engine
+    from dovetail.runtime.cuda import CudaEngine
+    from tests.unit import native_plans
+
+    on_gpu = plan(chain(*STEPS))
+    on_cpu = replace(native_plans.plan(native_plans.chain(*STEPS)), target="cpu:generic")
+    path = tmp_path / "m.plan"
+    write_engine(
+        path, graph="", weights={},
+        targets={
+            "cuda:sm_90": TargetFiles(on_gpu, cuda_engines.BUNDLE),
+            "cuda:sm_80": TargetFiles(replace(on_gpu, target="cuda:sm_80"), cuda_engines.BUNDLE),
+            "cpu:generic": TargetFiles(on_cpu, native_plans.kernel_binary(), native_plans.host_binary()),
+        },
+    )  # fmt: skip
+
+    def opened(device, capability=90):
+        found = runtime.open(path, device=device, driver=host_driver(1, capability=capability))
+        np.testing.assert_array_equal(found.run({"x": ramp()})["y"], expected(ramp()))
+        assert isinstance(found, CudaEngine) == found.plan.target.startswith("cuda")
+        return found.plan.target
+
+    assert opened(None) == opened("cuda:1") == "cuda:sm_90"
+    assert opened(None, capability=86) == "cuda:sm_80"
+    assert opened(None, capability=70) == opened("cpu") == "cpu:generic"
+    with pytest.raises(DeviceError, match=r"compute capability 7.0 .* expected one for sm_80.*; .* expected one for sm_90"):
+        opened("cuda", capability=70)
+    for wrong in ("gpu", "cuda:x", "cuda:", "cuda0"):
+        with pytest.raises(UsageError, match="device: got"):
+            opened(wrong)
+    with pytest.raises(UsageError, match="got the device cpu"):
+        runtime.open(path, device="cpu", target="cuda:sm_90")

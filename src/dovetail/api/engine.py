@@ -68,19 +68,24 @@ class Engine:
         *,
         threads: int | None = None,
         taps: Collection[str] = (),
+        stream: Any = None,
     ) -> dict[str, Any]:
         """Run once.
 
         Args:
             inputs: one array per input, by name: NumPy, or anything with DLPack or the buffer
-                protocol in host memory. Contiguous arrays are read in place.
+                protocol. Contiguous arrays are read in place; an engine on a GPU takes arrays of
+                its device as well (DLPack or `__cuda_array_interface__`).
             outputs: arrays to write into, by name; the others are fresh and the caller's.
             threads: team size of this run.
+            stream: of an engine on a GPU: the stream to run in (a handle, or a stream of torch or
+                cupy). Results on the device then follow in its order; if it is being captured, the
+                run becomes part of the caller's graph.
             taps: names of intermediate values to return as well (see `tap_names`); a value
                 inside a loop comes as a list, one array per iteration.
 
         Returns:
-            NumPy arrays by name.
+            Arrays by name: NumPy's, or of the kind of the first input that is on the device.
 
         Raises:
             BindingError: a missing or unknown name, a wrong dtype.
@@ -88,11 +93,19 @@ class Engine:
             ExecutionError: the run itself failed.
         """
         if not taps:
-            return self._runtime.run(inputs, outputs, threads=threads)
+            return self._runtime.run(inputs, outputs, threads=threads, stream=stream)
         if outputs is not None:
             raise UsageError("run: got outputs and taps, expected one of them; taps need buffers of their own")
         results, found = self._runtime.tap(inputs, taps, threads=threads)
         return results | {name: arrays[0] if len(arrays) == 1 else arrays for name, arrays in found.items()}
+
+    def run_async(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None) -> Any:
+        """Queue a run on a GPU and return: `.outputs` by name, `.wait()` for complete ones, `.done`.
+
+        Raises:
+            UsageError: the engine runs on the CPU.
+        """
+        return self._runtime.run_async(inputs, outputs, stream=stream)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on inputs given in order or by name.

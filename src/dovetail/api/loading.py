@@ -27,6 +27,7 @@ def load(
     trust: bool = False,
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     target: str | None = None,
+    device: str | None = None,
 ) -> Engine:
     """Open an engine file.
 
@@ -38,11 +39,13 @@ def load(
         threads: default team size; default: all CPUs of the process.
         trust: run the binaries in the file whoever signed them. They are machine code with your rights.
         weights: the initializers, for a file without them.
-        target: which of the file's targets; default: the best that runs here.
+        target: which of the file's targets; default: the best that runs here, on a GPU where one is.
+        device: "cpu", "cuda" or "cuda:N"; default: as the target says, on the first GPU.
 
     Raises:
         PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
         TrustError: kernels are not trusted and cannot be made again.
+        UsageError: the file has nothing for that device.
         DeviceError: this machine lacks what the engine needs.
     """
     file = EngineFile(Path(path))
@@ -55,7 +58,7 @@ def load(
         made.append(artifacts)
         return provided
 
-    opened = runtime.open(file, kernels=provide, weights=weights, target=target, threads=threads)
+    opened = runtime.open(file, kernels=provide, weights=weights, target=target, threads=threads, device=device)
     artifacts = made[0] if made else _stored_artifacts(file, opened.plan.target)
     return Engine(opened, artifacts)
 

@@ -43,7 +43,7 @@ def open(
     weights: Mapping[str, NDArray[Any]] | None = None,
     target: str | None = None,
     threads: int | None = None,
-    device: int = 0,
+    device: str | None = None,
     driver: Any = None,
 ) -> RuntimeEngine:
     """Open an engine.
@@ -56,7 +56,7 @@ def open(
         weights: the initializers, for a plan or a file without them.
         target: which of a file's targets; needed only if several run on this machine.
         threads: default team size (None: the CPUs of the process).
-        device: which GPU, for a target of one.
+        device: "cpu", "cuda" or "cuda:N" (default: where the engine runs best, GPUs being cuda:0).
         driver: a `device.cuda.Driver` in the place of that GPU's own, for trials without one.
 
     Raises:
@@ -69,11 +69,12 @@ def open(
             raise UsageError("open: got a provider for a plan, expected its binaries")
         require("plan", source.arch, source.cpu_flags)
         binaries = _binaries(kernels)
-        return make(source, binaries, host, weights, threads, None, device=device, driver=driver)
+        return make(source, binaries, host, weights, threads, None, device=_device(device)[1], driver=driver)
     file = source if isinstance(source, EngineFile) else EngineFile(source)
     if kernels is not None and not callable(kernels):
         raise UsageError("open: got binaries for an engine file, expected a provider or nothing")
-    chosen = _choose(file, target)
+    kind, ordinal = _device(device)
+    chosen = _choose(file, target, kind, ordinal, driver)
     known: Stored | None = None
     try:
         files = file.trusted(chosen)
@@ -97,7 +98,7 @@ def open(
         if provided.plan is not None and weights is None and weights_key(plan):
             known = Stored(weights_key(plan), file.hashes, checked=True)
     stored = file.weights() if weights is None else weights
-    return make(plan, binaries, library, stored, threads, known, device=device, driver=driver)
+    return make(plan, binaries, library, stored, threads, known, device=ordinal, driver=driver)
 
 
 def make(
@@ -135,21 +136,55 @@ def _binaries(kernels: Binary | Sequence[Binary] | None) -> list[Binary]:
     return list(kernels)
 
 
-def _choose(file: EngineFile, target: str | None) -> str:
-    """The target asked for, or the only one that runs here (the most demanding of several)."""
+def _device(text: str | None) -> tuple[str, int]:
+    """Kind ("" for any) and ordinal of a device.
+
+    Raises:
+        UsageError: not a device.
+    """
+    kind, colon, number = (text or "").partition(":")
+    if text is None or text == "cpu" or (kind == "cuda" and (not colon or number.isdecimal())):
+        return kind, int(number or 0)
+    raise UsageError(f"device: got {text!r}, expected 'cpu', 'cuda' or 'cuda:N'")
+
+
+def _choose(file: EngineFile, target: str | None, kind: str, ordinal: int, driver: Any) -> str:
+    """The target asked for, or the best of those that run here: a GPU's before a CPU's, the most demanding of several."""
+    names = [name for name in file.targets if name.startswith(kind)]
+    if not names or (target is not None and target in file.targets and target not in names):
+        raise UsageError(
+            f"{file.path}: got the device {kind}, expected one that runs {target or ', '.join(file.targets)}; build the engine for it"
+        )
     if target is not None:
         return target
-    if len(file.targets) == 1:
-        return file.targets[0]
-    fitting: list[tuple[int, str]] = []
+    if len(names) == 1:
+        return names[0]
+    fitting: list[tuple[int, int, str]] = []
     problems = []
-    for name in file.targets:
+    for name in names:
         plan = file.plan(name)
+        where = f"{file.path} ({name})"
         try:
-            require(f"{file.path} ({name})", plan.arch, plan.cpu_flags)
-            fitting.append((-len(plan.cpu_flags), name))
+            require(where, plan.arch, plan.cpu_flags)
+            if name.startswith("cuda"):
+                _require_gpu(where, name, ordinal, driver)
+            fitting.append((not name.startswith("cuda"), -len(plan.cpu_flags), name))
         except DeviceError as error:
             problems.append(str(error))
     if not fitting:
         raise DeviceError("; ".join(problems) or f"{file.path}: holds no target")
-    return min(fitting)[1]
+    first = min(fitting)[:2]
+    return max(name for *rank, name in fitting if tuple(rank) == first)
+
+
+def _require_gpu(where: str, target: str, ordinal: int, driver: Any) -> None:
+    """Check that a GPU is there and runs code of a target.
+
+    Raises:
+        DeviceError: it is not, or does not.
+    """
+    from dovetail.device.cuda.driver import driver as driver_of
+    from dovetail.device.cuda.driver import require_capability
+
+    found = driver_of(ordinal) if driver is None else driver
+    require_capability(where, target, found.properties)
