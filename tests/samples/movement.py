@@ -216,6 +216,8 @@ SELECTION = [
         for axis in (None, 0, 1)
         for ordered in (True, False)
     ),
+    Sample("NonZeroTable", lambda rng: [(rng.random((3, 1, 5)) < 0.4).astype(np.float32)], exact=True),
+    Sample("SuppressionTable", _boxes, {"limit": 3}, exact=True),
     Sample("NonMaxSuppression", _boxes, {"symbols": ("n",)}, exact=True),
     Sample("NonMaxSuppression", lambda rng: _boxes(rng)[:3], {"center_point_box": True, "symbols": ("n",)}, exact=True),
     Sample("BindSymbols", lambda rng: [np.array([3, 0], np.int64)], {"symbols": ("a", "b")}, exact=True),
