@@ -16,6 +16,7 @@ from dovetail.ir.layout import Layout, channels_last
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda.conv_stem import Stem
 from dovetail.kernels.cuda.conv_tactic import ImplicitGemm
+from dovetail.kernels.cuda.conv_tma import TmaConv
 from dovetail.kernels.cuda.depthwise_tactic import Depthwise
 from dovetail.kernels.cuda.pool_tactic import Pool
 from dovetail.ops.infer import infer
@@ -32,7 +33,7 @@ from tests.unit.cuda_harness import (
     sass,
 )
 
-GEMM, STEM, DEPTHWISE, POOL = ImplicitGemm(), Stem(), Depthwise(), Pool()
+GEMM, TMA, STEM, DEPTHWISE, POOL = ImplicitGemm(), TmaConv(), Stem(), Depthwise(), Pool()
 N = sym("N")
 
 
@@ -155,6 +156,28 @@ def test_part_of_a_concat():
     check(DEPTHWISE, conv_group((1, 16, 5, 4), (16, 1, 3, 3), layout=x, pads=(1, 1, 1, 1), group=16))
 
 
+BOXES = [
+    ((2, 64, 9, 7), (40, 64, 1, 1), {}),
+    ((3, 32, 9, 7), (40, 32, 3, 3), {"pads": (1, 1, 1, 1), "residual": True}),
+    ((2, 32, 10, 12), (32, 32, 3, 3), {"pads": (1, 0, 1, 0), "strides": (2, 2)}),
+    ((2, 16, 10, 12), (32, 16, 1, 1), {"strides": (2, 2)}),
+    ((1, 32, 20), (24, 32, 5), {"pads": (2, 2), "strides": (2,)}),
+    ((1, 32, 3, 6, 6), (16, 32, 3, 3, 3), {"pads": (1,) * 6}),
+    ((2, 32, 7, 12), (32, 32, 3, 3), {"pads": (2, 2, 2, 2), "strides": (1, 2), "dilations": (2, 2)}),
+]
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(("x", "w", "attrs"), BOXES)
+def test_boxes(x, w, attrs, split):
+    check(TMA, conv_group(x, w, **attrs), tile(bm=64, bk=16 if x[1] == 16 else 32, **({"split": split} if split > 1 else {})))
+
+
+def test_boxes_of_a_symbolic_batch_and_of_a_concat():
+    group = conv_group((N, 32, 5, 6), (24, 32, 3, 3), pads=(1, 1, 1, 1), layout=Layout((0, 2, 3, 1), pitch=40))
+    check(TMA, group, tile(bk=32), sizes={"N": 3})
+
+
 GROUPED = [
     ((2, 48, 6, 5), (48, 24, 3, 3), 2, 1), ((1, 32, 6, 5), (32, 4, 3, 3), 8, 4), ((1, 32, 6, 5), (64, 8, 1, 1), 4, 2),
     ((1, 24, 7), (24, 2, 3), 12, 4), ((1, 80, 4, 4), (160, 40, 3, 3), 2, 1), ((1, 8, 5, 5), (24, 1, 3, 3), 8, 8),
@@ -244,6 +267,11 @@ def test_reasons():
     assert DEPTHWISE.supports(conv_group((1, 8, 4, 4), (16, 1, 3, 3), group=8), SM90) == "channels are not filtered one by one"
     long = conv_group((1, 16, 40), (16, 16, 33))
     assert GEMM.supports(long, SM90) == "an axis of the filters has more than 31 taps"
+    assert TMA.supports(conv_group((1, 16, 4, 4), (16, 16, 1, 1)), SM80) == "the target copies no tiles"
+    uneven = conv_group((1, 32, 5, 4), (16, 32, 3, 3), strides=(2, 1))
+    assert TMA.supports(uneven, SM90) == "an axis is no multiple of its stride"
+    pitched = conv_group((1, 16, 4, 4), (16, 16, 1, 1), layout=Layout((0, 2, 3, 1), pitch=20))
+    assert TMA.supports(pitched, SM90) == "rows of the image are not aligned"
     run_time = fused(lambda b: b.graph.add("Conv", (b.input(F16, 1, 8, 4, 4), b.input(F16, 8, 8, 1, 1)), {
         "strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "group": 1}, types=[TensorType(F16, (1, 8, 4, 4))]).outputs[0],
         "conv", "Conv")  # fmt: skip
@@ -299,6 +327,12 @@ def test_machine_code_of_a_dense_convolution(tmp_path):
     text = code(GEMM, SM80, config, (8, 64, 56, 56), (64, 64, 3, 3), tmp_path, pads=(1, 1, 1, 1), residual=True)
     assert any("HMMA" in line for line in text)
     assert not any("griddepcontrol" in line for line in text)
+
+
+def test_machine_code_of_boxes(tmp_path):
+    text = code(TMA, SM90, tile(128, 64, 64, 3), (8, 64, 56, 56), (64, 64, 3, 3), tmp_path, pads=(1, 1, 1, 1))
+    assert any("HGMMA" in line for line in text) and any("UTMALDG" in line for line in text)
+    assert not any("LDGSTS" in line for line in text)
 
 
 def test_machine_code_of_a_depthwise_convolution(tmp_path):

@@ -113,18 +113,12 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
     lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
     body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target))
-    lines += _loop(body, tiles.steps, tile.split)
-    lines += w.release
-    counters, workspace = 0, 0
-    if tile.split > 1:
-        total = tiles.rows * tiles.columns * tiles.blocks
-        assert isinstance(total, int), "split sums need a known number of tiles"
-        counters, workspace = total, total * tile.split * tile.bm * tile.bn * 4
-        lines += _last_arriver(w, tile, epilogue.late)
-    else:
-        lines += epilogue.late
+    lines += step_loop(body, tiles.steps, tile.split)
+    total = tiles.rows * tiles.columns * tiles.blocks
+    finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
+    lines += [*w.release, *finish]
     return w.kernel(
-        lines, grid=(tiles.rows * tiles.columns * tiles.blocks, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name,
+        lines, grid=(total, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name,
         config=tile.config, flops=conv.flops, bytes=conv.bytes, workspace_bytes=workspace, counters=counters,
     )  # fmt: skip
 
@@ -237,7 +231,7 @@ def _step(
     else:
         lines += [f"tap = k // {blocks}", f"c0 = (k % {blocks}) * {tile.bk}"]
         tap, channel = "tap", "c0"
-    index = _tap_index(window, tap, lines)
+    index = tap_index(window, tap, lines)
     terms = [] if channel == "0" else [channel]
     for axis, number in index.items():
         terms.append(f"{number} * {w.dim(window.dilations[axis] * strides[axis + 2])}")
@@ -265,7 +259,7 @@ def _masked(masks: list[str]) -> str:
     return f", mask={' & '.join(masks)}, other=0.0" if masks else ""
 
 
-def _tap_index(window: Window, tap: str, lines: list[str]) -> dict[int, str]:
+def tap_index(window: Window, tap: str, lines: list[str]) -> dict[int, str]:
     """The index of a tap along each axis with several of them; appends what defines them."""
     axes = [axis for axis, k in enumerate(window.kernel) if k > 1]
     if len(axes) <= 1:
@@ -282,9 +276,9 @@ def _tap_index(window: Window, tap: str, lines: list[str]) -> dict[int, str]:
     return found
 
 
-def _loop(body: list[str], steps: int, split: int) -> list[str]:
-    """All steps, or those of one part."""
-    if steps == 1:
+def step_loop(body: list[str], steps: int, split: int) -> list[str]:
+    """The loop over all steps k, or over those of `part`."""
+    if steps == split == 1:
         return body
     inner = ["    " + line for line in body]
     if split == 1:
@@ -296,12 +290,22 @@ def _loop(body: list[str], steps: int, split: int) -> list[str]:
     return [f"for k in range(part * {share}, {end}):", *inner]
 
 
-def _last_arriver(w: Writer, tile: Tile, late: Sequence[str]) -> list[str]:
-    """Parts through memory; the last program adds them in order and goes on."""
+def finish_tile(w: Writer, tile: Tile, total: Dim, late: Sequence[str]) -> tuple[list[str], int, int]:
+    """(statements from a sum, or a part of one, to the results; counters; bytes of workspace).
+
+    Parts go through memory; the last program adds them in order and goes on.
+
+    Args:
+        total: number of tiles; this one's is in `tile`, the part's in `part`.
+        late: what makes results of the sum `acc`.
+    """
+    if tile.split == 1:
+        return list(late), 0, 0
+    assert isinstance(total, int), "split sums need a known number of tiles"
     size = tile.bm * tile.bn
     parts, counter = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
     load = f"tl.load({parts} + tile * {tile.split * size} + {{}} + po, cache_modifier=\".cg\")"
-    return [
+    lines = [
         f"po = (tl.arange(0, {tile.bm}) * {tile.bn})[:, None] + tl.arange(0, {tile.bn})[None, :]",
         f"tl.store({parts} + (tile * {tile.split} + part) * {size} + po, acc)",
         "tl.debug_barrier()",
@@ -312,3 +316,4 @@ def _last_arriver(w: Writer, tile: Tile, late: Sequence[str]) -> list[str]:
         *(f"    acc += {load.format(n * size)}" for n in range(1, tile.split)),
         *("    " + line for line in late),
     ]
+    return lines, total, total * tile.split * size * 4
