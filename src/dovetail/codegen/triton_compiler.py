@@ -24,7 +24,7 @@ from typing import Any
 
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.core.env import env
+from dovetail.core.env import env, inherited
 from dovetail.core.errors import CompileError
 from dovetail.core.log import logger
 
@@ -276,8 +276,7 @@ class _Worker:
     """One compiler process."""
 
     def __init__(self) -> None:
-        given = os.environ  # noqa: TID251 - what another program inherits
-        environment = {k: v for k, v in given.items() if k != "TRITON_INTERPRET"}
+        environment = inherited(("TRITON_INTERPRET",))
         # Its own cache would keep every intermediate form; ours keeps the machine code.
         self._scratch = tempfile.TemporaryDirectory(prefix="triton-")
         environment |= {"TRITON_CACHE_DIR": self._scratch.name, "TRITON_DISABLE_LINE_INFO": "1"}

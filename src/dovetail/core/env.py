@@ -121,3 +121,8 @@ def override(**changes: object) -> Iterator[Env]:
         yield _current
     finally:
         _current = saved
+
+
+def inherited(without: tuple[str, ...] = (), **changes: str) -> dict[str, str]:
+    """The environment that a program started from here gets: this process's, but for some variables."""
+    return {k: v for k, v in os.environ.items() if k not in without} | changes
