@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+import dovetail
 from dovetail import builder
 from dovetail.builder.options import BuildOptions
 from dovetail.builder.select import by_rule
 from dovetail.builder.verify import tolerance
 from dovetail.builder.verify_engine import expect, verify_engine
 from dovetail.builder.verify_groups import GroupResult, kernel_tolerance, verify_groups
+from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Emitted
+from dovetail.codegen.triton_interpreter import interpret
 from dovetail.core.errors import VerificationError
 from dovetail.core.records import RecordFile
+from dovetail.device.cuda.driver_host import HostDriver
 from dovetail.frontend.importer import import_onnx
 from dovetail.ops.evaluate import evaluate
 from dovetail.tuner.launch import Placed, Sizes
@@ -115,3 +120,56 @@ def test_arithmetic_is_reported_by_element_type(built, precision):
     assert report["requested"]["precision"] == report["actual"]["precision"] == precision
     total = sum(program[0] for program in report["flops"][DTYPES[precision]])
     assert total == 2 * 2 * 16 * 12 * 12 * 27 + 2 * 2 * 16 * 5
+
+
+# ---------------------------------------------------------------------- whole builds
+FP16: dict[str, Any] = {"device": "cuda", "precision": "fp16", "tune": False, "io_formats": {"x": "f16:channels_last"}}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> HostDriver:
+    """cuda:0 as a driver that interprets the kernels of whatever is built."""
+    kernels: dict[str, Kernel] = {}
+    compile_plan = builder.compile_plan
+
+    def remember(plan: Any, found: dict[str, Kernel], *rest: Any) -> Any:
+        kernels.update(found)
+        return compile_plan(plan, found, *rest)
+
+    def run(code: bytes, entry: str, grid: tuple[int, int, int], values: Sequence[Any]) -> None:
+        kernel = kernels[entry]
+        interpret(kernel, values[: len(kernel.params)], values[len(kernel.params) :], grid)
+
+    driver = HostDriver(run)
+    monkeypatch.setattr("dovetail.builder.compile_plan", remember)
+    monkeypatch.setitem(sys.modules["dovetail.device.cuda.driver"]._drivers, 0, driver)
+    return driver
+
+
+def test_a_build_is_checked_on_its_device(device: HostDriver) -> None:
+    engine = dovetail.build(classifier(), **FP16)
+    certificate = engine.plan.certificate
+    assert certificate["precision"] == "fp16" and certificate["kernels"]["checked"] == certificate["kernels"]["distinct"] >= 4
+    (row,) = certificate["engine"]["outputs"]
+    assert certificate["engine"]["tolerance"] == 2e-3
+    # The softmax of large logits: rounding alone is beyond the tolerance, and the certificate says by how much.
+    assert 1e-5 < row["relative_l2"] <= max(2e-3, 2 * row.get("rounding_moves_it_by", 0.0)) <= 1e-2
+    x = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)
+    want = evaluate(import_onnx(classifier()), {"x": x})["y"]
+    got = engine.run({"x": x.astype(np.float16)})["y"]
+    assert got.dtype == np.float32 and np.linalg.norm(got - want) <= 1e-2 * np.linalg.norm(want)
+    assert dovetail.compare(classifier(), engine, tolerance=1e-2).ok
+    assert set(engine.report().json()["flops_by_dtype"]) == {"f16"}
+
+
+def test_verify_checks_again_on_the_device(device: HostDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = dovetail.build(classifier(), **FP16)
+    assert engine.verify("sample")["kernels"]["checked"] >= 4
+    right = device._run
+
+    def wrong(code: bytes, entry: str, grid: tuple[int, int, int], values: Sequence[Any]) -> None:
+        right(code, entry, (1, 1, 1), values)  # the first program of every grid alone
+
+    monkeypatch.setattr(device, "_run", wrong)
+    with pytest.raises(VerificationError, match="differs from the reference"):
+        engine.verify("sample")
