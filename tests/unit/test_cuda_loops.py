@@ -162,6 +162,7 @@ def test_concat_is_one_kernel_of_several_nests():
 
     check(build)
     assert len(kernels_of(fused(build), LOOP, (), SM90)) == 1
+    check(lambda b: b("Concat", b.input(F16, N, 1, 64), b.input(F16, N, 7, 64), axis=1), N=3)
 
 
 def test_gathers():

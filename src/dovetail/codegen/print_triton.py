@@ -45,8 +45,9 @@ def print_kernel(
     names = Names({b: f"p{i}" for i, b in enumerate(kernel.buffers)})
     early = frozenset(b for b in kernel.buffers if (b.role, b.index) in constant)
     nests = [NestPrinter(kernel.scope, plan, names, early, target.programmatic_launch) for plan in plans]
-    pointers, sizes = list(names.buffers.values()), list(names.symbols.values())
     counts: list[Dim] = [n.programs for n in nests]
+    ends = [names.dim(count) for count in counts]
+    pointers, sizes = list(names.buffers.values()), list(names.symbols.values())
     helpers = "".join(f"@triton.jit\ndef @ENTRY@_{name}(a, b):\n    return {text}\n\n\n" for name, text in names.helpers.items())
     if len(nests) == 1:
         body = ["pid = tl.program_id(0)", *nests[0].lines]
@@ -59,7 +60,7 @@ def print_kernel(
             helpers += f"@triton.jit\ndef @ENTRY@_nest{number}(pid, {arguments}):\n{text}\n\n\n"
             end = f"end{number}"
             body += [
-                f"{end} = {start} + {names.dim(counts[number])}",
+                f"{end} = {start} + {ends[number]}",
                 f"if (pid >= {start}) & (pid < {end}):",
                 f"    @ENTRY@_nest{number}(pid - {start}, {arguments})",
             ]

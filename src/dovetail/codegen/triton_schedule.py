@@ -48,7 +48,9 @@ RESIDENT = 16384
 CHEAP = 512
 """Reductions of at most so many elements may be repeated by every program."""
 TYPICAL = 128
-"""What heuristics take a run-time dim for."""
+"""What heuristics take a run-time dim for where it is the length of something."""
+FEW = 4
+"""And where it says how many programs there can be: a batch may be small."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def plan_nest(given: Nest, scope: Scope, multiprocessors: int, options: Options 
         return _rows(nest, scope, lanes, scans, multiprocessors, options)
     tile = _tile_axes(nest, scope)
     if tile is not None:
-        return _tile(nest, tile, options)
+        return _tile(nest, tile, multiprocessors, options)
     plane = _plane(nest, scope, multiprocessors, options)
     return plane or _flat(nest, scope, multiprocessors, options)
 
@@ -167,6 +169,11 @@ class _Inliner(Rewriter):
 def number(d: Dim) -> int:
     """A dim as a number for heuristics."""
     return evaluate(d, dict.fromkeys(symbols(d), TYPICAL))
+
+
+def at_least(d: Dim) -> int:
+    """A dim as a number for questions of parallelism."""
+    return evaluate(d, dict.fromkeys(symbols(d), FEW))
 
 
 def total_of(axes: Iterable[Axis]) -> Dim:
@@ -229,7 +236,7 @@ def _level(e: Expr, lanes: set[Reduce], scope: Scope, memo: dict[Expr, int]) -> 
 
 # ---------------------------------------------------------------- flat
 def _flat(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> Plan:
-    points = number(total_of(nest.axes))
+    points = at_least(total_of(nest.axes))
     loads = [e for e in expressions(nest, scope) if isinstance(e, Load)]
     narrowest = min([x.buffer.dtype.itemsize for x in loads] + [s.buffer.dtype.itemsize for s in nest.stores])
     # 16 bytes of the narrowest operand per thread, at most eight elements; fewer while multiprocessors would idle.
@@ -255,8 +262,11 @@ def _tile_axes(nest: Nest, scope: Scope) -> tuple[Axis, Axis] | None:
     return None
 
 
-def _tile(nest: Nest, tile: tuple[Axis, Axis], options: Options) -> Plan:
-    points = options.get("block", 4096)
+def _tile(nest: Nest, tile: tuple[Axis, Axis], multiprocessors: int, options: Options) -> Plan:
+    points = 4096
+    while points > 1024 and at_least(total_of(nest.axes)) < points * multiprocessors:
+        points //= 2
+    points = options.get("block", points)
     y, x = (power(number(a.extent)) for a in tile)
     side = 1 << (points.bit_length() // 2)
     across = min(x, side)
@@ -282,11 +292,11 @@ def _plane(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> 
     outer = nest.axes[:-1]
     even = inner.extent & -inner.extent
     lanes = min(1024, even if even >= 64 else power(inner.extent))
-    rows = number(total_of(outer))
+    rows = total_of(outer)
     size = max(1, 1024 // lanes)
-    while size > 1 and rows * max(1, inner.extent // lanes) < size * multiprocessors:
+    while size > 1 and at_least(rows) * max(1, inner.extent // lanes) < size * multiprocessors:
         size //= 2
-    size = max(1, min(options.get("rows", size), power(rows)))
+    size = max(1, min(options.get("rows", size), power(number(rows))))
     warps = options.get("warps", max(1, min(8, size * lanes // 256)))
     return Plan("rows", nest, outer, (size,), warps, None, {inner.name: Space(inner, lanes, True)}, inner, True)
 
@@ -316,9 +326,9 @@ def _rows(
     levels = tuple(tuple(e for e in across if memo[e] == level) for level in sorted({memo[e] for e in across}))
     longest = max((number(a.extent) for e in across for a in e.axes), default=RESIDENT)
     spread = inner is not None and not scans and longest <= CHEAP and number(inner.extent) >= 8 * longest
-    rows = number(total_of(outer))
+    rows = total_of(outer)
     column = _is_column(nest, outer, list(rewriter.spaces.values()), scope)
-    size, blocks = _row_blocks(list(rewriter.spaces.values()), rows, column, bool(scans), multiprocessors, options)
+    size, blocks = _row_blocks(list(rewriter.spaces.values()), rows, column, multiprocessors, options)
     if spread:
         assert inner is not None
         chunk = min(power(number(inner.extent)), max(1024 // size, 1))
@@ -330,26 +340,22 @@ def _rows(
 
 
 def _row_blocks(
-    spaces: Sequence[Axis], rows: int, column: bool, scanned: bool, multiprocessors: int, options: Options
+    spaces: Sequence[Axis], rows: Dim, column: bool, multiprocessors: int, options: Options
 ) -> tuple[int, dict[str, Space]]:  # fmt: skip
     """(rows of a block, the lane spaces)."""
     widest = max(power(number(a.extent)) for a in spaces)
     if column:
-        size = min(power(rows), 64)
-        while size > 16 and rows < size * multiprocessors:
-            size //= 2
-        most = max(16, 8192 // size)
+        size, least, wanted, most = 64, 16, multiprocessors, 8192
     else:
-        size = min(power(rows), max(1, 1024 // widest))
-        while size > 1 and rows < size * 2 * multiprocessors:
-            size //= 2
-        most = RESIDENT
-    size = options.get("rows", size)
-    size = max(1, min(size, power(rows)))
+        size, least, wanted, most = max(1, 1024 // widest), 1, 2 * multiprocessors, RESIDENT
+    while size > least and at_least(rows) < size * wanted:
+        size //= 2
+    size = max(1, min(options.get("rows", size), power(number(rows))))
+    most = max(16, most // size)
     found = {}
     for axis in spaces:
         extent = axis.extent
-        whole = isinstance(extent, int) and power(extent) <= max(1, min(most, 4 * RESIDENT // size))
+        whole = isinstance(extent, int) and power(extent) <= most
         if whole:
             assert isinstance(extent, int)
             found[axis.name] = Space(axis, power(extent), True)

@@ -30,6 +30,7 @@ from dovetail.codegen.lower.context import NotLowerable
 from dovetail.codegen.schedule import expressions
 from dovetail.codegen.triton_schedule import (
     CHEAP,
+    at_least,
     lane_reductions,
     number,
     plan_nest,
@@ -89,7 +90,7 @@ def _parts(nest: Nest, scope: Scope, multiprocessors: int) -> tuple[list[Reduce]
     except NotLowerable:
         return None
     (size,) = plan.block
-    programs = -(-number(total_of(plan.outer)) // size)
+    programs = -(-at_least(total_of(plan.outer)) // size)
     # Short ones are repeated by all programs; of the long ones, those go first that read no other.
     long = {e for e in lanes if number(total_of(e.axes)) > CHEAP}
     first = [e for e in lanes if e in long and long.isdisjoint(walk([e.value], scope))]
