@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dovetail.core.dims import sym
 from dovetail.core.errors import (
     BindingError,
     DeviceError,
@@ -20,12 +21,14 @@ from dovetail.core.errors import (
 from dovetail.device.cuda import libraries
 from dovetail.engine.plan import (
     Arg,
+    ControlSegment,
     HostSegment,
     KernelRef,
     NativeSegment,
     Port,
     Program,
     Symbol,
+    SymbolDef,
     TensorMapArg,
     postfix,
 )
@@ -764,3 +767,59 @@ def test_files_open_on_the_device_asked_for(tmp_path):
             opened(wrong)
     with pytest.raises(UsageError, match="got the device cpu"):
         runtime.open(path, device="cpu", target="cuda:sm_90")
+
+
+# --- control flow ---------------------------------------------------------------------------------
+
+
+def _loop(scanned):
+    """state = 2 * state + x, n times; `scanned` collects the states."""
+    body = Program(
+        (buffer(0, "input", 1, dtype="i64", name="i"), buffer(1, "input", 1, dtype="bool", name="c"), buffer(2, "input", N, name="s"),
+         buffer(3, "input", N, name="x"), buffer(4, "arena", N), buffer(5, "output", N)),
+        (Port("i", tensor(0, dtype="i64")), Port("c", tensor(1, dtype="bool")), Port("s", tensor(2, N)), Port("x", tensor(3, N))),
+        (Port("more", tensor(1, dtype="bool")), Port("state", tensor(5, N)), *([Port("seen", tensor(4, N))] if scanned else [])),
+        (NativeSegment((step("k_double", 2, 4), step("k_add", 4, 3, 5))),),
+    )  # fmt: skip
+    outputs = (tensor(3, N), tensor(4, sym("trips"), N)) if scanned else (tensor(3, N),)
+    defines = (SymbolDef("trips", 0, 1),) if scanned else ()
+    main = Program(
+        (buffer(0, "input", 1, dtype="i64", name="n"), buffer(1, "input", N, name="x"), buffer(2, "arena", N), buffer(3, "host", N),
+         buffer(4, "host", sym("trips") * N if scanned else N), buffer(5, "output", N)),
+        (Port("n", tensor(0, dtype="i64")), Port("x", tensor(1, N))),
+        (Port("y", tensor(5, N)), *([Port("seen", tensor(4, sym("trips"), N))] if scanned else [])),
+        (NativeSegment((step("k_increment", 1, 2),)),
+         ControlSegment("Loop", (body,), (tensor(0, dtype="i64"), None, tensor(2, N), tensor(1, N)), outputs, carried=1, defines=defines),
+         NativeSegment((step("k_copy", 3, 5),))),
+    )  # fmt: skip
+    return plan(main)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("count", [3, 3000])
+def test_loops_keep_their_state_on_the_device(scanned, count):
+    driver = host_driver()
+    tested = engine(_loop(scanned), driver=driver)
+    for trips in (5, 1, 7) if scanned else (5, 0, 1, 7):  # no trip tells symbolic extents of what it would have collected
+        x = ramp(count)
+        state, seen = x + 1, []
+        for _ in range(trips):
+            seen.append(2 * state)
+            state = 2 * state + x
+        for given in (x, DeviceArray.of(driver, x)):
+            found = tested.run({"n": np.array(trips), "x": given})
+            np.testing.assert_array_equal(np.asarray(found["y"] if given is x else found["y"].numpy()), state)
+            if scanned:
+                values = found["seen"] if given is x else found["seen"].numpy()
+                np.testing.assert_array_equal(values, np.array(seen, F).reshape(trips, count))
+    gc.collect()
+    log = dict(driver.log)
+    x = DeviceArray.of(driver, ramp(count))
+    uploads = driver.log["upload"]
+    y = tested.run({"n": np.array(50), "x": x})
+    gc.collect()
+    if not scanned:
+        assert driver.log["download"] == log["download"]
+        assert driver.log["upload"] == uploads  # iteration numbers and conditions are for the host alone
+        assert driver.allocations < 20
+    assert isinstance(y["y"], DeviceArray)

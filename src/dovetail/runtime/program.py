@@ -214,6 +214,16 @@ class ProgramRunner:
         """A tensor as an array on the host."""
         return view.of(frame, resources)
 
+    def _argument(self, view: View, frame: Frame, resources: Resources) -> Any:
+        """An input of a control segment."""
+        return self._read(view, frame, resources)
+
+    def _arguments(
+        self, region: ProgramRunner, values: Sequence[Any]
+    ) -> tuple[list[Any], tuple[Any, ...]]:
+        """Inputs of a region as its runner wants them, and their shapes."""
+        return region.matcher.convert(values)
+
     def _put(self, view: View, value: Array, frame: Frame, resources: Resources) -> None:
         """Write an array of the right dtype and shape to where a tensor is."""
         if view.buffer.kind == "host":
@@ -297,7 +307,8 @@ class ProgramRunner:
         observer: Observer | None,
     ) -> tuple[Any, ...]:
         segment = code.segment
-        inputs = [None if v is None else self._read(v, frame, resources) for v in code.inputs]
+        read = self._argument if isinstance(segment, ControlSegment) else self._read
+        inputs = [None if v is None else read(v, frame, resources) for v in code.inputs]
         for view, value in zip(code.inputs, inputs, strict=True):
             if view is not None and view.buffer.kind in ("input", "weight", "packed", "shape"):
                 _protect(value)
@@ -308,7 +319,7 @@ class ProgramRunner:
 
             def invoke(region: int, arguments: Sequence[Any]) -> list[Any]:
                 runner = regions[region]
-                values, shapes = runner.matcher.convert(arguments)
+                values, shapes = self._arguments(runner, arguments)
                 inner = runner.stage(shapes, stage.env)
                 return runner.run(inner, values, None, resources, version, threads, observer)
 

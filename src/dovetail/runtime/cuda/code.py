@@ -31,6 +31,10 @@ class CudaResources(Resources):
 
     __slots__ = ()
 
+    def on_device(self, buffer: Buffer) -> Any:
+        """The `DeviceView` of a static buffer, or None where it is on the host alone."""
+        raise NotImplementedError
+
     def device(self, buffer: Buffer) -> tuple[int, int]:
         """Address and bytes of a static buffer on the device.
 

@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.core.errors import BindingError, ExecutionError
 from dovetail.device.cpu.memory import aligned_bytes, aligned_empty
 from dovetail.device.cuda.driver import ALIGNMENT, Driver
 from dovetail.device.cuda.memory import DeviceMemory
 from dovetail.engine.plan import NativeSegment, Program
 from dovetail.runtime.cuda.arrays import DeviceView
-from dovetail.runtime.cuda.code import CudaCode
+from dovetail.runtime.cuda.code import CudaCode, CudaResources
 from dovetail.runtime.cuda.queue import Queue
 from dovetail.runtime.cuda.stage import Blocks, CudaStage
+from dovetail.runtime.cuda.values import DeviceValue, fresh
 from dovetail.runtime.observe import Observer
 from dovetail.runtime.program import Kernels, ProgramRunner, storage_of
 from dovetail.runtime.stage import Bound, Frame, Resources, Stage, View
 
 Array = NDArray[Any]
+
+_SMALL = 1 << 12  # bytes that are as well sent to each region anew
 
 # Where the newest value of a buffer is.
 _DEVICE, _BOTH, _HOST = 0, 1, 2
@@ -34,6 +38,7 @@ class CudaFrame(Frame):
     state: bytearray
     sizes: list[int | None]
     mark: int  # of the queue's temporary memory when the run began
+    kept: list[Any]  # values in memory of their own
 
 
 class CudaRunner(ProgramRunner):
@@ -98,7 +103,7 @@ class CudaRunner(ProgramRunner):
 
     def _frame(self, stage: Stage, inputs: Sequence[Any], observer: Observer | None) -> Frame:
         state = bytearray(len(self.program.buffers))
-        frame = CudaFrame(stage.frame.addresses.copy(), stage.frame.arrays.copy(), state, stage.sizes, self.queue.mark)
+        frame = CudaFrame(stage.frame.addresses.copy(), stage.frame.arrays.copy(), state, stage.sizes, self.queue.mark, [])
         for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
             if isinstance(value, DeviceView):
                 frame.addresses[root] = value.address
@@ -142,6 +147,62 @@ class CudaRunner(ProgramRunner):
         if not view.static and frame.state[root] == _DEVICE and frame.addresses[root]:
             self._to_host(root, frame)
         return view.of(frame, resources)
+
+    def _argument(self, view: View, frame: Frame, resources: Resources) -> Any:
+        """An input of a control segment: on the device where it is there, or large enough to go there once for all regions."""
+        assert isinstance(frame, CudaFrame)
+        if view.shape is None or view.strides is not None or view.dtype.hasobject:
+            return self._read(view, frame, resources)
+        if view.static:
+            assert isinstance(resources, CudaResources)
+            found = resources.on_device(view.buffer)
+            if found is None:
+                return self._read(view, frame, resources)
+            return DeviceValue(self.queue, found.address + view.offset, view.shape, view.dtype)
+        root = view.root
+        if frame.state[root] == _HOST:
+            if view.nbytes < _SMALL:
+                return self._read(view, frame, resources)
+            self._to_device(root, frame)
+        return DeviceValue(self.queue, frame.addresses[root] + view.offset, view.shape, view.dtype)
+
+    def _arguments(self, region: ProgramRunner, values: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
+        on_device = {i: v for i, v in enumerate(values) if isinstance(v, DeviceValue)}
+        for i, value in on_device.items():
+            want = region.matcher.dtypes[i]
+            if value.dtype != want:
+                raise BindingError(f"input {region.matcher.ports[i].name!r}: got dtype {value.dtype}, expected {want}")
+        stand_in = [np.empty(0, v.dtype) if i in on_device else v for i, v in enumerate(values)]
+        found, shapes = region.matcher.convert(stand_in)
+        return (
+            [on_device.get(i, v) for i, v in enumerate(found)],
+            tuple(on_device[i].shape if i in on_device else s for i, s in enumerate(shapes)),
+        )
+
+    def _store(
+        self, outputs: Sequence[View | None], results: Sequence[Any], frame: Frame, resources: Resources, origin: str
+    ) -> None:
+        assert isinstance(frame, CudaFrame)
+        rest = list(outputs)
+        for i, (view, value) in enumerate(zip(outputs, results, strict=False)):
+            if view is None or not isinstance(value, DeviceValue) or view.shape is None or view.strides is not None:
+                continue
+            if value.dtype != view.dtype or value.shape != view.shape:
+                raise ExecutionError(
+                    f"{origin or view.buffer.name}: the regions gave {value.dtype} {value.shape}, expected {view.dtype} {view.shape}"
+                )
+            root = view.root
+            if view.buffer.kind == "host":
+                kept = value.owned()
+                frame.kept.append(kept)
+                frame.addresses[root], frame.arrays[root] = kept.address, None
+            elif frame.state[root] == _HOST:
+                continue  # a part of what the host has: it goes there
+            else:
+                self.driver.copy(frame.addresses[root] + view.offset, value.address, value.nbytes, self.queue.stream)
+            frame.state[root] = _DEVICE
+            rest[i] = None
+        super()._store(rest, results, frame, resources, origin)
 
     def _put(self, view: View, value: Array, frame: Frame, resources: Resources) -> None:
         assert isinstance(frame, CudaFrame)
@@ -224,6 +285,8 @@ class CudaRunner(ProgramRunner):
                 continue
             given = None if outputs is None else outputs[i]
             assert view.shape is not None
+            if self._nested and not view.dtype.hasobject and view.whole and view.nbytes == stage.sizes[root]:
+                given = fresh(self.queue, view.shape, view.dtype)
             if view.dtype.hasobject:
                 results[i] = given if isinstance(given, np.ndarray) else np.empty(view.shape, view.dtype)
                 frame.arrays[root] = results[i]
@@ -244,7 +307,13 @@ class CudaRunner(ProgramRunner):
         for i, result in enumerate(results):
             given = None if outputs is None else outputs[i]
             if result is not None:
+                if self._nested and isinstance(result, DeviceValue) and frame.state[self._owned[i]] == _HOST:
+                    # What the host has made stays there: most of it are conditions.
+                    results[i] = np.array(self._read(stage.result(i), frame, resources), order="C")
+                    continue
                 self._deliver(result, self._owned[i], frame)
+            elif self._nested and (kept := self._kept_value(stage.result(i), frame)) is not None:
+                results[i] = kept
             elif callable(given) or isinstance(given, DeviceView):
                 results[i] = self._copy_out(stage.result(i), given, frame, resources)
             else:
@@ -258,8 +327,15 @@ class CudaRunner(ProgramRunner):
                 else:
                     results[i] = np.array(value, order="C")
         if self._nested:
-            self.queue.synchronize()
+            self.queue.finish_staged()
             self.queue.release(frame.mark)
+
+    def _kept_value(self, view: View, frame: CudaFrame) -> DeviceValue | None:
+        """A result of a region that has no buffer of its own, in memory of its own; None where it is not on the device."""
+        if view.static or view.shape is None or view.strides is not None or view.dtype.hasobject or frame.state[view.root] == _HOST:
+            return None
+        pointer = frame.addresses[view.root]
+        return DeviceValue(self.queue, pointer + view.offset, view.shape, view.dtype).owned() if pointer else None
 
     def _deliver(self, result: Any, root: int, frame: CudaFrame) -> None:
         """Let a result that has a buffer of its own hold that buffer's value."""

@@ -79,6 +79,11 @@ class Queue:
         if self._fetched:
             self.wait()
 
+    def finish_staged(self) -> None:
+        """Wait where arrays on the host are to be filled, or may still be read."""
+        if self._fetched or self._sources:
+            self.synchronize()
+
     # --- copies ---------------------------------------------------------------------------------
 
     def send(self, pointer: int, array: Array) -> None:

@@ -65,10 +65,15 @@ class DeviceResources(CudaResources):
             self._copies[key] = found
         return found
 
+    def on_device(self, buffer: Buffer) -> DeviceView | None:
+        """See `CudaResources.on_device`."""
+        value = self._device.get(buffer.name) if buffer.kind == "weight" else super().find(buffer)
+        return value if isinstance(value, DeviceView) else None
+
     def device(self, buffer: Buffer) -> tuple[int, int]:
         """See `CudaResources.device`."""
-        value = self._device.get(buffer.name) if buffer.kind == "weight" else super().find(buffer)
-        if not isinstance(value, DeviceView):
+        value = self.on_device(buffer)
+        if value is None:
             raise PlanFormatError(
                 f"plan: got a {buffer.kind} buffer named {buffer.name!r} that is not on the device, expected one that kernels can read; "
                 "rebuild the engine"
@@ -172,7 +177,7 @@ def upload(driver: Driver, queue: Queue, arrays: Mapping[str, Array]) -> dict[st
 
 
 def device_weights(program: Program) -> set[str]:
-    """Names of the initializers that kernels of a program and of its regions read."""
+    """Names of the initializers that kernels of a program and of its regions read, or that its regions are given."""
     root = roots(program)
     names: set[str] = set()
     for segment in program.segments:
@@ -181,6 +186,8 @@ def device_weights(program: Program) -> set[str]:
                 buffers = (program.buffers[root[arg.buffer]] for arg in step.args)
                 names.update(b.name for b in buffers if b.kind == "weight")
         elif isinstance(segment, ControlSegment):
+            given = (program.buffers[root[ref.buffer]] for ref in segment.inputs if ref is not None)
+            names.update(b.name for b in given if b.kind == "weight" and b.dtype != "str")
             for region in segment.regions:
                 names |= device_weights(region)
     return names
