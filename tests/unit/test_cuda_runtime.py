@@ -167,6 +167,9 @@ def test_only_kernels_behind_kernels_start_early():
     driver.launch = lambda one, stream: (seen.append(one.pdl), launch(one, stream))[1]
     engine(plan(chain(*STEPS)), driver=driver).run({"x": ramp()})
     assert seen == [False, True, True, True, True]
+    seen.clear()
+    engine(plan(chain(*STEPS)), driver=driver).profile({"x": ramp()})
+    assert seen == [False] * 5
 
 
 def test_counters_are_zero_and_apart_per_shape():

@@ -241,7 +241,8 @@ class CudaCode(Bound):
         try:
             driver.record(events[0], stream, external=True)
             for item, event in zip(self._items[start:stop], events[1:], strict=True):
-                self._launch(item, stream)
+                # A time stamp stands before each kernel: none may start early.
+                self._launch(item if item.launch is None else replace(item, launch=replace(item.launch, pdl=False)), stream)
                 driver.record(event, stream, external=True)
         except BaseException:
             driver.abandon_capture(stream)

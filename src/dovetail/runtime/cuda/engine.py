@@ -227,6 +227,7 @@ class _Call:
     stage: Stage
     values: list[Any]
     given: list[Any]
+    addresses: list[int] | None  # where the run is nothing but kernels on these arrays
     token: int = -1  # of the resources
     resources: Any = None
 
@@ -346,7 +347,8 @@ class CudaContext(ExecutionContext):
         shapes = tuple([None if p[2] else v.shape for v, p in zip(values, self._ports, strict=True)])
         stage = self._runner.stage(shapes, {})
         make = None if example is None else allocator_like(example, self.driver, stream, capturing)
-        return _Call(stage, values, self._device_outputs(outputs, values, stage, make, stream, capturing))
+        given = self._device_outputs(outputs, values, stage, make, stream, capturing)
+        return _Call(stage, values, given, self._runner.direct(stage, values, given))
 
     def _execute(self, call: _Call, stream: Stream | None, capturing: bool, observer: Observer | None) -> dict[str, Any]:
         engine, queue = self.engine, self.queue
@@ -361,10 +363,15 @@ class CudaContext(ExecutionContext):
         if capturing:
             engine._captured.append((self, call, weights))
         queue.begin(stream, capturing)
+        results: Sequence[Any]
         try:
-            results = self._runner.run(
-                call.stage, call.values, call.given, call.resources, token, engine.threads, observer
-            )
+            if call.addresses is not None and observer is None:
+                self._runner.run_direct(call.stage, call.addresses, call.resources, token)
+                results = [call.values[self._updates[i]] if i in self._updates else g for i, g in enumerate(call.given)]
+            else:
+                results = self._runner.run(
+                    call.stage, call.values, call.given, call.resources, token, engine.threads, observer
+                )
         finally:
             queue.end()
         found = {}
@@ -416,7 +423,9 @@ class CudaContext(ExecutionContext):
     ) -> list[Any]:
         """Per output the caller's array, what makes one, or None for a fresh NumPy array."""
         on_device = {k: v for k, v in outputs.items() if k in self._output_set and is_device_array(v)}
-        given: list[Any] = self._outputs({k: v for k, v in outputs.items() if k not in on_device}, values, stage)
+        given: list[Any] = [None] * len(self._output_names)
+        if len(on_device) < len(outputs):
+            given = self._outputs({k: v for k, v in outputs.items() if k not in on_device}, values, stage)
         shapes = {i: view.shape for i, view in stage.outputs}
         taken = [(v.address, v.nbytes) for v in values if isinstance(v, DeviceView)]
         for i, (name, want) in enumerate(zip(self._output_names, self._output_dtypes, strict=True)):

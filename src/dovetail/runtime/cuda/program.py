@@ -221,6 +221,36 @@ class CudaRunner(ProgramRunner):
             np.copyto(view.of(frame, resources), value)
         frame.state[root] = _HOST
 
+    def direct(self, stage: Stage, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[int] | None:
+        """Where every buffer is, if a run on these arrays is nothing but kernels that read and write them; else None."""
+        if self.layout.needs_arrays or len(self.layout.stages) > 1 or len(self._owned) < len(self.program.outputs):
+            return None
+        addresses = stage.frame.addresses.copy()
+        for root, value in zip(self._input_roots, inputs, strict=True):
+            if not isinstance(value, DeviceView) or (value.address % ALIGNMENT and value.nbytes):
+                return None
+            addresses[root] = value.address
+        for i, view in stage.outputs:
+            if view.buffer.kind == "input":
+                continue
+            given, root = outputs[i], self._owned[i]
+            if not isinstance(given, DeviceView) or given.address % ALIGNMENT or not given.address:
+                return None
+            if not view.whole or view.nbytes != stage.sizes[root]:
+                return None
+            addresses[root] = given.address
+        return addresses
+
+    def run_direct(self, stage: Stage, addresses: list[int], resources: Resources, version: int) -> None:
+        """Queue a run that is nothing but kernels; see `direct`."""
+        if stage.version != version:
+            for native in stage.natives:
+                native.point_to(resources)
+            stage.version = version
+        for native in stage.natives:
+            assert isinstance(native, CudaCode)
+            native.run(addresses, self.queue)
+
     # --- running --------------------------------------------------------------------------------
 
     def _native(
