@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dovetail.kernels.cpu
+import dovetail.kernels.cuda  # noqa: F401 - registers the tactics
+from dovetail.codegen.lower import reason_not_lowerable
 from dovetail.codegen.tactic import ANY, CHANNELS_LAST, Config, Group, Tactic
+from dovetail.codegen.target import Target
 from dovetail.core.dims import evaluate, sym
 from dovetail.core.dtypes import BF16, F16, F32, DType
 from dovetail.ir.layout import Layout, channels_last
@@ -20,6 +24,7 @@ from dovetail.kernels.cuda.conv_tma import TmaConv
 from dovetail.kernels.cuda.depthwise_tactic import Depthwise
 from dovetail.kernels.cuda.pool_tactic import Pool
 from dovetail.ops.infer import infer
+from dovetail.passes.fuse import fuse
 from tests.unit.cuda_harness import (
     SM80,
     SM90,
@@ -32,6 +37,7 @@ from tests.unit.cuda_harness import (
     run_group,
     sass,
 )
+from tests.unit.ir_builder import Builder, built
 
 GEMM, TMA, STEM, DEPTHWISE, POOL = ImplicitGemm(), TmaConv(), Stem(), Depthwise(), Pool()
 N = sym("N")
@@ -116,6 +122,25 @@ def test_dense(x, w, attrs):
 @pytest.mark.parametrize("kind", [BF16, F32])
 def test_dtypes(kind):
     check(GEMM, conv_group((1, 20, 6, 7), (12, 20, 3, 3), kind, pads=(1, 1, 1, 1), residual=True))
+
+
+@pytest.mark.parametrize("batch", [1, 2, N])
+def test_prologue(batch):
+    """A scale per image and channel, as of squeeze and excite; a tail of channels."""
+    group = conv_group((batch, 40, 5, 3), (24, 40, 1, 1), scale=True, residual=True)
+    check(GEMM, group, tile(bk=32), sizes={"N": 2})
+    check(GEMM, conv_group((batch, 40, 4, 6), (24, 40, 1, 1), scale=True, strides=(2, 2), image=F32), tile(), sizes={"N": 2})
+
+
+def test_prologue_of_normalisation():
+    """A factor and a shift per channel, known before the run, and an activation."""
+
+    def build(b: Body) -> Any:
+        x = b.input(F16, 2, 20, 3, 5, layout=channels_last(4))
+        x = b("Relu", b("Add", b("Mul", x, b.weight(F16, 1, 20, 1, 1)), b.weight(F16, 1, 20, 1, 1)))
+        return b("Conv", x, b.weight(F16, 16, 20, 1, 1), strides=(1, 1), pads=(0,) * 4, dilations=(1, 1), group=1)
+
+    check(GEMM, fused(build, "conv", "Conv", channels_last(4)), tile(bk=32))
 
 
 def test_result_of_another_dtype():
@@ -355,3 +380,36 @@ def test_first_configurations_compile_without_spills(target):
         group = conv_group(x, w, **attrs)
         kernels += kernels_of(group, tactic, tactic.configs(group, target)[0], target)
     aot(kernels, target)
+
+
+# ---------------------------------------------------------------- fusion
+def fusions(build: Any, target: Any = SM90) -> list[list[str]]:
+    """Ops of each group of a module, by the target's own tactics."""
+    module = built(build)
+    fuse(module, target, reason_not_lowerable)
+    return [[n.op for n in node.regions[0].nodes] for node in module.main.nodes if node.op == "Fusion"]
+
+
+def test_scale_of_a_block_joins_its_projection():
+    def block(b: Builder) -> Any:
+        x = b.input(2, 16, 6, 6)
+        scale = b("Sigmoid", b.input(2, 16, 1, 1))
+        return b("Add", b.conv(b("Mul", x, scale), b.random(8, 16, 1, 1)), b.input(2, 8, 6, 6))
+
+    assert fusions(block) == [["Sigmoid"], ["Mul", "Conv", "Add"]]
+    assert fusions(block, Target.parse("cpu:generic"))[-1] == ["Conv", "Add"]
+
+
+def test_scale_stays_outside_where_it_would_be_computed_once_per_tap():
+    def block(b: Builder) -> Any:
+        return b.conv(b("Mul", b.input(2, 16, 6, 6), b.input(2, 16, 1, 1)), b.random(8, 16, 3, 3))
+
+    assert fusions(block) == [["Mul"], ["Conv"]]
+
+
+def test_cast_joins_the_first_convolution():
+    def entrance(b: Builder) -> Any:
+        x = b("Cast", b.input(1, 3, 9, 9), to=F16)
+        return b("Relu", b.conv(x, b.weight(np.ones((8, 3, 3, 3), np.float16)), strides=(2, 2)))
+
+    assert fusions(entrance) == [["Cast", "Conv", "Relu"]]

@@ -12,7 +12,7 @@ With `split` the sum is cut into parts of one program each; the last one to arri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dovetail.codegen.kernel import Kernel
@@ -20,8 +20,9 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
 from dovetail.core.dtypes import F32, I32, DType
+from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue
 from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
-from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, tile_epilogue
+from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, scaled, tile_epilogue
 
 MAX_TAPS = 31
 """Taps of an axis whose bits fit one word."""
@@ -94,10 +95,10 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     """The kernel of a dense or grouped convolution of channels-last images."""
     conv = convolution_of(group)
     window, tiles = conv.window, _tiles(conv, tile)
-    anchor = group.anchor
-    assert anchor is not None
     w = Writer(target)
-    x = w.pointer(Operand("in", anchor.input(0).index), window.x)
+    prologue = find_prologue(group)
+    assert isinstance(prologue, Prologue)
+    x = w.pointer(Operand("in", prologue.image.index), window.x)
     f = w.pointer(Operand("in", conv.weights), group.inputs[conv.weights].tensor)
     lines = _program(tiles, tile)
     inner, rows, row_mask = tile_rows(w, window, tile.bm, lines)
@@ -112,7 +113,12 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     weight_mask = _filters(conv, tiles, tile, lines)
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
     lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
-    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target))
+    image = inner.split(w, lines)[0] if any(p.strides[0] != 0 for p in prologue.factors) else "0"
+
+    def compute(body: list[str], channel: str, mask: str) -> str:
+        return prologue.apply(w, group, body, "a", lambda p: _factor(w, p, image, channel, mask))
+
+    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target), compute)
     lines += step_loop(body, tiles.steps, tile.split)
     total = tiles.rows * tiles.columns * tiles.blocks
     finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
@@ -216,7 +222,7 @@ def _filters(conv: Convolution, tiles: _Tiles, tile: Tile, lines: list[str]) -> 
 
 def _step(
     w: Writer, conv: Convolution, tiles: _Tiles, tile: Tile, x: str, f: str, inside: list[tuple[str, Sequence[int]]],
-    weight_mask: list[str], options: str,
+    weight_mask: list[str], options: str, compute: Callable[[list[str], str, str], str],
 ) -> list[str]:  # fmt: skip
     """The statements of step k of the sum."""
     window, strides = conv.window, conv.window.x_strides
@@ -239,16 +245,30 @@ def _step(
     for word, axes in inside:
         bit = tap if len(axes) == window.rank else index.get(axes[0], "0")
         masks.append(f"((({word} >> {bit}) & 1) != 0)[:, None]" if bit != "0" else f"(({word} & 1) != 0)[:, None]")
-    weights = list(weight_mask)
+    weights, beyond = list(weight_mask), ""
     if tiles.depth % tile.bk:
         left = f"{tiles.depth} - {channel}" if channel != "0" else str(tiles.depth)
         masks.append(f"(rk < {left})[None, :]")
         weights.append(f"(rk < {left})[:, None]")
+        beyond = f"(rk < {left})[None, :]"
     weight_terms = [t for t in (f"{tap} * {conv.depth}" if tap != "0" else "", channel if channel != "0" else "") if t]
     lines.append(f"a = tl.load({' + '.join([x, *_scalar(terms)])} + xo{_masked(masks)})")
     lines.append(f"b = tl.load({' + '.join([f, *_scalar(weight_terms)])} + fo{_masked(weights)})")
-    lines.append(f"acc = tl.dot(a, b, acc{options})")
+    # Where a prologue makes something of channels beyond the last one, filters are zero.
+    lines.append(f"acc = tl.dot({compute(lines, channel, beyond)}, b, acc{options})")
     return lines
+
+
+def _factor(w: Writer, factor: Factor, image: str, channel: str, mask: str) -> tuple[str, str]:
+    """(offset, mask) of a prologue's operand on a tile."""
+    per_image, terms = scaled(w, image, factor.strides[0]), []
+    if per_image != "0":
+        terms.append(f"({per_image})[:, None]")
+    if factor.strides[1] == 0:
+        return f"({' + '.join(terms) or '0'})", ""
+    index = "rk" if channel == "0" else f"({channel} + rk)"
+    terms.append(f"({scaled(w, index, factor.strides[1])})[None, :]")
+    return f"({' + '.join(terms)})", mask
 
 
 def _scalar(terms: list[str]) -> list[str]:

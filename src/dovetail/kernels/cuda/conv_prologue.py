@@ -57,12 +57,12 @@ class Prologue:
         """Whether nothing is computed."""
         return self.result is self.image
 
-    def apply(self, w: Writer, group: Group, lines: list[str], loaded: str, at: Callable[[Factor], str]) -> str:
+    def apply(self, w: Writer, group: Group, lines: list[str], loaded: str, at: Callable[[Factor], tuple[str, str]]) -> str:
         """The variable of the image's elements as the convolution's operands; appends what computes it.
 
         Args:
             loaded: the variable of the elements in memory.
-            at: the element offset of a factor, as text that broadcasts against the tile.
+            at: the element offset of a factor, as text that broadcasts against the tile, and what masks it ("" = nothing).
         """
         if self.is_plain:
             return loaded
@@ -70,7 +70,9 @@ class Prologue:
         for factor in self.factors:
             kind = group.inputs[factor.position].tensor
             name, pointer = w.fresh("g"), w.pointer(Operand("in", factor.position), kind)
-            lines.append(f"{name} = {triton_scalar.widen(f'tl.load({pointer} + {at(factor)})', kind.dtype)}")
+            offset, mask = at(factor)
+            guard = f", mask={mask}, other=0.0" if mask else ""
+            lines.append(f"{name} = {triton_scalar.widen(f'tl.load({pointer} + {offset}{guard})', kind.dtype)}")
             names[factor.value] = name
         code = value_code([self.result], names, prefix=w.fresh("x") + "_")
         lines += code.statements
@@ -112,11 +114,19 @@ def image_of(group: Group) -> TensorType:
     return group.inputs[found.image.index].tensor
 
 
+# Ops that cost little where every tile of columns computes them again.
+_CHEAP = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Max", "Min", "Relu", "Clip", "LeakyRelu", "HardSigmoid", "HardSwish", "Neg", "Abs", "Cast"}
+)
+
+
 def producer_reason(anchor: Node, producer: Node) -> str | None:
     """None if a node ahead of a convolution can be computed in its loads, else the reason why not."""
     spec, result = find(producer.op), producer.output.tensor
     if spec is None or spec.kind != OpKind.POINTWISE:
         return f"{producer.op} is not pointwise"
+    if producer.op not in _CHEAP:
+        return f"{producer.op} costs too much to be computed for each tile"
     if result.shape != anchor.input(0).tensor.shape:
         return "it is broadcast"
     whole = [v for v in producer.operands if v.tensor.shape == result.shape]

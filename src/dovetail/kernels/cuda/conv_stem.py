@@ -120,10 +120,10 @@ def _step(
     rows = f"({offset})[None, :]" if offset != "0" else "(rm * 0)[None, :]"
     lines.append(f"x0 = tl.load({x} + (ko[:, None] + {rows}){', mask=ok, other=0.0' if mask else ''})")
 
-    def at(factor: Factor) -> str:
+    def at(factor: Factor) -> tuple[str, str]:
         per_image, per_channel = scaled(w, image, factor.strides[0]), scaled(w, channel, factor.strides[1])
         terms = [t for t in (per_image != "0" and f"({per_image})[None, :]", per_channel != "0" and f"({per_channel})[:, None]") if t]
-        return "(" + (" + ".join(terms) or "0") + ")"
+        return "(" + (" + ".join(terms) or "0") + ")", ""
 
     value = prologue.apply(w, group, lines, "x0", at)
     if not prologue.is_plain:
@@ -150,7 +150,8 @@ class Stem(Tactic):
         if reason is not None:
             return reason
         conv = convolution_of(group)
-        if conv.groups != 1 or conv.depth > MAX_DEPTH or conv.depth * conv.window.taps > MAX_SUM:
+        aligned = conv.window.taps == 1 and conv.depth % 8 == 0
+        if conv.groups != 1 or conv.depth > MAX_DEPTH or conv.depth * conv.window.taps > MAX_SUM or aligned:
             return "blocks of channels are better"
         if any(k > MAX_TAPS for k in conv.window.kernel):
             return f"an axis of the filters has more than {MAX_TAPS} taps"
@@ -160,7 +161,9 @@ class Stem(Tactic):
         """Pointwise nodes that read one image and operands of its channels."""
         channels, taps = anchor.input(0).tensor.shape[1], anchor.input(1).tensor.shape[2:]
         known = isinstance(channels, int) and channels <= MAX_DEPTH and all(isinstance(k, int) for k in taps)
-        return producer_reason(anchor, producer) if known and anchor.attrs.get("group", 1) == 1 else "the image has many channels"
+        if not known or anchor.attrs.get("group", 1) != 1:
+            return "the image has many channels"
+        return producer_reason(anchor, producer)
 
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Any image; channels last for the rest."""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from dovetail.codegen.tactic import Config, Emitted, Group, Pack, Tactic, single, tactic
 from dovetail.codegen.target import CudaTarget, Target
+from dovetail.ir.graph import Node
 from dovetail.kernels.cuda.conv import MAX_TAPS, Tile, implicit_gemm
 from dovetail.kernels.cuda.conv_config import dense_tiles, grouped_tiles, rank
+from dovetail.kernels.cuda.conv_prologue import producer_reason
 from dovetail.kernels.cuda.conv_shape import Convolution, conv_reason, convolution_of, image_layouts
-from dovetail.kernels.fused import in_place, sides
+from dovetail.kernels.fused import attributes, in_place, sides
 
 _KEEP = 18
 
@@ -44,10 +46,24 @@ class ImplicitGemm(Tactic):
 
     def supports(self, group: Group, target: Target) -> str | None:
         """Floats with filters known before the run."""
-        reason = conv_reason(group)
-        if reason is None and any(k > MAX_TAPS for k in convolution_of(group).window.kernel):
+        reason = conv_reason(group, prologue=True)
+        if reason is not None:
+            return reason
+        conv = convolution_of(group)
+        if any(k > MAX_TAPS for k in conv.window.kernel):
             return f"an axis of the filters has more than {MAX_TAPS} taps"
-        return reason
+        assert group.anchor is not None
+        plain = group.anchor.input(0).producer is None
+        if not plain and (conv.window.taps > 1 or conv.groups > 1 or any(conv.window.padded)):
+            return "the image is computed inside the group, and once per tap"
+        return None
+
+    def prologue(self, anchor: Node, producer: Node, target: Target) -> str | None:
+        """Cheap pointwise nodes ahead of a 1x1 convolution that read one image and operands of its channels."""
+        attrs, taps = attributes(anchor), anchor.input(1).tensor.shape[2:]
+        if any(k != 1 for k in taps) or attrs["group"] != 1 or any(p != 0 for p in attrs["pads"]):
+            return "it would be computed once per tap"
+        return producer_reason(anchor, producer)
 
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Channels last."""
