@@ -135,7 +135,7 @@ def test_epilogues(extra: Any, kind: DType) -> None:
 TILES = [
     Tile(16, 32, 16, 4, 2, swap=1), Tile(16, 16, 32, 4, 2, split=3), Tile(16, 16, 16, 4, 2, split=4, group=2),
     Tile(32, 16, 16, 4, 2, group=1), Tile(16, 16, 16, 4, 2, group=2), Tile(16, 32, 16, 4, 2, split=2, swap=1),
-    Tile(64, 64, 16, 1, 2), Tile(16, 16, 16, 4, 2, split=3, ahead=1),
+    Tile(64, 64, 16, 1, 2), Tile(16, 16, 16, 4, 2, split=3, ahead=1), Tile(16, 48, 16, 4, 2), Tile(64, 96, 16, 1, 2, early=0),
 ]  # fmt: skip
 
 
@@ -191,6 +191,7 @@ COPIED: dict[str, tuple[tuple[Dim, ...], tuple[Dim, ...], Layout | None, Layout 
 @pytest.mark.parametrize("tile", [
     matmul_tma.Tile(64, 64, 32, 4, 3, 2, 1), matmul_tma.Tile(64, 64, 32, 1, 3, 8, 0, 0, 1, 1),
     matmul_tma.Tile(32, 32, 64, 4, 3, 8, 1, 1, 1),
+    matmul_tma.Tile(64, 96, 64, 1, 3, 8, 1, 0, 1), matmul_tma.Tile(32, 48, 32, 4, 3),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("case", COPIED)
 def test_copied_tiles(case: str, tile: matmul_tma.Tile, extra: Any) -> None:
@@ -303,6 +304,7 @@ KERNELS = {
     "parts": kernel(PLAIN, GEMM, Tile(64, 64, 64, 4, 3, split=2, ahead=1).config),
     "wide": kernel(WIDE, GEMM, Tile(128, 256, 64, 8, 3).config),
     "copied": kernel(WIDE, TMA, matmul_tma.Tile(128, 256, 64, 8, 3, 8, 1, 0, 1).config),
+    "two blocks": kernel(WIDE, TMA, matmul_tma.Tile(128, 192, 64, 8, 4, 8, 0, 0, 1).config),
     "unknown rows": kernel(half(N * 8, 768, 768, constant=True), GEMM, Tile(64, 64, 64, 4, 3).config),
     "unknown depth": kernel(half(256, 768, K * 16), GEMM, Tile(64, 64, 64, 4, 3).config),
     "vector": kernel(half(1, 1000, 2048, constant=True), GEMV),
@@ -313,6 +315,7 @@ EXPECTED = {
     "parts": ("HGMMA.64x64x16 LDGSTS.E.BYPASS.128 PF2 ATOMG", "HMMA"),
     "wide": ("HGMMA.64x256x16 LDGSTS.E.BYPASS.128 STG.E.128", "LDL STL"),
     "copied": ("HGMMA.64x256x16 UTMALDG.2D UTMASTG.2D", "LDGSTS LDL STL"),
+    "two blocks": ("HGMMA.64x128x16 HGMMA.64x64x16 UTMALDG.2D UTMASTG.2D", "LDGSTS LDL STL"),
     "unknown rows": ("HGMMA LDGSTS.E.BYPASS.128", ""),
     "unknown depth": ("HGMMA LDGSTS.E.BYPASS.128", ""),
     "vector": ("LDG.E.128 FFMA", "HMMA HGMMA"),

@@ -38,7 +38,7 @@ class Tile:
     """A configuration.
 
     Attributes:
-        bm, bn, bk: rows and columns of a tile, depth of a step.
+        bm, bn, bk: rows and columns of a tile, depth of a step. All but `bn` are powers of two.
         warps, stages: of the program, and steps in flight.
         split: programs that share the sum of a tile.
         group: row tiles that share their columns' loads while these are in the L2 cache.
@@ -152,7 +152,8 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
         lines += ["slot = tile", f"z = tile // {w.dim(tiles)}", f"tile = tile % {w.dim(tiles)}", *taken]
         whole = "slot"
     lines += place
-    lines += [f"rm = pm * {bm} + tl.arange(0, {bm})", f"rn = pn * {bn} + tl.arange(0, {bn})", f"rk = tl.arange(0, {bk})"]
+    parts = blocks(bn)
+    lines += [f"rm = pm * {bm} + tl.arange(0, {bm})", *column_indices(bn), f"rk = tl.arange(0, {bk})"]
 
     axes = tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)
     rows = Rows("rm", axes)
@@ -162,25 +163,25 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
         loaded_rows = Rows("am", axes)
     columns = "rn"
     if outside(p.column.extent, bn):
-        lines.append(f"bn = rn % {w.dim(p.column.extent)}")
+        lines += [f"bn{c.name} = rn{c.name} % {w.dim(p.column.extent)}" for c in parts]
         columns = "bn"
     # Which way round the tiles of the operands lie: [rows, depth] and [depth, columns], or the transposes.
     row_at, depth_in_left = ("[None, :]", "[:, None]") if tile.swap else ("[:, None]", "[None, :]")
     column_at, depth_in_right = ("[:, None]", "[None, :]") if tile.swap else ("[None, :]", "[:, None]")
     row_vector = _row_vector(loaded_rows, w, by_axis(p.rows, False, rank), bm, lines)
-    column_vector = scaled(w, columns, p.column.right)
-    if column_vector == "0":
-        column_vector = f"tl.zeros(({bn},), tl.int32)"
     steps = ceil_div(p.depth, bk)
     part = ceil_div(steps, tile.split)
     first = f"tl.program_id(1) * {w.dim(part)}" if tile.split > 1 else "0"
     a_at = f"{a}{base_offset(w, p.batch, base, False)} + ({row_vector}){row_at}"
-    b_at = f"{b}{base_offset(w, p.batch, base, True)} + ({column_vector}){column_at}"
     lines += [f"first = {first}"] if tile.split > 1 else []
     lines += [f"a = {a_at} + ({_times(w, 'rk', p.left_step)}){depth_in_left}"]
-    lines += [f"b = {b_at} + ({_times(w, 'rk', p.right_step)}){depth_in_right}"]
+    for c in parts:
+        vector = scaled(w, columns + c.name, p.column.right)
+        vector = f"tl.zeros(({c.width},), tl.int32)" if vector == "0" else vector
+        b_at = f"{b}{base_offset(w, p.batch, base, True)} + ({vector}){column_at}"
+        lines += [f"b{c.name} = {b_at} + ({_times(w, 'rk', p.right_step)}){depth_in_right}"]
 
-    if tile.ahead and target.programmatic_launch and known_early(group, p.right):
+    if tile.ahead and target.programmatic_launch and known_early(group, p.right) and len(parts) == 1:
         lines += prefetch(w, p, (bn, bk), tile.split, b, columns, base_offset(w, p.batch, base, True))
 
     shape = (bn, bm) if tile.swap else (bm, bn)
@@ -188,14 +189,14 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     if tile.split == 1:
         lines += out.early
     lines += [*w.wait, *(w.release if tile.early else [])]
-    lines.append(f"acc = tl.zeros({shape}, tl.float32)")
+    lines += [f"acc{c.name} = tl.zeros({(c.width, bm) if tile.swap else (bm, c.width)}, tl.float32)" for c in parts]
     lines += _loop(w, p, tile, target, (depth_in_left, depth_in_right))
     lines += [] if tile.early else w.release
     workspace: Dim = 0
     counters = 0
     if tile.split > 1:
         total = tiles * p.n_batch
-        assert isinstance(total, int), "a sum is cut into parts only where the number of tiles is known"
+        assert isinstance(total, int) and len(parts) == 1, "a sum is cut into parts only where the number of tiles is known"
         workspace, counters = total * tile.split * bm * bn * 4, total
         lines += finish(w, out, tile.split, shape, whole)
     else:
@@ -217,7 +218,7 @@ def epilogue(
     w: Writer, group: Group, p: Problem, bm: int, bn: int, warps: int, rows: Rows, base: list[tuple[int, str]] | None = None,
     swap: bool = False, store: Store | None = None,
 ) -> TileEpilogue:  # fmt: skip
-    """The epilogue of `acc`, in halves where its intermediate values would not fit into registers beside the accumulators.
+    """The epilogue of `acc` (or those of the blocks), in halves where its intermediate values would need too many registers beside it.
 
     Args:
         w, group, p: the kernel and what it computes.
@@ -236,15 +237,49 @@ def epilogue(
         )  # fmt: skip
 
     costly = any(node.op not in _CHEAP for node in group.body.nodes if node is not group.anchor)
-    if swap or not costly or bm * bn <= 64 * 32 * warps:
-        return of("acc", "rn", 0, bn)
-    half = bn // 2
-    lines = [f"acc0, acc1 = tl.split(tl.permute(tl.reshape(acc, ({bm}, 2, {half})), (0, 2, 1)))"]
-    for n in range(2):
-        lines.append(f"rn{n} = pn * {bn} + {n * half} + tl.arange(0, {half})")
-        part = of(f"acc{n}", f"rn{n}", n * half, half)
-        lines += [*part.early, *part.late]
-    return TileEpilogue([], lines)
+    early: list[str] = []
+    late: list[str] = []
+    for c in blocks(bn):
+        if swap or not costly or bm * c.width <= 64 * 32 * warps:
+            whole = of(f"acc{c.name}", f"rn{c.name}", c.first, c.width)
+            early, late = [*early, *whole.early], [*late, *whole.late]
+            continue
+        half = c.width // 2
+        acc = f"acc{c.name}"
+        late.append(f"{acc}0, {acc}1 = tl.split(tl.permute(tl.reshape({acc}, ({bm}, 2, {half})), (0, 2, 1)))")
+        for n in range(2):
+            first = c.first + n * half
+            late.append(f"rn{c.name}{n} = pn * {bn} + {first} + tl.arange(0, {half})")
+            part = of(f"{acc}{n}", f"rn{c.name}{n}", first, half)
+            late += [*part.early, *part.late]
+    return TileEpilogue(early, late)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some columns of a tile; extents of Triton's tensors are powers of two, so that a tile of 192 columns has two.
+
+    Attributes:
+        name: what is appended to the names of its variables.
+        first, width: its columns.
+    """
+
+    name: str
+    first: int
+    width: int
+
+
+def blocks(bn: int) -> list[Block]:
+    """The columns of a tile in blocks of powers of two, the widest first."""
+    widths = [1 << bit for bit in reversed(range(bn.bit_length())) if bn >> bit & 1]
+    if len(widths) == 1:
+        return [Block("", 0, bn)]
+    return [Block("abcdefgh"[n], sum(widths[:n]), width) for n, width in enumerate(widths)]
+
+
+def column_indices(bn: int) -> list[str]:
+    """Statements that make `rn`, the columns of the tile `pn`."""
+    return [f"rn{c.name} = pn * {bn} + {f'{c.first} + ' if c.first else ''}tl.arange(0, {c.width})" for c in blocks(bn)]
 
 
 def more_steps(steps: Dim, least: int = 3) -> str:
@@ -262,15 +297,18 @@ def _times(w: Writer, index: str, stride: Dim) -> str:
 def _loop(w: Writer, p: Problem, tile: Tile, target: CudaTarget, depth_at: tuple[str, str]) -> list[str]:
     """The sum over the depth; a depth that is no multiple of a step ends with masked loads."""
     bk = tile.bk
-    product = f"tl.dot(y, x, acc{precision(p, target)})" if tile.swap else f"tl.dot(x, y, acc{precision(p, target)})"
+
+    def product(c: Block) -> str:
+        factors = f"y{c.name}, x" if tile.swap else f"x, y{c.name}"
+        return f"    acc{c.name} = tl.dot({factors}, acc{c.name}{precision(p, target)})"
 
     def step(masked: bool) -> list[str]:
         inside = f"rk < {w.dim(p.depth)} - k * {bk}"
         masks = [f", mask=({inside}){at}, other=0" if masked else "" for at in depth_at]
         return [
             f"    x = tl.load(a + k * {w.dim(p.left_step * bk)}{masks[0]})",
-            f"    y = tl.load(b + k * {w.dim(p.right_step * bk)}{masks[1]})",
-            f"    acc = {product}",
+            *(f"    y{c.name} = tl.load(b{c.name} + k * {w.dim(p.right_step * bk)}{masks[1]})" for c in blocks(tile.bn)),
+            *(product(c) for c in blocks(tile.bn)),
         ]
 
     steps = ceil_div(p.depth, bk)

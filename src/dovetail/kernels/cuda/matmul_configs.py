@@ -7,20 +7,19 @@ from dataclasses import dataclass, replace
 
 from dovetail.codegen.tactic import Group
 from dovetail.codegen.target import CudaTarget
-from dovetail.core.dims import Dim
+from dovetail.core.dims import Dim, evaluate, symbols
 from dovetail.core.dtypes import F32
 from dovetail.kernels.cuda import cost, matmul_tma
 from dovetail.kernels.cuda.cost import Work
 from dovetail.kernels.cuda.gemv import TOGETHER, Strip
 from dovetail.kernels.cuda.matmul import Tile
 from dovetail.kernels.cuda.matmul_problem import Problem, known_early
-from dovetail.kernels.cuda.writer import typical
 
 LIMIT = 16
 """Configurations at most."""
 
-GIVEN = 4
-"""What an unknown dim counts as."""
+FIRST, OTHERS = 4, 64
+"""What an unknown dim counts as: a batch, or a length."""
 
 # Other results of a run fit into the L2 cache besides this much.
 _CACHED = 30e6
@@ -54,10 +53,15 @@ class Sizes:
 
 
 def sizes(group: Group, p: Problem) -> Sizes:
-    """The numbers of a problem, unknown dims as `GIVEN`."""
+    """The numbers of a problem; unknown dims count as `FIRST` where they are first axes, else as `OTHERS`."""
+    env: dict[str, int] = {}
+    for value in (*group.inputs, *group.outputs):
+        for axis, d in enumerate(value.tensor.shape):
+            for name in symbols(d):
+                env[name] = min(env.get(name, OTHERS), OTHERS if axis else FIRST)
 
     def number(d: Dim) -> int:
-        return max(1, typical(d, GIVEN))
+        return max(1, evaluate(d, env))
 
     m, n, k, batch = (number(d) for d in (p.n_rows, p.column.extent, p.depth, p.n_batch))
     full = group.outputs[0].tensor.shape
@@ -136,7 +140,9 @@ def _half(given: Sizes, target: CudaTarget) -> Iterator[Tile]:
     """Tiles of 16-bit and TF32 operands."""
     depths = (32, 64, 128) if given.itemsize == 2 else (32, 64)
     for bm in (16, 32, 64, 128, 256):
-        for bn in (16, 32, 64, 128, 256):
+        for bn in (16, 32, 64, 96, 128, 192, 256):
+            if bn in (96, 192) and (bm < 64 or (given.n % bn and given.n < 4 * bn)):
+                continue  # two products a step: worth it where it fills the last wave
             if bm > max(16, power(given.m)) or bn > max(16, power(given.n)) or bm * bn > 128 * 256:
                 continue
             for bk in depths:
@@ -146,7 +152,7 @@ def _half(given: Sizes, target: CudaTarget) -> Iterator[Tile]:
                     if (warps == 8) != (bm * bn > 128 * 128) and (warps == 4 or bm * bn != 128 * 128):
                         continue
                     yield Tile(bm, bn, bk, warps, 3)
-                    if target.capability >= 90 and bm <= 64 <= bn and given.m <= 64:
+                    if target.capability >= 90 and bm <= 64 <= bn and given.m <= 64 and bn == power(bn):
                         yield Tile(bm, bn, bk, warps, 3, swap=1)
 
 
@@ -170,7 +176,7 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
         count = -(-given.m // tile.bm) * -(-given.n // tile.bn) * given.batch
         steps = -(-given.k // tile.bk)
         for split in (1, 2, 3, 4, 6, 8, 12, 16):
-            if split > 1 and (not known or count * split > 2 * target.multiprocessors or split * 2 > steps):
+            if split > 1 and (not known or tile.bn != power(tile.bn) or count * split > 2 * target.multiprocessors or split * 2 > steps):
                 break
             if -(-steps // -(-steps // split)) != split:
                 continue  # the last part would be empty
@@ -246,7 +252,15 @@ def small_reason(group: Group, p: Problem) -> str | None:
     return None
 
 
-_COPIED = ((128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (128, 64, 4), (64, 128, 4), (64, 64, 4))
+def flattened(tile: matmul_tma.Tile) -> matmul_tma.Tile:
+    """The tile whose program begins its next tile early; it needs more shared memory at a time."""
+    return replace(tile, flatten=1, stages=tile.stages - 1 if tile.stages > 3 else tile.stages)
+
+
+_COPIED = (
+    (128, 256, 8), (256, 128, 8), (128, 192, 8), (128, 128, 8), (128, 128, 4), (64, 256, 4), (64, 192, 4), (128, 64, 4), (64, 128, 4),
+    (64, 64, 4),
+)  # fmt: skip
 
 
 def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile]:
@@ -255,7 +269,7 @@ def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile
     stores = matmul_tma.stored(group, p) is not None
     found: list[tuple[float, matmul_tma.Tile]] = []
     for bm, bn, warps in _COPIED:
-        if bm > max(64, power(given.m)) or bn > max(64, power(given.n)):
+        if bm > max(64, power(given.m)) or bn > max(64, power(given.n)) or (bn == 192 and given.n % bn and given.n < 4 * bn):
             continue
         count = -(-given.m // bm) * -(-given.n // bn)
         staging = bm * bn * group.outputs[0].tensor.dtype.itemsize
@@ -279,7 +293,7 @@ def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile
             kept.append(tile)
             seen[shape] = seen.get(shape, 0) + 1
     walking = {(tile.bm, tile.bn): tile for tile in reversed(kept) if tile.persistent}
-    flat = [replace(tile, flatten=1) for tile in kept if walking.get((tile.bm, tile.bn)) is tile][:3]
+    flat = [flattened(tile) for tile in kept if walking.get((tile.bm, tile.bn)) is tile][:3]
     if _ahead(group, p, given, kept[0].bm, target) and not kept[0].persistent:
         kept[1:1] = [replace(kept[0], ahead=1)]
     return [*kept, *flat]

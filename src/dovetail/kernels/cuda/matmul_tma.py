@@ -16,6 +16,8 @@ from dovetail.core.dims import Dim, ceil_div, minimum
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda.matmul import (
     Store,
+    blocks,
+    column_indices,
     epilogue,
     more_steps,
     precision,
@@ -140,7 +142,8 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     assert both is not None
     left, right = both
     a = _map(w, group, p.left, left, (bm, bk) if left.depth_last else (bk, bm))
-    b = _map(w, group, p.right, right, (bn, bk) if right.depth_last else (bk, bn))
+    parts = blocks(bn)
+    b = {c: _map(w, group, p.right, right, (c.width, bk) if right.depth_last else (bk, c.width)) for c in parts}
     place, tiles_m, tiles_n = tile_indices(w, p, bm, bn, tile.group)
     tiles = tiles_m * tiles_n
     steps = ceil_div(p.depth, bk)
@@ -149,16 +152,16 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     body = [
         *place,
         f"rm = pm * {bm} + tl.arange(0, {bm})",
-        f"rn = pn * {bn} + tl.arange(0, {bn})",
+        *column_indices(bn),
     ]
     indices = len(body)
     body += [
-        f"acc = tl.zeros(({bm}, {bn}), tl.float32)",
+        *(f"acc{c.name} = tl.zeros(({bm}, {c.width}), tl.float32)" for c in parts),
         # To be flattened, the loop must be known to run at least once.
         f"for k in range(0, {w.dim(steps)}{'' if tile.flatten else more_steps(steps)}):",
         f"    x = {a}.load([pm * {bm}, k * {bk}])" if left.depth_last else f"    x = {a}.load([k * {bk}, pm * {bm}]).T",
-        f"    y = {b}.load([pn * {bn}, k * {bk}]).T" if right.depth_last else f"    y = {b}.load([k * {bk}, pn * {bn}])",
-        f"    acc = tl.dot(x, y, acc{precision(p, target)})",
+        *(f"    y{c.name} = {_right(b[c], right, f'pn * {bn} + {c.first}', f'k * {bk}')}" for c in parts),
+        *(f"    acc{c.name} = tl.dot(x, y{c.name}, acc{c.name}{precision(p, target)})" for c in parts),
     ]
     result = stored(group, p) if tile.store else None
     out = epilogue(
@@ -173,7 +176,7 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     else:
         known = known_early(group, p.right)
         lines = ["tile = tl.program_id(0)", *body[:indices]]
-        if tile.ahead and known and target.programmatic_launch:
+        if tile.ahead and known and len(parts) == 1 and target.programmatic_launch:
             pointer = w.pointer(Operand("in", p.right), group.inputs[p.right].tensor)
             lines += [f"cn = rn % {w.dim(p.column.extent)}", *prefetch(w, p, (bn, bk), 1, pointer, "cn")]
         lines += [*w.wait, *w.release, *body[indices:], *out.early, *out.late]
@@ -185,15 +188,18 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     )  # fmt: skip
 
 
+def _right(name: str, right: Side, column: str, depth: str) -> str:
+    """A tile [depth, columns] of the right operand."""
+    return f"{name}.load([{column}, {depth}]).T" if right.depth_last else f"{name}.load([{depth}, {column}])"
+
+
 def _store(w: Writer, group: Group, tile: Tile, result: TensorMap) -> Store:
     """Writes parts of the only result by the copy engine."""
     kind = group.outputs[0].tensor
-    names: list[str] = []
 
     def write(value: str, column: int, width: int) -> str:
-        if not names:
-            names.append(w.pointer(Operand("out", 0), kind, TensorMap(result.shape, result.strides, (tile.bm, width))))
-        return f"{names[0]}.store([pm * {tile.bm}, pn * {tile.bn} + {column}], {triton_scalar.narrow(value, kind.dtype)})"
+        name = w.pointer(Operand("out", 0), kind, TensorMap(result.shape, result.strides, (tile.bm, width)))
+        return f"{name}.store([pm * {tile.bm}, pn * {tile.bn} + {column}], {triton_scalar.narrow(value, kind.dtype)})"
 
     return write
 
