@@ -201,7 +201,7 @@ def test_every_configuration_computes_the_same() -> None:
             other = Layer(op, 3, 4, 5, 50)
             assert not other.log.host
             assign_layouts(other.module, other.target)
-            (found,) = select(other.module, other.target, lambda groups, _: [(able[0], config, ()) for _, able in groups]).values()  # noqa: B023
+            (found,) = select(other.module, other.target, lambda groups, *_: [(able[0], config, ()) for _, able in groups]).values()  # noqa: B023
             for got, want in zip(other.run(found, 2), other.want(), strict=True):
                 np.testing.assert_allclose(got, want, rtol=0, atol=3e-6)
 

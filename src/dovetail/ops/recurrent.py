@@ -1,4 +1,7 @@
-"""LSTM, GRU and RNN over time-major input."""
+"""LSTM, GRU and RNN over time-major input.
+
+Without `w`, which only the compiler writes, x holds the products with it already: [T, B, D * gates * H].
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ def _states(
     where: str,
     gates: int,
     x: TensorType,
-    w: TensorType,
-    r: TensorType,
+    w: TensorType | None,
+    r: TensorType | None,
     b: TensorType | None,
     hidden: int,
     direction: str,
@@ -24,6 +27,8 @@ def _states(
     functions: int,
 ) -> tuple[TensorType, TensorType]:
     """(Y, Y_h) after checking what the three ops share."""
+    if r is None:
+        raise TypeInferenceError(f"{where}: input 2 (r) is missing, got none, expected the weights of the state; connect it")
     same_dtype(where, x, w, r, b)
     if direction not in DIRECTIONS:
         raise TypeInferenceError(f"{where}: direction, got {direction!r}, expected one of {DIRECTIONS}; fix it")
@@ -32,12 +37,19 @@ def _states(
         raise TypeInferenceError(
             f"{where}: activations, got {activations}, expected {functions * directions} of each; give all of them"
         )
-    if x.rank != 3 or w.rank != 3 or r.rank != 3:
+    if any(t is not None and t.rank != 3 for t in (x, w, r)):
         raise TypeInferenceError(f"{where}: got x {x}, w {w}, r {r}, expected rank 3 each; reshape them")
+    projected: tuple[tuple[str, Dim, Dim], ...]
+    if w is None:
+        projected = (("products of x, and directions * gates * hidden_size", x.shape[2], directions * gates * hidden),)
+    else:
+        projected = (
+            ("directions of w", w.shape[0], directions),
+            ("rows of w and gates * hidden_size", w.shape[1], gates * hidden),
+            ("input sizes of x and w", w.shape[2], x.shape[2]),
+        )
     wanted: tuple[tuple[str, Dim, Dim], ...] = (
-        ("directions of w", w.shape[0], directions),
-        ("rows of w and gates * hidden_size", w.shape[1], gates * hidden),
-        ("input sizes of x and w", w.shape[2], x.shape[2]),
+        *projected,
         ("directions of r", r.shape[0], directions),
         ("rows of r and gates * hidden_size", r.shape[1], gates * hidden),
         ("columns of r and hidden_size", r.shape[2], hidden),
@@ -51,8 +63,8 @@ def _states(
 @op("LSTM", RECURRENT)
 def lstm(
     x: TensorType,
-    w: TensorType,
-    r: TensorType,
+    w: TensorType | None = None,
+    r: TensorType | None = None,
     b: TensorType | None = None,
     lengths: TensorType | None = None,
     initial_h: TensorType | None = None,
@@ -80,8 +92,8 @@ def lstm(
 @op("GRU", RECURRENT)
 def gru(
     x: TensorType,
-    w: TensorType,
-    r: TensorType,
+    w: TensorType | None = None,
+    r: TensorType | None = None,
     b: TensorType | None = None,
     lengths: TensorType | None = None,
     initial_h: TensorType | None = None,
@@ -102,8 +114,8 @@ def gru(
 @op("RNN", RECURRENT)
 def rnn(
     x: TensorType,
-    w: TensorType,
-    r: TensorType,
+    w: TensorType | None = None,
+    r: TensorType | None = None,
     b: TensorType | None = None,
     lengths: TensorType | None = None,
     initial_h: TensorType | None = None,

@@ -2,7 +2,8 @@
 
 Attention becomes two MatMuls around a Softmax. The products, the softmax and the mask are the reference's: rows that see
 nothing are zero, bool masks select, float masks add. Results whose size depends on data become tables with room for all that
-there may be, of which the host learns how much is used: NonZero, Compress and NonMaxSuppression.
+there may be, of which the host learns how much is used: NonZero, Compress and NonMaxSuppression. LSTM, GRU and RNN leave the
+product with their inputs to a MatMul.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, floor_div, minimum, sym
 from dovetail.core.dtypes import BF16, BOOL, F16, F32, I64
 from dovetail.ir.graph import Module, Node, Time, Value
-from dovetail.ir.rewriter import Rewrite, apply_rules, rule
+from dovetail.ir.rewriter import Rewrite, Rule, apply_rules, rule
 from dovetail.ops.infer import infer
 from dovetail.passes.constants import guard, scalar
 from dovetail.passes.fuse import declined_alone
@@ -34,8 +35,35 @@ def legalise(module: Module, target: Target) -> None:
     # the reference multiplies them faster, and rounds once.
     if target.device != "cpu":
         apply_rules(module, [replace(expand_attention, apply=expand)], infer)
+
+    def project(node: Node, rewrite: Rewrite) -> str | None:
+        return _project(node, rewrite, target)
+
+    if target.device != "cpu":
+        apply_rules(module, [Rule("project_recurrent", ("LSTM", "GRU", "RNN"), project, _project.__doc__ or "")], infer)
     if tactics("select", target.device):
         apply_rules(module, [tabulate_non_zero, tabulate_compress, tabulate_suppression], infer)
+
+
+def _project(node: Node, rewrite: Rewrite, target: Target) -> str | None:
+    """A recurrent layer over the product of its inputs with W, all steps at once: a MatMul like any other."""
+    w = node.inputs[1]
+    if w is None:
+        return "it is projected already"
+    if node.graph.time_of(node) != Time.RUN:
+        return "known before the run"
+    directions, rows, inputs = w.tensor.shape
+    flat = rewrite.emit_node("Reshape", w, shape=(directions * rows, inputs))
+    turned = rewrite.emit_node("Transpose", flat.output, perm=(1, 0))
+    product = rewrite.emit_node("MatMul", node.input(0), turned.output)
+    layer = rewrite.emit_node(node.op, product.output, None, *node.inputs[2:], **node.attrs)
+    reason = declined_alone(layer, target)
+    if reason is not None:
+        for made in (layer, product, turned, flat):
+            node.graph.erase(made)
+        return reason
+    rewrite.replace(node, *layer.outputs)
+    return None
 
 
 def _used(rewrite: Rewrite, table: Value, count: Value, symbols: tuple[str, ...], axis: int) -> Value:

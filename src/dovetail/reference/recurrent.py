@@ -108,6 +108,14 @@ def _states(
     return [np.zeros(shape, widen(x).dtype) if g is None else widen(g) for g in given]
 
 
+def _project(x: Array, w: Array | None, directions: int) -> list[Array]:
+    """The products with the input weights of each direction, [T, B, gates * H]; without `w` they are what `x` holds."""
+    wide = widen(x)
+    if w is None:
+        return np.split(wide, directions, axis=-1)
+    return [wide @ each.T for each in widen(w)]
+
+
 def _functions(
     activations: Sequence[str], alpha: Sequence[float], beta: Sequence[float], clip: float
 ) -> list[Activation]:
@@ -117,7 +125,7 @@ def _functions(
 @reference("LSTM")
 def lstm(
     x: Array,
-    w: Array,
+    w: Array | None,
     r: Array,
     b: Array | None = None,
     lengths: Array | None = None,
@@ -141,10 +149,10 @@ def lstm(
     """
     functions = _functions(activations, activation_alpha, activation_beta, clip)
     unclipped = _functions(activations, activation_alpha, activation_beta, 0.0)
-    xs, ws, rs = widen(x), widen(w), widen(r)
+    products, rs = _project(x, w, r.shape[0]), widen(r)
 
     def projected(d: int) -> Array:
-        gates = xs @ ws[d].T
+        gates = products[d]
         return np.asarray(gates if b is None else gates + widen(b)[d].reshape(2, -1).sum(0))
 
     def step(d: int) -> Step:
@@ -162,15 +170,15 @@ def lstm(
 
         return one
 
-    initial = _states(x, ws.shape[0], hidden_size, (initial_h, initial_c))
-    y, y_h, y_c = _run(x, ws.shape[0], direction == "reverse", projected, step, initial, lengths)
+    initial = _states(x, rs.shape[0], hidden_size, (initial_h, initial_c))
+    y, y_h, y_c = _run(x, rs.shape[0], direction == "reverse", projected, step, initial, lengths)
     return y, y_h, y_c
 
 
 @reference("GRU")
 def gru(
     x: Array,
-    w: Array,
+    w: Array | None,
     r: Array,
     b: Array | None = None,
     lengths: Array | None = None,
@@ -190,11 +198,11 @@ def gru(
     Source: ONNX GRU-22.
     """
     functions = _functions(activations, activation_alpha, activation_beta, clip)
-    xs, ws, rs, n = widen(x), widen(w), widen(r), hidden_size
-    biases = np.zeros((ws.shape[0], 6 * n), xs.dtype) if b is None else widen(b)
+    products, rs, n = _project(x, w, r.shape[0]), widen(r), hidden_size
+    biases = np.zeros((rs.shape[0], 6 * n), rs.dtype) if b is None else widen(b)
 
     def projected(d: int) -> Array:
-        return np.asarray(xs @ ws[d].T + biases[d, : 3 * n])
+        return np.asarray(products[d] + biases[d, : 3 * n])
 
     def step(d: int) -> Step:
         f, g = functions[2 * d : 2 * d + 2]
@@ -214,15 +222,15 @@ def gru(
 
         return one
 
-    initial = _states(x, ws.shape[0], n, (initial_h,))
-    y, y_h = _run(x, ws.shape[0], direction == "reverse", projected, step, initial, lengths)
+    initial = _states(x, rs.shape[0], n, (initial_h,))
+    y, y_h = _run(x, rs.shape[0], direction == "reverse", projected, step, initial, lengths)
     return y, y_h
 
 
 @reference("RNN")
 def rnn(
     x: Array,
-    w: Array,
+    w: Array | None,
     r: Array,
     b: Array | None = None,
     lengths: Array | None = None,
@@ -240,10 +248,10 @@ def rnn(
     x [T, B, I], w [D, H, I], r [D, H, H], b [D, 2H]. Source: ONNX RNN-22.
     """
     functions = _functions(activations, activation_alpha, activation_beta, clip)
-    xs, ws, rs = widen(x), widen(w), widen(r)
+    products, rs = _project(x, w, r.shape[0]), widen(r)
 
     def projected(d: int) -> Array:
-        gates = xs @ ws[d].T
+        gates = products[d]
         return np.asarray(gates if b is None else gates + widen(b)[d].reshape(2, -1).sum(0))
 
     def step(d: int) -> Step:
@@ -252,6 +260,6 @@ def rnn(
 
         return one
 
-    initial = _states(x, ws.shape[0], hidden_size, (initial_h,))
-    y, y_h = _run(x, ws.shape[0], direction == "reverse", projected, step, initial, lengths)
+    initial = _states(x, rs.shape[0], hidden_size, (initial_h,))
+    y, y_h = _run(x, rs.shape[0], direction == "reverse", projected, step, initial, lengths)
     return y, y_h
