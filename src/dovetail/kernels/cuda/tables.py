@@ -228,7 +228,9 @@ def _select(shape: Suppression, target: CudaTarget, tactic: str) -> Kernel:
     lines += ["    " + line for line in inner]
     lines += [*w.release, f"tl.store({counts} + pair, number)"]
     work = shape.pairs * shape.count
-    return w.kernel(lines, grid=(shape.pairs, 1, 1), warps=8, stages=1, tactic=tactic, flops=work * 20 * shape.limit, bytes=work * 20)
+    # Products of sizes that data define have thousands of terms; an estimate does without them.
+    rounds = shape.limit if isinstance(shape.limit, int) else 1
+    return w.kernel(lines, grid=(shape.pairs, 1, 1), warps=8, stages=1, tactic=tactic, flops=work * 20 * rounds, bytes=work * 20)
 
 
 def _rows(shape: Suppression, target: CudaTarget, tactic: str) -> Kernel:
