@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dovetail.core import dims
 from dovetail.core.dims import Dim, evaluate, product
 from dovetail.core.errors import ShapeError
 from dovetail.ir.graph import Module, Node
@@ -47,5 +48,6 @@ def contraction_flops(node: Node) -> Dim:
         return 2 * node.outputs[0].tensor.size * product(node.input(1).tensor.shape[1:])
     if node.op in ("LSTM", "GRU", "RNN"):
         steps, samples = node.input(0).tensor.shape[:2]
-        return 2 * steps * samples * (node.input(1).tensor.size + node.input(2).tensor.size)
+        weights = [v.tensor.size for v in node.inputs[1:3] if v is not None]
+        return 2 * steps * samples * dims.total(weights)
     return node_flops(node)

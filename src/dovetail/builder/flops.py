@@ -41,7 +41,7 @@ def contractions(graph: Graph, target: Target) -> list[Work]:
     for node in graph.nodes:
         fused = node.op == "Fusion"
         if fused:
-            inner = [(n, n.input(1).tensor.dtype.name) for n in node.regions[0].nodes if contraction_flops(n) != 0]
+            inner = [(n, n.operands[1].tensor.dtype.name) for n in node.regions[0].nodes if contraction_flops(n) != 0]
         else:
             inner = [(node, HOST)] if contraction_flops(node) != 0 else []
             for region in node.regions:
