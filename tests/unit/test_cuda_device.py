@@ -34,6 +34,7 @@ class Recorder:
         self.failing = {}
         self.current = []
         self.next = 1000
+        self.mode = "global"
 
     def __getattr__(self, name):
         if not name.startswith("cu") or name[2:3].islower():
@@ -91,7 +92,8 @@ class Recorder:
         return (5 << 20, 10 << 20)
 
     def _cuThreadExchangeStreamCaptureMode(self, mode):
-        return (mode,)
+        self.mode, before = mode, self.mode
+        return (before,)
 
     def _cuStreamIsCapturing(self, stream):
         return (api.CUstreamCaptureStatus(1 if stream == 9 else 0),)
@@ -134,9 +136,9 @@ def test_one_device_is_asked_for_and_no_other(recorder):
     driver = CudaDriver(1)
     assert driver.properties == Properties(1, "A Device", 90, 132, 80 << 30, 13000)
     with driver.active():
-        assert recorder.current == [201]
+        assert recorder.current == [201] and recorder.mode == api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         driver.free(driver.allocate(100))
-    assert recorder.current == []
+    assert recorder.current == [] and recorder.mode == "global"
     for name, arguments in recorder.calls:
         if name in ("cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent"):
             assert arguments[0] in (1, 101, 201), (name, arguments)

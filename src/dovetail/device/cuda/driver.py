@@ -153,7 +153,10 @@ class Driver(Protocol):
     properties: Properties
 
     def active(self) -> AbstractContextManager[None]:
-        """Makes the device's context the calling thread's, and the one before it again at the end."""
+        """Makes the device's context the calling thread's, and the one before it again at the end.
+
+        Inside, the thread may allocate, load and wait while other streams are being captured.
+        """
         ...
 
     # memory
@@ -258,10 +261,6 @@ class Driver(Protocol):
     # graphs
     def is_capturing(self, stream: Stream) -> bool:
         """Whether somebody captures this stream."""
-        ...
-
-    def relaxed(self) -> AbstractContextManager[None]:
-        """Lets this thread allocate and load while some stream is being captured."""
         ...
 
     def begin_capture(self, stream: Stream) -> None:

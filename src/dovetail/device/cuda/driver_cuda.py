@@ -135,7 +135,12 @@ class CudaDriver:
             )
         self._call("cuCtxPushCurrent", self._context)
         try:
-            yield
+            # Whatever stream somebody captures: this thread may allocate, load and wait, for nothing of that concerns his graph.
+            before = self._call("cuThreadExchangeStreamCaptureMode", self._relaxed_mode)
+            try:
+                yield
+            finally:
+                self._call("cuThreadExchangeStreamCaptureMode", before)
         finally:
             self._call("cuCtxPopCurrent")
 
@@ -171,7 +176,7 @@ class CudaDriver:
         return np.frombuffer(raw, np.uint8)[:size]
 
     def _free_host(self, pointer: int) -> None:
-        with self.active(), self.relaxed():
+        with self.active():
             self._call("cuMemFreeHost", pointer)
 
     def upload(self, pointer: int, source: NDArray[Any], stream: Stream) -> None:
@@ -315,15 +320,6 @@ class CudaDriver:
         """See `Driver.is_capturing`."""
         state = self._call("cuStreamIsCapturing", stream)
         return bool(state != self._api.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
-
-    @contextmanager
-    def relaxed(self) -> Iterator[None]:
-        """See `Driver.relaxed`."""
-        before = self._call("cuThreadExchangeStreamCaptureMode", self._relaxed_mode)
-        try:
-            yield
-        finally:
-            self._call("cuThreadExchangeStreamCaptureMode", before)
 
     def begin_capture(self, stream: Stream) -> None:
         """See `Driver.begin_capture`."""

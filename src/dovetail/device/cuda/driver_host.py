@@ -289,11 +289,6 @@ class HostDriver:
         self._note("is_capturing")
         return stream in self._captures
 
-    @contextmanager
-    def relaxed(self) -> Iterator[None]:
-        """See `Driver.relaxed`."""
-        yield
-
     def begin_capture(self, stream: Stream) -> None:
         """See `Driver.begin_capture`."""
         self._note("begin_capture")

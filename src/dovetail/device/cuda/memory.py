@@ -32,7 +32,7 @@ class DeviceMemory:
 
 
 def _free(driver: Driver, pointer: int) -> None:
-    with driver.active(), driver.relaxed():
+    with driver.active():
         driver.free(pointer)
 
 

@@ -252,8 +252,7 @@ def allocator_like(example: Any, driver: Driver, stream: Stream, capturing: bool
             with module.cuda.Device(driver.properties.ordinal):
                 made = module.empty(shape, dtype)
             return as_device("output", made, dtype, driver, stream, capturing)
-        with driver.relaxed():
-            array = DeviceArray(driver, shape, dtype)
+        array = DeviceArray(driver, shape, dtype)
         return DeviceView(array.address, shape, dtype, array, array)
 
     return allocate

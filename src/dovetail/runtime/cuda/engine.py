@@ -260,7 +260,7 @@ class CudaContext(ExecutionContext):
 
     def __init__(self, engine: CudaEngine) -> None:
         self.driver = engine.driver
-        with self.driver.active(), self.driver.relaxed():
+        with self.driver.active():
             self.queue = Queue(self.driver)
         super().__init__(engine)
         self._kept: Any = None
@@ -407,8 +407,7 @@ class CudaContext(ExecutionContext):
         if stage.shapes is None or stage.shapes[0] != weights.version:
             resources = DeviceResources(self.queue, weights.raw, weights.device, weights.values, {}, weights.copies)
             first = self._shapes.stage((), stage.env)
-            with self.driver.relaxed():
-                found = device_weights.run_to_device(self._shapes, first, resources, weights.version)
+            found = device_weights.run_to_device(self._shapes, first, resources, weights.version)
             stage.shapes = (weights.version, found, weight_sets.new_token())
         return stage.shapes[1], stage.shapes[2]
 

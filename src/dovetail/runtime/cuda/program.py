@@ -88,8 +88,7 @@ class CudaRunner(ProgramRunner):
     # --- memory ---------------------------------------------------------------------------------
 
     def _bind(self, number: int, env: Mapping[str, int], parent: Stage | None) -> Stage:
-        with self.driver.relaxed():
-            return CudaStage(self.layout, number, env, parent, self._blocks, self._kernels)
+        return CudaStage(self.layout, number, env, parent, self._blocks, self._kernels)
 
     def _slot(self, root: int, size: int) -> int:
         """Memory for an input or output that the caller has elsewhere; it stays where it is from run to run."""
@@ -97,8 +96,7 @@ class CudaRunner(ProgramRunner):
         if found is None or found.size < size:
             self._slots.pop(root, None)
             found = None
-            with self.driver.relaxed():
-                found = self._slots[root] = DeviceMemory(self.driver, size)
+            found = self._slots[root] = DeviceMemory(self.driver, size)
         return found.address
 
     def _frame(self, stage: Stage, inputs: Sequence[Any], observer: Observer | None) -> Frame:

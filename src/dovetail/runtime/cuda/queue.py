@@ -138,7 +138,7 @@ class Queue:
 
 
 def _close(driver: Driver, stream: Stream, event: Event) -> None:
-    with driver.active(), driver.relaxed():
+    with driver.active():
         driver.destroy_event(event)
         driver.destroy_stream(stream)
 

@@ -49,7 +49,7 @@ class _Temporary:
 
 
 def _free(driver: Driver, pointer: int, stream: Stream) -> None:
-    with driver.active(), driver.relaxed():
+    with driver.active():
         driver.free_ordered(pointer, stream)
 
 
