@@ -16,6 +16,7 @@ from dovetail.engine import cubins
 from dovetail.engine.plan import (
     Arg,
     Buffer,
+    ControlSegment,
     CudaLaunch,
     HostSegment,
     KernelRef,
@@ -209,6 +210,32 @@ def with_host_step(m: Machine) -> Program:
             NativeSegment((m.step("double", 0, 1),)),
             HostSegment("Neg", (tensor(1, N),), (tensor(2, N),), origin=("the host node",)),
             NativeSegment((m.step("double", 2, 3),)),
+        ),
+    )  # fmt: skip
+
+
+def looped(m: Machine) -> Program:
+    """y = the state after n times state = 2 * state + x, which starts as x + 1."""
+    body = Program(
+        (
+            Buffer(0, "input", "i64", (1,), "i"), Buffer(1, "input", "bool", (1,), "c"), Buffer(2, "input", "f32", postfix(N), "s"),
+            Buffer(3, "input", "f32", postfix(N), "x"), Buffer(4, "arena", "f32", postfix(N)), Buffer(5, "output", "f32", postfix(N)),
+        ),
+        (Port("i", tensor(0, dtype="i64")), Port("c", tensor(1, dtype="bool")), Port("s", tensor(2, N)), Port("x", tensor(3, N))),
+        (Port("more", tensor(1, dtype="bool")), Port("state", tensor(5, N))),
+        (NativeSegment((m.step("double", 2, 4), m.step("add", 4, 3, 5))),),
+    )  # fmt: skip
+    return Program(
+        (
+            Buffer(0, "input", "i64", (1,), "n"), Buffer(1, "input", "f32", postfix(N), "x"), Buffer(2, "arena", "f32", postfix(N)),
+            Buffer(3, "host", "f32", postfix(N)), Buffer(4, "output", "f32", postfix(N), "y"),
+        ),
+        (Port("n", tensor(0, dtype="i64")), Port("x", tensor(1, N))),
+        (Port("y", tensor(4, N)),),
+        (
+            NativeSegment((m.step("increment", 1, 2),)),
+            ControlSegment("Loop", (body,), (tensor(0, dtype="i64"), None, tensor(2, N), tensor(1, N)), (tensor(3, N),), carried=1),
+            NativeSegment((m.step("double", 3, 4),)),
         ),
     )  # fmt: skip
 

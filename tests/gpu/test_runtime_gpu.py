@@ -149,6 +149,18 @@ def test_host_steps_between_segments(machine):
         np.testing.assert_array_equal(tested.run({"x": x})["y"], -4 * x)
 
 
+def test_loops_keep_their_state_on_the_device(machine, device):
+    tested = machine.engine(machine.plan(kernels.looped(machine))).context()
+    for n, trips in ((1000, 4), (1000, 4), (50_000, 20), (7, 0), (50_000, 20)):
+        x = RNG.integers(-4, 4, n).astype(F)
+        state = x + 1
+        for _ in range(trips):
+            state = 2 * state + x
+        np.testing.assert_array_equal(tested.run({"n": np.array(trips), "x": x})["y"], 2 * state)
+        found = tested.run({"n": np.array(trips), "x": DeviceArray.of(device, x)})["y"]
+        np.testing.assert_array_equal(found.numpy(), 2 * state)
+
+
 def test_refit_there_and_back_is_bitwise(machine):
     a, b, x = values(3000), values(3000), values(3000)
     tested = machine.engine(kernels.weighted(machine, 3000), {"w": a})
@@ -207,6 +219,21 @@ def test_torch_tensors_in_and_out_without_copies(engine, torch):
         engine.run({"x": torch.randn(100, device="cuda")[::2]})
     with pytest.raises(BindingError, match="got dtype float16, expected float32"):
         engine.run({"x": x.half()})
+
+
+def test_bound_tensors(engine, torch):
+    context = engine.context()
+    x, y = torch.randn(100_000, device="cuda"), torch.empty(100_000, device="cuda")
+    binding = context.bind({"x": x}, {"y": y})
+    stream = torch.cuda.Stream()
+    for i in range(4):
+        x.normal_()
+        torch.cuda.synchronize()
+        binding.run(stream if i % 2 else None)
+        stream.synchronize()
+        np.testing.assert_array_equal(y.cpu().numpy(), kernels.expected(x.cpu().numpy(), LENGTH))
+        other = values(3_000_000)  # grows the context's memory; the binding keeps what it has
+        np.testing.assert_array_equal(context.run({"x": other})["y"], kernels.expected(other, LENGTH))
 
 
 def test_the_callers_stream_orders_runs(engine, torch):
