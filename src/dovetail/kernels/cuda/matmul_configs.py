@@ -182,7 +182,9 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
                 continue  # the last part would be empty
             for staged in _stages(replace(tile, split=split), given, target):
                 shared = shared_bytes(staged, given.itemsize, steps) + 1024
-                if cost.fits(target, shared=shared, accumulators=tile.bm * tile.bn, warps=tile.warps):
+                # Without wgmma, operands take registers, too: beside 128 accumulators a compiler fights for them without end.
+                most = 128 if tile.warps == 8 or unit(p, tile, target) == "wgmma" else 64
+                if cost.fits(target, shared=shared, accumulators=tile.bm * tile.bn, warps=tile.warps, limit=most):
                     found.append((estimate(p, staged, given, target), staged))
     found.sort(key=lambda item: item[0])
     limit = 2 * found[0][0] + 1
