@@ -8,6 +8,7 @@ crashes or hangs costs one kernel, and processes compile in parallel.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.metadata
 import json
@@ -225,7 +226,7 @@ def _serve(
             except queue.Empty:
                 return
             try:
-                worker = worker or _Worker()
+                worker = worker or _take()
                 answers.put((entry, _compile(worker, kernel, target, path, timeout_s)))
             except Exception as error:
                 answers.put((entry, f"{type(error).__name__}: {error}"))
@@ -234,7 +235,48 @@ def _serve(
                 worker = None
     finally:
         if worker is not None:
-            worker.close()
+            _give_back(worker)
+
+
+# Processes that wait for the next build: starting one takes a second, which small builds feel. Few: each holds a compiler in memory.
+_MAX_IDLE = 2
+_idle: list[_Worker] = []
+_idle_lock = threading.Lock()
+
+
+def _take() -> _Worker:
+    with _idle_lock:
+        if _idle:
+            return _idle.pop()
+    return _Worker()
+
+
+def _give_back(worker: _Worker) -> None:
+    with _idle_lock:
+        if not worker.dead and len(_idle) < _MAX_IDLE:
+            _idle.append(worker)
+            return
+    worker.close()
+
+
+def _end_idle() -> None:
+    with _idle_lock:
+        ended, _idle[:] = _idle[:], []
+    for worker in ended:
+        worker.close()
+
+
+def _forget_idle() -> None:
+    """In a forked child: the processes are the parent's."""
+    global _idle_lock
+    _idle_lock = threading.Lock()
+    for worker in _idle:
+        worker.disown()
+    _idle.clear()
+
+
+atexit.register(_end_idle)
+os.register_at_fork(after_in_child=_forget_idle)
 
 
 def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeout_s: float) -> Compiled | str:
@@ -286,6 +328,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dovetail.codegen.triton_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=environment,
+            start_new_session=True,  # an interrupt is for this process, which ends the others
         )  # fmt: skip
         self.dead = False
 
@@ -316,6 +359,14 @@ class _Worker:
         if late.is_set():
             return {"error": f"no result after {timeout_s:g} s"}
         return {"error": f"the compiler process ended with code {process.wait()}"}
+
+    def disown(self) -> None:
+        """Leave process and folder to the parent of this fork."""
+        self._scratch._finalizer.detach()  # type: ignore[attr-defined]  # the only way to keep the folder
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                os.close(pipe.fileno())
+        self._process.returncode = 0  # nothing to wait for
 
     def close(self) -> None:
         """End the process."""

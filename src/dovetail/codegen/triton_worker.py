@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,13 @@ def _resources(cubin: Path) -> dict[str, int]:
     return {"registers": int(registers[1]) if registers else 0, "stack": int(stack[1]) if stack else 0}
 
 
+def _clear_cache() -> None:
+    """Remove the intermediate forms that Triton keeps: nobody asks for them again."""
+    folder = os.environ.get("TRITON_CACHE_DIR")  # noqa: TID251 - Triton's, set by whoever started this
+    for path in Path(folder).iterdir() if folder else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def main() -> None:
     """Answer requests until stdin ends."""
     # Whatever the compiler prints goes into a file that the answer quotes; the real stdout stays for answers.
@@ -91,6 +99,7 @@ def main() -> None:
             answer = {"error": "; ".join([f"{type(error).__name__}: {error}", *lines])[:2000]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+        _clear_cache()
 
 
 if __name__ == "__main__":
