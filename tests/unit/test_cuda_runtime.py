@@ -826,3 +826,32 @@ def test_loops_keep_their_state_on_the_device(scanned, count):
         assert driver.log["upload"] == uploads  # iteration numbers and conditions are for the host alone
         assert driver.allocations < 20
     assert isinstance(y["y"], DeviceArray)
+
+
+# --- steps beside each other ----------------------------------------------------------------------
+
+
+def test_steps_without_a_barrier_are_captured_in_streams_of_their_own():
+    main = Program(
+        (buffer(0, "input", N, name="x"), *(buffer(i, "arena", N) for i in range(1, 5)), buffer(5, "output", N)),
+        (Port("x", tensor(0, N)),), (Port("y", tensor(5, N)),),
+        (NativeSegment((
+            step("k_increment", 0, 1),
+            step("k_double", 1, 2, barrier=False), step("k_reverse", 1, 3, barrier=False), step("k_copy", 1, 4),
+            step("k_add", 2, 3, 2), step("k_add", 2, 4, 5),
+        )),),
+    )  # fmt: skip
+    driver, seen = host_driver(), []
+    launch = driver.launch
+    driver.launch = lambda one, stream: (seen.append((one.pdl, stream)), launch(one, stream))[1]
+    context = engine(plan(main), driver=driver).context()
+    for n in (6, 6, 6, 9, 9):
+        x = ramp(n) + 1
+        np.testing.assert_array_equal(context.run({"x": ramp(n)})["y"], 2 * x + x[::-1] + x)
+        on_device = DeviceArray.of(driver, ramp(n))
+        np.testing.assert_array_equal(context.run({"x": on_device})["y"].numpy(), 2 * x + x[::-1] + x)
+    own = context.queue.own
+    assert [pdl for pdl, _ in seen[:6]] == [False, False, False, False, False, True]
+    captured = [stream for _, stream in seen[6:12]]
+    assert captured == [own, own, captured[2], captured[3], own, own]
+    assert len({own, captured[2], captured[3]}) == 3

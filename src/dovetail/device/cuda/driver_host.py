@@ -45,6 +45,8 @@ class HostGraph:
     def __init__(self) -> None:
         self.work: list[Callable[[], None]] = []
         self.launches: dict[int, Launch] = {}
+        self.marks: dict[Event, Stream] = {}  # events recorded in the capture, and where
+        self.loose: set[Stream] = set()  # streams that the capture has spread to and that nobody waits for
 
 
 class HostDriver:
@@ -60,6 +62,7 @@ class HostDriver:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._captures: dict[Stream, HostGraph] = {}
+        self._origins: dict[int, Stream] = {}
         self._handles = 0
         self._times: dict[int, int] = {}
 
@@ -75,6 +78,11 @@ class HostDriver:
             return
         assert captured, "a copy of host memory cannot be captured"
         graph.work.append(work)
+        self._spread(graph, stream)
+
+    def _spread(self, graph: HostGraph, stream: Stream) -> None:
+        if stream != self._origins[id(graph)]:
+            graph.loose.add(stream)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -204,6 +212,7 @@ class HostDriver:
         node = len(graph.work)
         self._record(graph, node, launch)
         graph.work.append(lambda: self._execute(graph.launches[node], graph.launches[node].arguments))
+        self._spread(graph, stream)
 
     def _record(self, graph: HostGraph, node: int, launch: Launch) -> None:
         kept = copy.copy(launch)
@@ -259,6 +268,10 @@ class HostDriver:
     def record(self, event: Event, stream: Stream, *, external: bool = False) -> None:
         """See `Driver.record`."""
         self._note("record")
+        graph = self._captures.get(stream)
+        if graph is not None and not external:
+            graph.marks[event] = stream
+            return
 
         def work() -> None:
             self._times[event] = time.perf_counter_ns()
@@ -268,6 +281,10 @@ class HostDriver:
     def wait(self, stream: Stream, event: Event) -> None:
         """See `Driver.wait`."""
         self._note("wait")
+        for graph in set(list(self._captures.values())):
+            if event in graph.marks:
+                self._captures[stream] = graph
+                graph.loose.discard(graph.marks[event])
 
     def reached(self, event: Event) -> bool:
         """See `Driver.reached`."""
@@ -293,7 +310,8 @@ class HostDriver:
         """See `Driver.begin_capture`."""
         self._note("begin_capture")
         assert stream not in self._captures, "one capture at a time"
-        self._captures[stream] = HostGraph()
+        graph = self._captures[stream] = HostGraph()
+        self._origins[id(graph)] = stream
 
     def captured(self, stream: Stream) -> Node:
         """See `Driver.captured`."""
@@ -302,11 +320,22 @@ class HostDriver:
     def end_capture(self, stream: Stream) -> Graph:
         """See `Driver.end_capture`."""
         self._note("end_capture")
-        return self._captures.pop(stream)
+        graph = self._release(stream)
+        assert not graph.loose, "all streams of a capture join the first one before its end"
+        return graph
+
+    def _release(self, stream: Stream) -> HostGraph:
+        graph = self._captures[stream]
+        for other, found in list(self._captures.items()):
+            if found is graph:
+                del self._captures[other]
+        del self._origins[id(graph)]
+        return graph
 
     def abandon_capture(self, stream: Stream) -> None:
         """See `Driver.abandon_capture`."""
-        self._captures.pop(stream, None)
+        if stream in self._captures:
+            self._release(stream)
 
     def update(self, graph: Graph, node: Node, launch: Launch) -> None:
         """See `Driver.update`."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from dovetail.core.dims import run_program
 from dovetail.core.dtypes import dtype
-from dovetail.core.errors import ExecutionError, PlanFormatError
+from dovetail.core.errors import DeviceError, ExecutionError, PlanFormatError
+from dovetail.core.log import logger
 from dovetail.device.cuda import libraries
 from dovetail.device.cuda.driver import Arguments, Driver, Graph, Launch, Node, TensorMap
 from dovetail.device.cuda.libraries import LibraryCall
@@ -22,6 +23,7 @@ from dovetail.runtime.stage import STATIC_KINDS, Bound, Layout, Resources, exten
 PLACED_KINDS = ("arena", "workspace", "counters")
 """Buffers that a stage places; inputs, outputs and host buffers are where the run says."""
 
+_log = logger("runtime")
 _MAX_ELEMENTS = (1 << 31) - 1
 _MAX_GRID = ((1 << 31) - 1, 65535, 65535)
 
@@ -86,7 +88,20 @@ def prepare(
     return found
 
 
-@dataclass(slots=True)
+def _groups(prepared: Sequence[Prepared]) -> list[list[int]]:
+    """The steps in order, those together that no barrier separates."""
+    groups: list[list[int]] = []
+    open_ = False
+    for number, one in enumerate(prepared):
+        if open_:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+        open_ = not one.step.barrier
+    return groups
+
+
+@dataclass(slots=True, eq=False)
 class _Item:
     """One launch or library call; `node` is where the graph has it."""
 
@@ -107,7 +122,7 @@ class CudaCode(Bound):
     """
 
     __slots__ = (
-        "__weakref__", "_destroy", "_driver", "_dynamic", "_graph", "_items", "_known", "_stale", "_static", "_used",
+        "__weakref__", "_destroy", "_driver", "_dynamic", "_graph", "_groups", "_items", "_known", "_stale", "_static", "_used",
         "outer", "roots", "watched", "written",
     )  # fmt: skip
 
@@ -135,11 +150,13 @@ class CudaCode(Bound):
         self._used = False
         roots: set[int] = set()
         ahead = False  # the launch before is a kernel of ours, so that this one may wait for it by itself
+        self._groups = _groups(prepared)
+        beside = {i for group in self._groups if len(group) > 1 for i in group}
         for number, one in enumerate(prepared):
-            item = self._item(one, kernels, workspace, ahead)
+            item = self._item(one, kernels, workspace, ahead and number not in beside)
             self._items.append(item)
             if not item.empty:
-                ahead = item.launch is not None
+                ahead = item.launch is not None and number not in beside
             reach = extents_of(one.ref, one.dims)
             descriptors = iter(one.ref.launch.descriptors if one.ref.launch is not None else ())
             for position, arg in enumerate(one.step.args):
@@ -267,24 +284,46 @@ class CudaCode(Bound):
         driver, stream = self._driver, queue.own
         driver.begin_capture(stream)
         try:
-            for item in self._items:
-                self._launch(item, stream)
-                if item.launch is not None:
-                    item.node = driver.captured(stream)
+            for group in self._groups:
+                self._capture_group([self._items[i] for i in group], queue)
         except BaseException:
             driver.abandon_capture(stream)
             raise
         self._stale.clear()
         return driver.end_capture(stream)
 
+    def _capture_group(self, items: list[_Item], queue: Queue) -> None:
+        """Record steps that do not depend on each other: the first in the queue's stream, each further one in a stream beside it."""
+        driver, stream = self._driver, queue.own
+        # Library calls share a workspace, so they follow one another.
+        aside = [item for item in items[1:] if item.launch is not None]
+        if aside:
+            driver.record(queue.fork, stream)
+        for item in items:
+            where = stream
+            if item in aside:
+                where, joined = queue.side(aside.index(item))
+                driver.wait(where, queue.fork)
+            self._launch(item, where)
+            if item.launch is not None:
+                item.node = driver.captured(where)
+            if where != stream:
+                driver.record(joined, where)
+        for number in range(len(aside)):
+            driver.wait(stream, queue.side(number)[1])
+
     def _update(self) -> bool:
         """Bring the graph up to date; False where it must be captured again."""
         changed = [self._items[i] for i in self._stale if not self._items[i].empty]
         if any(item.launch is None for item in changed) or 2 * len(changed) > len(self._items) + 4:
             return False
-        for item in changed:
-            assert item.launch is not None
-            self._driver.update(self._graph, item.node, item.launch)
+        try:
+            for item in changed:
+                assert item.launch is not None
+                self._driver.update(self._graph, item.node, item.launch)
+        except DeviceError as error:
+            _log.warning("graph is captured again, for it cannot be changed: %s", error)
+            return False
         self._stale.clear()
         return True
 

@@ -34,7 +34,9 @@ class Queue:
         self._fetched: list[tuple[Array, Array | None]] = []  # where to, and the staged copy if there is one
         self._sources: list[Array] = []  # pageable arrays that a copy under way may still read
         self._ordered: list[int] = []
-        self._finalizer = weakref.finalize(self, _close, driver, self.own, self._done)
+        self.fork: Event = driver.create_event()
+        self._sides: list[tuple[Stream, Event]] = []
+        self._finalizer = weakref.finalize(self, _close, driver, self.own, [self._done, self.fork], self._sides)
         self._finalizer.atexit = False
 
     def begin(self, stream: Stream | None, capturing: bool) -> None:
@@ -83,6 +85,12 @@ class Queue:
         """Wait where arrays on the host are to be filled, or may still be read."""
         if self._fetched or self._sources:
             self.synchronize()
+
+    def side(self, number: int) -> tuple[Stream, Event]:
+        """A stream beside the context's own, for captures that fork, and the event that joins it."""
+        while len(self._sides) <= number:
+            self._sides.append((self.driver.create_stream(), self.driver.create_event()))
+        return self._sides[number]
 
     # --- copies ---------------------------------------------------------------------------------
 
@@ -137,10 +145,12 @@ class Queue:
         return pointer
 
 
-def _close(driver: Driver, stream: Stream, event: Event) -> None:
+def _close(driver: Driver, stream: Stream, events: list[Event], sides: list[tuple[Stream, Event]]) -> None:
     with driver.active():
-        driver.destroy_event(event)
-        driver.destroy_stream(stream)
+        for event in [*events, *(event for _, event in sides)]:
+            driver.destroy_event(event)
+        for other in [stream, *(other for other, _ in sides)]:
+            driver.destroy_stream(other)
 
 
 class _Staging:
