@@ -154,6 +154,16 @@ def test_split_sums(split, taps):
     check(GEMM, group, tile(split=split))
 
 
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("pack", [1, 2])
+def test_swapped_tiles(split, pack):
+    more = {"swap": 1, "ahead": 1} | ({"split": split} if split > 1 else {}) | ({"pack": pack} if pack > 1 else {})
+    channels = 24 // pack
+    group = conv_group((2, 24, 5, 6), (40, channels, 3, 3), pads=(1, 1, 1, 1), residual=True, group=pack)
+    check(GEMM, group, tile(bm=16, bk=32, **more))
+    check(GEMM, conv_group((2, 40, 5, 6), (24, 40, 1, 1), scale=True), tile(bm=16, bk=32, swap=1, **({"split": 2} if split > 1 else {})))
+
+
 def test_parts_beyond_the_sum_are_empty():
     check(GEMM, conv_group((1, 48, 3, 3), (8, 48, 1, 1)), tile(split=4))
 

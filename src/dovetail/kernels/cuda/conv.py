@@ -22,10 +22,14 @@ from dovetail.core.dims import Dim, ceil_div
 from dovetail.core.dtypes import F32, I32, DType
 from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue
 from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
+from dovetail.kernels.cuda.matmul import more_steps
 from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, scaled, tile_epilogue
 
 MAX_TAPS = 31
 """Taps of an axis whose bits fit one word."""
+
+LINE_BYTES, MAX_LINES = 128, 4096
+"""What a prefetch asks for, and of how many lines a program does so at most."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Tile:
         warps, stages: of the program and its pipeline.
         split: programs that share one tile's sum.
         pack: groups of channels that one program takes together.
+        swap: 1 computes the tile the other way round, so that few output positions become the narrow side of a wide instruction.
+        ahead: 1 prefetches the filters while the kernel ahead still runs.
     """
 
     bm: int
@@ -46,6 +52,8 @@ class Tile:
     stages: int
     split: int = 1
     pack: int = 1
+    swap: int = 0
+    ahead: int = 0
 
     @staticmethod
     def of(config: Config) -> Tile:
@@ -56,8 +64,18 @@ class Tile:
     def config(self) -> Config:
         """The configuration of a tile; what does nothing is left out."""
         found = [("bm", self.bm), ("bn", self.bn), ("bk", self.bk), ("warps", self.warps), ("stages", self.stages)]
-        extra = [("split", self.split), ("pack", self.pack)]
-        return (*found, *((name, value) for name, value in extra if value != 1))
+        extra = [("split", self.split, 1), ("pack", self.pack, 1), ("swap", self.swap, 0), ("ahead", self.ahead, 0)]
+        return (*found, *((name, value) for name, value, usual in extra if value != usual))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the accumulator."""
+        return (self.bn, self.bm) if self.swap else (self.bm, self.bn)
+
+    @property
+    def across(self) -> tuple[str, str]:
+        """How a vector along the accumulator's (output positions, filters) becomes part of a tile."""
+        return ("[None, :]", "[:, None]") if self.swap else ("[:, None]", "[None, :]")
 
 
 def precision(dtype: DType, target: CudaTarget) -> str:
@@ -106,23 +124,27 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     lines.append(f"rk = tl.arange(0, {tile.bk})")
     guarded = [axis for axis, padded in enumerate(window.padded) if padded]
     offset, starts = corner(w, window, inner, lines, guarded)
-    lines.append(f"xo = ({offset})[:, None] + rk[None, :]" if offset != "0" else "xo = tl.zeros_like(rm)[:, None] + rk[None, :]")
+    row_at, column_at = tile.across
+    lines.append(f"xo = ({offset if offset != '0' else 'rm * 0'}){row_at} + rk{column_at}")
     if tiles.blocks > 1:
         lines.append(f"xo += block * {tiles.depth}")
     inside = inside_words(w, window, starts, lines)
     weight_mask = _filters(conv, tiles, tile, lines)
-    epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
-    lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
+    transposed = bool(tile.swap)
+    epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias, transposed=transposed)
+    if tile.ahead and target.programmatic_launch:
+        lines += _prefetch(conv, tiles, tile, f)
+    lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros({tile.shape}, dtype=tl.float32)"]
     image = inner.split(w, lines)[0] if any(p.strides[0] != 0 for p in prologue.factors) else "0"
 
     def compute(body: list[str], channel: str, mask: str) -> str:
-        return prologue.apply(w, group, body, "a", lambda p: _factor(w, p, image, channel, mask))
+        return prologue.apply(w, group, body, "a", lambda p: _factor(w, tile, p, image, channel, mask))
 
     body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target), compute)
     lines += step_loop(body, tiles.steps, tile.split)
     total = tiles.rows * tiles.columns * tiles.blocks
     finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
-    lines += [*w.release, *finish]
+    lines += finish
     return w.kernel(
         lines, grid=(total, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name,
         config=tile.config, flops=conv.flops, bytes=conv.bytes, workspace_bytes=workspace, counters=counters,
@@ -211,13 +233,28 @@ def _filters(conv: Convolution, tiles: _Tiles, tile: Tile, lines: list[str]) -> 
         limit = f"block * {tiles.width} + {tiles.width - 1}" if tiles.blocks > 1 else str(tiles.width - 1)
         lines.append(f"rf = tl.minimum(rn, {limit})")
         clamped = "rf"
+    depth_at, column_at = tile.across
+    lines.append(f"fr = {clamped} * {row}")
     if tile.pack == 1:
-        lines.append(f"fo = {clamped}[None, :] * {row} + rk[:, None]")
+        lines.append(f"fo = fr{column_at} + rk{depth_at}")
         return []
     assert tiles.depth <= tile.bk, "packed groups fit one block of channels"
-    lines.append(f"fo = {clamped}[None, :] * {row} + (rk % {conv.depth})[:, None]")
-    lines.append(f"own = (rk // {conv.depth})[:, None] == (rl // {conv.width})[None, :]")
+    lines.append(f"fo = fr{column_at} + (rk % {conv.depth}){depth_at}")
+    lines.append(f"own = (rk // {conv.depth}){depth_at} == (rl // {conv.width}){column_at}")
     return ["own"]
+
+
+def _prefetch(conv: Convolution, tiles: _Tiles, tile: Tile, f: str) -> list[str]:
+    """Asks for the filters that a program will read, line by line."""
+    per_line = LINE_BYTES // conv.dtype.itemsize
+    row = conv.window.taps * conv.depth
+    share = -(-tiles.steps // tile.split)
+    # A part's filters are neighbours where blocks of channels are not cut.
+    own = min(row, share * tile.bk) if tile.split > 1 else row
+    count = min(1 << (-(-own // per_line) - 1).bit_length(), max(1, MAX_LINES // tile.bn))
+    start = f"part * {own} + " if tile.split > 1 else ""
+    lines = f"({start}tl.arange(0, {count}) * {per_line}) % {row}" if count > 1 else f"{start}tl.zeros((1,), tl.int32)"
+    return [f"prefetch_l2({f} + fr[:, None] + ({lines})[None, :])"]
 
 
 def _step(
@@ -237,6 +274,7 @@ def _step(
     else:
         lines += [f"tap = k // {blocks}", f"c0 = (k % {blocks}) * {tile.bk}"]
         tap, channel = "tap", "c0"
+    row_at, column_at = tile.across
     index = tap_index(window, tap, lines)
     terms = [] if channel == "0" else [channel]
     for axis, number in index.items():
@@ -244,30 +282,32 @@ def _step(
     masks = []
     for word, axes in inside:
         bit = tap if len(axes) == window.rank else index.get(axes[0], "0")
-        masks.append(f"((({word} >> {bit}) & 1) != 0)[:, None]" if bit != "0" else f"(({word} & 1) != 0)[:, None]")
+        masks.append(f"((({word} >> {bit}) & 1) != 0){row_at}" if bit != "0" else f"(({word} & 1) != 0){row_at}")
     weights, beyond = list(weight_mask), ""
     if tiles.depth % tile.bk:
         left = f"{tiles.depth} - {channel}" if channel != "0" else str(tiles.depth)
-        masks.append(f"(rk < {left})[None, :]")
-        weights.append(f"(rk < {left})[:, None]")
-        beyond = f"(rk < {left})[None, :]"
+        beyond = f"(rk < {left}){column_at}"
+        masks.append(beyond)
+        weights.append(f"(rk < {left}){row_at}")
     weight_terms = [t for t in (f"{tap} * {conv.depth}" if tap != "0" else "", channel if channel != "0" else "") if t]
     lines.append(f"a = tl.load({' + '.join([x, *_scalar(terms)])} + xo{_masked(masks)})")
     lines.append(f"b = tl.load({' + '.join([f, *_scalar(weight_terms)])} + fo{_masked(weights)})")
     # Where a prologue makes something of channels beyond the last one, filters are zero.
-    lines.append(f"acc = tl.dot({compute(lines, channel, beyond)}, b, acc{options})")
+    image = compute(lines, channel, beyond)
+    lines.append(f"acc = tl.dot({f'b, {image}' if tile.swap else f'{image}, b'}, acc{options})")
     return lines
 
 
-def _factor(w: Writer, factor: Factor, image: str, channel: str, mask: str) -> tuple[str, str]:
+def _factor(w: Writer, tile: Tile, factor: Factor, image: str, channel: str, mask: str) -> tuple[str, str]:
     """(offset, mask) of a prologue's operand on a tile."""
+    row_at, column_at = tile.across
     per_image, terms = scaled(w, image, factor.strides[0]), []
     if per_image != "0":
-        terms.append(f"({per_image})[:, None]")
+        terms.append(f"({per_image}){row_at}")
     if factor.strides[1] == 0:
         return f"({' + '.join(terms) or '0'})", ""
     index = "rk" if channel == "0" else f"({channel} + rk)"
-    terms.append(f"({scaled(w, index, factor.strides[1])})[None, :]")
+    terms.append(f"({scaled(w, index, factor.strides[1])}){column_at}")
     return f"({' + '.join(terms)})", mask
 
 
@@ -301,13 +341,14 @@ def step_loop(body: list[str], steps: int, split: int) -> list[str]:
     if steps == split == 1:
         return body
     inner = ["    " + line for line in body]
+    more = more_steps(steps, 3 * split)
     if split == 1:
-        return [f"for k in range(0, {steps}):", *inner]
+        return [f"for k in range(0, {steps}{more}):", *inner]
     share = -(-steps // split)
     end = f"part * {share} + {share}"
     if steps % split:
         end = f"tl.minimum({end}, {steps})"
-    return [f"for k in range(part * {share}, {end}):", *inner]
+    return [f"for k in range(part * {share}, {end}{more}):", *inner]
 
 
 def finish_tile(w: Writer, tile: Tile, total: Dim, late: Sequence[str]) -> tuple[list[str], int, int]:
@@ -326,7 +367,7 @@ def finish_tile(w: Writer, tile: Tile, total: Dim, late: Sequence[str]) -> tuple
     parts, counter = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
     load = f"tl.load({parts} + tile * {tile.split * size} + {{}} + po, cache_modifier=\".cg\")"
     lines = [
-        f"po = (tl.arange(0, {tile.bm}) * {tile.bn})[:, None] + tl.arange(0, {tile.bn})[None, :]",
+        f"po = (tl.arange(0, {tile.shape[0]}) * {tile.shape[1]})[:, None] + tl.arange(0, {tile.shape[1]})[None, :]",
         f"tl.store({parts} + (tile * {tile.split} + part) * {size} + po, acc)",
         "tl.debug_barrier()",
         f"arrived = tl.atomic_add({counter} + tile, 1, sem=\"acq_rel\")",

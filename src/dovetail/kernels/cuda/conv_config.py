@@ -26,6 +26,8 @@ TYPICAL = 8
 # Cycles: of a first load until its product, of one load from L2, of what a step does besides, of an epilogue, and of passing parts
 # through memory.
 _START, _LATENCY, _STEP, _END, _PART = 1600, 900, 120, 700, 1500
+_LAUNCH = 120
+"""Cycles that starting one program takes its multiprocessor."""
 # Bytes a cycle that one multiprocessor gets from L2, and registers of one.
 _L2_BYTES, _REGISTERS = 28, 65536
 
@@ -65,10 +67,7 @@ def fits(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> bool:
 
 def cycles(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> float:
     """Estimated cycles of the whole convolution."""
-    pixels = typical(conv.window.pixels, TYPICAL)
-    width = conv.width * t.pack
-    columns = -(-width // t.bn) * (conv.groups // t.pack)
-    programs = -(-pixels // t.bm) * columns * t.split
+    programs = _programs(conv, t)
     steps = _steps(conv, t)
     size = conv.dtype.itemsize
     threads = 32 * t.warps
@@ -77,7 +76,8 @@ def cycles(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> flo
     processors = target.multiprocessors
     active = min(resident, -(-programs // processors))
     # A warp group's product has 64 rows; smaller tiles take other instructions at about half the rate.
-    peak = (2700 if target.capability >= 90 and t.bm >= 64 and t.warps >= 4 else 1400) if size == 2 else (250 if not target.tf32 else 1200)
+    tall = t.bn if t.swap else t.bm
+    peak = (2700 if target.capability >= 90 and tall >= 64 and t.warps >= 4 else 1400) if size == 2 else (250 if not target.tf32 else 1200)
     product = 2 * t.bm * t.bn * t.bk / peak
     load = (t.bm + t.bn) * t.bk * size / _L2_BYTES
     step = _STEP + max(_LATENCY / max(1, t.stages - 1), active * product, active * load)
@@ -87,7 +87,23 @@ def cycles(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> flo
     if t.split > 1:
         end += _PART + t.bm * t.bn * 4 * (active + t.split) / _L2_BYTES
     waves = math.ceil(programs / (processors * resident))
-    return waves * (_START + steps * step + end)
+    return waves * (_START + steps * step + end) + _LAUNCH * programs / processors
+
+
+def _programs(conv: Convolution, t: Tile) -> int:
+    """How many programs there are, parts of sums included."""
+    columns = -(-conv.width * t.pack // t.bn) * (conv.groups // t.pack)
+    return -(-typical(conv.window.pixels, TYPICAL) // t.bm) * columns * t.split
+
+
+def with_prefetch(conv: Convolution, tiles: Sequence[Tile], target: CudaTarget) -> list[Tile]:
+    """The tiles, where programs are few with a prefetch of their filters; the first two also without."""
+    if not target.programmatic_launch:
+        return list(tiles)
+    few = [_programs(conv, t) <= 2 * target.multiprocessors for t in tiles]
+    found = [replace(t, ahead=1) if small else t for t, small in zip(tiles, few, strict=True)]
+    plain = [t for t, small in zip(tiles[:2], few, strict=False) if small]
+    return [*found[:2], *plain, *found[2:]]
 
 
 def _steps(conv: Convolution, t: Tile) -> int:
@@ -111,6 +127,8 @@ def dense_tiles(conv: Convolution, target: CudaTarget) -> list[Tile]:
                         continue
                     for stages in (3, 4, 2) if small or narrow else (3, 4, 5, 2):
                         found.append(Tile(bm, bn, bk, warps, stages))
+                        if not small and not narrow and bm < 64 <= bn and warps == 4:
+                            found.append(Tile(bm, bn, bk, warps, stages, swap=1))
     return [s for t in found for s in _splits(conv, t)]
 
 

@@ -66,7 +66,7 @@ def stem(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     inside = inside_words(w, window, starts, lines)
     image = _image_index(w, prologue, inner, lines)
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias, transposed=True)
-    lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bn}, {tile.bm}), dtype=tl.float32)"]
+    lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros(({tile.bn}, {tile.bm}), dtype=tl.float32)"]
     total = window.taps * conv.depth
     steps = -(-total // tile.bk)
     body = _step(w, group, conv, prologue, tile, (x, f, offset, image), inside, precision(conv.dtype, target))
@@ -75,7 +75,7 @@ def stem(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     else:
         loop = "tl.static_range" if steps <= _UNROLLED else "range"
         lines += [f"for k in {loop}(0, {steps}):", f"    kk = k * {tile.bk} + rk", *("    " + line for line in body)]
-    lines += [*w.release, *epilogue.late]
+    lines += epilogue.late
     return w.kernel(
         lines, grid=(ceil_div(window.pixels, tile.bm) * columns, 1, 1), warps=tile.warps, stages=tile.stages, tactic=name,
         config=tile.config, flops=conv.flops, bytes=conv.bytes,

@@ -108,14 +108,14 @@ def tma(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     f = w.pointer(Operand("in", conv.weights), weights, TensorMap((conv.filters, total_depth), (total_depth, 1), (tile.bn, tile.bk)))
     column_mask = "" if conv.filters % tile.bn == 0 else f"rn < {conv.filters}"
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
-    lines += [*epilogue.early, *w.wait, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
+    lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
     body += [f"b = {f}.load([first, {at or f'k * {tile.bk}'}])", "acc = tl.dot(a, b.T, acc)"]
     steps = window.taps * blocks
     loop = step_loop(body, steps, tile.split)
     lines += ["k = 0", *loop] if steps == tile.split == 1 else loop
     total = tiles * columns
     finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
-    lines += [*w.release, *finish]
+    lines += finish
     return w.kernel(
         lines, grid=(total, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name, config=tile.config,
         flops=conv.flops, bytes=conv.bytes, workspace_bytes=workspace, counters=counters,

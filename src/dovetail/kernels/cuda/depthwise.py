@@ -132,11 +132,11 @@ def sliding(
         epilogue = tile_epilogue(w, group, rows, (1, "rn"), f"acc{n}", row_mask, channel_mask, bias=bias)
         early += epilogue.early
         finish += [*rule.finish(w, f"acc{n}", walk.counts(at)), *epilogue.late]
-    lines += [*early, *w.wait]
+    lines += [*early, *w.wait, *w.release]
     lines += [f"acc{n} = tl.full(({strip.bp}, {strip.bc}), {rule.outside}, tl.float32)" for n in range(len(positions))]
     accumulators = {at: f"acc{n}" for n, at in enumerate(positions)}
     lines += walk.loop(rule, factor, accumulators) if uses_loop(window) else walk.unrolled(rule, factor, accumulators)
-    lines += [*w.release, *finish]
+    lines += finish
     return w.kernel(
         lines, grid=(ceil_div(count, strip.bp) * columns, 1, 1), warps=strip.warps, stages=2, tactic=name, config=strip.config,
         flops=window.y.size * (window.taps * rule.flops), bytes=(window.x.size + window.y.size) * window.x.dtype.itemsize,
