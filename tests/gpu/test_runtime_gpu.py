@@ -149,6 +149,14 @@ def test_host_steps_between_segments(machine):
         np.testing.assert_array_equal(tested.run({"x": x})["y"], -4 * x)
 
 
+def test_steps_beside_each_other(machine, device):
+    tested = machine.engine(machine.plan(kernels.forked(machine))).context()
+    for n in (1000, 1000, 1000, 300_000, 300_000, 1000):
+        x = RNG.integers(-100, 100, n).astype(F)
+        np.testing.assert_array_equal(tested.run({"x": x})["y"], 3 * x + 4)
+        np.testing.assert_array_equal(tested.run({"x": DeviceArray.of(device, x)})["y"].numpy(), 3 * x + 4)
+
+
 def test_loops_keep_their_state_on_the_device(machine, device):
     tested = machine.engine(machine.plan(kernels.looped(machine))).context()
     for n, trips in ((1000, 4), (1000, 4), (50_000, 20), (7, 0), (50_000, 20)):

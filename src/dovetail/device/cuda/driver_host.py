@@ -59,7 +59,7 @@ class HostDriver:
         self._run = run
         self._blocks: dict[int, NDArray[np.uint8]] = {}
         self._starts: list[int] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection may free memory while this thread allocates
         self._local = threading.local()
         self._captures: dict[Stream, HostGraph] = {}
         self._origins: dict[int, Stream] = {}
@@ -281,7 +281,7 @@ class HostDriver:
     def wait(self, stream: Stream, event: Event) -> None:
         """See `Driver.wait`."""
         self._note("wait")
-        for graph in set(list(self._captures.values())):
+        for graph in list(self._captures.values()):
             if event in graph.marks:
                 self._captures[stream] = graph
                 graph.loose.discard(graph.marks[event])
