@@ -242,11 +242,12 @@ def looped(m: Machine) -> Program:
 
 def forked(m: Machine) -> Program:
     """y = (2 x + 2) + (x + 2), two of the steps beside each other."""
+    beside = (m.step("double", 1, 2, barrier=False), m.step("increment", 1, 3))
     return Program(
         (Buffer(0, "input", "f32", postfix(N), "x"), *(Buffer(i, "arena", "f32", postfix(N)) for i in (1, 2, 3)),
          Buffer(4, "output", "f32", postfix(N), "y")),
         (Port("x", tensor(0, N)),), (Port("y", tensor(4, N)),),
-        (NativeSegment((m.step("increment", 0, 1), m.step("double", 1, 2, barrier=False), m.step("increment", 1, 3), m.step("add", 2, 3, 4))),),
+        (NativeSegment((m.step("increment", 0, 1), *beside, m.step("add", 2, 3, 4))),),
     )  # fmt: skip
 
 
