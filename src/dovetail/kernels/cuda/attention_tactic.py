@@ -16,7 +16,7 @@ from dovetail.kernels.cuda.writer import typical
 from dovetail.kernels.fused import attributes, broadcast_strides
 
 _MAX_DEPTH = 256  # beyond it a tile of results and one of queries do not fit the registers
-_REGISTERS = 200  # of 255 per thread, for what tiles hold
+_REGISTERS = 165  # of 255 per thread, for what tiles hold; the rest are addresses
 _MOST_CONFIGS = 10
 _SPLITS = (1, 2, 4, 8, 16, 32)
 # Extents that the shapes of a plan leave open: one sample, some hundred steps.
@@ -169,6 +169,8 @@ def _fits(shape: AttentionShape, tiling: Tiling, target: CudaTarget) -> bool:
     if (m > 16 and m >= 2 * _rows(shape)) or (n > 32 and n >= 2 * _keys(shape)):
         return False
     held = (m * n + m * value_depth) + (m * n * size // 4 if n > 16 else 0)
+    if shape.mask is not None and (shape.mask_strides[2] != 0 or (shape.share > 1 and shape.mask_strides[1] != 0)):
+        held += m * n  # a mask with rows of its own, whose elements are loaded one by one
     operands = 0
     if size == 4:
         # Products of fp32 run on ordinary cores, each thread with its share of both operands in registers.
@@ -176,7 +178,7 @@ def _fits(shape: AttentionShape, tiling: Tiling, target: CudaTarget) -> bool:
         operands = (m + n) * 4 if target.tf32 else 0
         if not target.tf32 and (m * max(n, value_depth // 2) > 8 * threads or n > 64):
             return False
-    if (held + operands) // threads > _REGISTERS - 60:
+    if (held + operands) // threads > _REGISTERS:
         return False
     single = shape.keys if isinstance(shape.keys, int) else n + 1
     if single <= n and stages > 1:
