@@ -855,3 +855,22 @@ def test_steps_without_a_barrier_are_captured_in_streams_of_their_own():
     captured = [stream for _, stream in seen[6:12]]
     assert captured == [own, own, captured[2], captured[3], own, own]
     assert len({own, captured[2], captured[3]}) == 3
+
+
+def test_captured_runs_keep_the_memory_of_arrays_that_are_not_aligned():
+    driver = host_driver()
+    context = engine(plan(chain(*STEPS)), driver=driver).context()
+    x, y = DeviceArray.of(driver, np.zeros(9, F)), DeviceArray.of(driver, np.zeros(9, F))
+    with driver.active():
+        driver.begin_capture(9)
+    given = {name: Interface(a, data=(a.address + 4, False), shape=(8,), strides=None) for name, a in (("x", x), ("y", y))}
+    context.run({"x": given["x"]}, {"y": given["y"]}, stream=9)
+    with driver.active():
+        graph = driver.end_capture(9)
+    for n in (8, 500, 100_000):  # grows arena and slots
+        np.testing.assert_array_equal(context.run({"x": ramp(n)})["y"], expected(ramp(n)))
+        gc.collect()
+        with driver.active():
+            driver.upload(x.address, ramp(9) + n, 9)
+            driver.launch_graph(graph, 9)
+        np.testing.assert_array_equal(y.numpy(), [0, *expected(ramp(9)[1:] + n)])

@@ -188,8 +188,6 @@ class CudaContext(ExecutionContext):
                 "run the engine outside of the capture"
             )
         call = self._call(inputs, outputs or {}, self.queue.own if stream is None else stream, capturing)
-        if observer is None and not capturing and env().check_nan:
-            observer = self.engine._observer(nan=True)
         return self._execute(call, stream, capturing, observer)
 
     def _call(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: Stream, capturing: bool) -> _Call:
@@ -211,8 +209,8 @@ class CudaContext(ExecutionContext):
                 queue, weights.raw, weights.device, weights.values, results_of_shapes, weights.copies
             )
         self._kept = (call, weights)
-        if capturing:
-            engine._captured.append((self, call, weights))
+        if observer is None and not capturing and env().check_nan:
+            observer = engine._observer(nan=True)
         queue.begin(stream, capturing)
         results: Sequence[Any]
         try:
@@ -225,6 +223,8 @@ class CudaContext(ExecutionContext):
                 )
         finally:
             queue.end()
+        if capturing:  # all that the caller's graph reads and writes besides his own arrays
+            engine._captured.append((self, call, weights, self._runner.slots()))
         found = {}
         for name, value in zip(self._output_names, results, strict=True):
             if isinstance(value, DeviceView):
@@ -276,7 +276,7 @@ class CudaContext(ExecutionContext):
         given: list[Any] = [None] * len(self._output_names)
         if len(on_device) < len(outputs):
             given = self._outputs({k: v for k, v in outputs.items() if k not in on_device}, values, stage)
-        shapes = {i: view.shape for i, view in stage.outputs}
+        shapes = {i: view.shape for i, view in stage.outputs if view.shape is not None}
         taken = [(v.address, v.nbytes) for v in values if isinstance(v, DeviceView)]
         for i, (name, want) in enumerate(zip(self._output_names, self._output_dtypes, strict=True)):
             value = on_device.get(name)
@@ -284,8 +284,11 @@ class CudaContext(ExecutionContext):
             if value is None:
                 if given[i] is None and make is not None and not want.hasobject:
                     order = self._output_orders.get(name, ())
-                    given[i] = allocator_in_order(make, order) if order else make
-                if capturing and not callable(given[i]):
+                    made = allocator_in_order(make, order) if order else make
+                    # Where the shape is known only later, the run itself makes the array.
+                    late = shapes.get(i) is None or i in self._updates
+                    given[i] = made if late else made(shapes[i], want)
+                if capturing and (given[i] is None or isinstance(given[i], np.ndarray)):
                     raise BindingError(f"{where}: got an array in host memory, expected one on the device while a graph is captured")
                 continue
             view = as_device(where, value, want, self.driver, stream, capturing, self._output_orders.get(name, ()))

@@ -99,6 +99,10 @@ class CudaRunner(ProgramRunner):
             found = self._slots[root] = DeviceMemory(self.driver, size)
         return found.address
 
+    def slots(self) -> list[DeviceMemory]:
+        """The memory behind `_slot`, for whoever must keep it."""
+        return list(self._slots.values())
+
     def _frame(self, stage: Stage, inputs: Sequence[Any], observer: Observer | None) -> Frame:
         state = bytearray(len(self.program.buffers))
         frame = CudaFrame(stage.frame.addresses.copy(), stage.frame.arrays.copy(), state, stage.sizes, self.queue.mark, [])
