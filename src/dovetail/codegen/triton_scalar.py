@@ -70,7 +70,7 @@ _BINARY = {
     "or": "|", "xor": "!=", "bitand": "&", "bitor": "|", "bitxor": "^",
 }  # fmt: skip
 # Functions that Triton has itself, and those of the device library.
-_OWN = frozenset(["exp", "log", "erf", "floor", "ceil", "sigmoid", "sqrt", "sin", "cos"])
+_OWN = frozenset(["exp", "log", "erf", "floor", "ceil", "sigmoid", "sin", "cos"])
 _LIBRARY = {
     "expm1": "expm1", "log1p": "log1p", "tanh": "tanh", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan",
     "sinh": "sinh", "cosh": "cosh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "pow": "pow", "fmod": "fmod",
@@ -98,6 +98,9 @@ def function(fn: str, args: list[str], operand: DType, dtype: DType) -> str:
 
 
 def _div(a: list[str], operand: DType, dtype: DType) -> str:
+    if dtype == F32:
+        # Triton's own division is off by up to two units in the last place: enough to round to another integer.
+        return f"tl.div_rn({a[0]}, {a[1]})"
     if dtype.is_float:
         return f"({a[0]} / {a[1]})"
     # x / 0 is undefined on the device; NumPy gives 0.
@@ -135,6 +138,7 @@ def _shift(operator: str) -> Callable[[list[str], DType, DType], str]:
 
 _SPECIAL: Mapping[str, Callable[[list[str], DType, DType], str]] = {
     "div": _div,
+    "sqrt": lambda a, o, d: f"tl.sqrt_rn({a[0]})" if d == F32 else f"tl.sqrt({a[0]})",
     "rem": _rem,
     "cast": _cast,
     "max": _extreme("maximum"),

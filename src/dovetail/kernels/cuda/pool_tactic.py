@@ -107,6 +107,8 @@ class Pool(Tactic):
         anchor = group.anchor
         if anchor is None or anchor.op not in ("MaxPool", "AveragePool"):
             return "the group is not built around a pooling"
+        if len(anchor.outputs) != 1:
+            return "positions of the maxima are wanted, too"
         kernel = attributes(anchor)["kernel"]
         reason = window_reason(group)
         if reason is not None:
