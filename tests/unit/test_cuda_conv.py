@@ -21,6 +21,7 @@ from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda.conv_stem import Stem
 from dovetail.kernels.cuda.conv_tactic import ImplicitGemm
 from dovetail.kernels.cuda.conv_tma import TmaConv
+from dovetail.kernels.cuda.conv_vector import Vector
 from dovetail.kernels.cuda.depthwise_tactic import Depthwise
 from dovetail.kernels.cuda.pool_tactic import Pool
 from dovetail.ops.infer import infer
@@ -39,7 +40,8 @@ from tests.unit.cuda_harness import (
 )
 from tests.unit.ir_builder import Builder, built
 
-GEMM, TMA, STEM, DEPTHWISE, POOL = ImplicitGemm(), TmaConv(), Stem(), Depthwise(), Pool()
+GEMM, TMA, VECTOR, STEM = ImplicitGemm(), TmaConv(), Vector(), Stem()
+DEPTHWISE, POOL = Depthwise(), Pool()
 N = sym("N")
 
 
@@ -227,6 +229,22 @@ def test_grouped(x, w, groups, pack):
     check(GEMM, group)
 
 
+VECTORS = [
+    ((1, 300, 1, 1), (9, 300, 1, 1), F16, {}),
+    ((3, 20, 1, 1), (7, 20, 1, 1), BF16, {"residual": True}),
+    ((1, 2500, 2, 1), (5, 2500, 1, 1), F32, {"bias": False}),
+    ((1, 40, 3, 5), (16, 40, 1, 1), F16, {"strides": (2, 3)}),
+    ((N, 16, 1), (1, 16, 1), F16, {"act": "Sigmoid"}),
+]
+
+
+@pytest.mark.parametrize(("x", "w", "kind", "attrs"), VECTORS)
+def test_few_pixels(x, w, kind, attrs):
+    group = conv_group(x, w, kind, **attrs)
+    for config in VECTOR.configs(group, SM90)[:2]:
+        check(VECTOR, group, config, sizes={"N": 2})
+
+
 STEMS = [
     ((2, 3, 17, 15), (24, 3, 7, 7), {"strides": (2, 2), "pads": (3, 3, 3, 3), "image": F32, "layout": Layout((0, 1, 2, 3))}),
     ((1, 3, 10, 10), (20, 3, 3, 3), {"strides": (2, 2), "pads": (0, 0, 1, 1)}),
@@ -302,6 +320,7 @@ def test_reasons():
     assert DEPTHWISE.supports(conv_group((1, 8, 4, 4), (16, 1, 3, 3), group=8), SM90) == "channels are not filtered one by one"
     long = conv_group((1, 16, 40), (16, 16, 33))
     assert GEMM.supports(long, SM90) == "an axis of the filters has more than 31 taps"
+    assert VECTOR.supports(conv_group((1, 16, 9, 9), (16, 16, 1, 1)), SM90) == "tiles of pixels are better"
     assert TMA.supports(conv_group((1, 16, 4, 4), (16, 16, 1, 1)), SM80) == "the target copies no tiles"
     uneven = conv_group((1, 32, 5, 4), (16, 32, 3, 3), strides=(2, 1))
     assert TMA.supports(uneven, SM90) == "an axis is no multiple of its stride"
@@ -385,6 +404,7 @@ def test_first_configurations_compile_without_spills(target):
         (GEMM, (32, 256, 14, 14), (1024, 256, 1, 1), {"residual": True}),
         (GEMM, (1, 168, 28, 28), (168, 24, 3, 3), {"pads": (1, 1, 1, 1), "group": 7}),
         (STEM, (1, 3, 224, 224), (64, 3, 7, 7), {"pads": (3, 3, 3, 3), "strides": (2, 2), "image": F32, "layout": Layout((0, 1, 2, 3))}),
+        (VECTOR, (1, 672, 1, 1), (28, 672, 1, 1), {"act": "HardSigmoid"}),
         (DEPTHWISE, (1, 480, 14, 14), (480, 1, 5, 5), {"pads": (2, 2, 2, 2), "group": 480, "act": "HardSwish"}),
     ]:
         group = conv_group(x, w, **attrs)

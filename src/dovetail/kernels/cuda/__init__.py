@@ -3,13 +3,14 @@
 Importing this package registers the tactics; those imported first are preferred.
 """
 
-from dovetail.kernels.cuda import conv_stem  # noqa: I001 - the order is the order of preference
+from dovetail.kernels.cuda import conv_vector  # noqa: I001 - the order is the order of preference
+from dovetail.kernels.cuda import conv_stem
 from dovetail.kernels.cuda import depthwise_tactic, pool_tactic, conv_tactic, conv_tma
 from dovetail.kernels.cuda import matmul_tactic, cublaslt_tactic, cudnn_tactic
 from dovetail.kernels.cuda import attention_tactic, recurrent_tactic, selection_tactic
 from dovetail.kernels.cuda import loop_tactic, weight_loop_tactic
 
 __all__ = [
-    "attention_tactic", "conv_stem", "conv_tactic", "conv_tma", "cublaslt_tactic", "cudnn_tactic", "depthwise_tactic",
+    "attention_tactic", "conv_stem", "conv_tactic", "conv_tma", "conv_vector", "cublaslt_tactic", "cudnn_tactic", "depthwise_tactic",
     "loop_tactic", "matmul_tactic", "pool_tactic", "recurrent_tactic", "selection_tactic", "weight_loop_tactic",
 ]  # fmt: skip
