@@ -9,16 +9,19 @@ crashes or hangs costs one kernel, and processes compile in parallel.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,8 @@ def prefetch_l2(pointers):
 
 """
 """What stands in front of every source; `prefetch_l2(pointers)` asks for cache lines without waiting for them."""
+
+_COMMAND = (sys.executable, "-m", "dovetail.codegen.triton_worker")
 
 TIMEOUT_S = 60.0
 """Seconds that one kernel may take; a compiler that fights register pressure for longer has lost."""
@@ -112,18 +117,23 @@ def compile_kernels(
     *,
     jobs: int | None = None,
     timeout_s: float = TIMEOUT_S,
+    deadline: float | None = None,
     done: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Compiled | str]:
     """Machine code by entry, or the reason why a kernel has none.
+
+    Whatever ends this early, Ctrl-C included, ends the processes with it; what was compiled by then is cached.
 
     Args:
         kernels: Triton kernels; library calls are passed over, equal ones compiled once.
         jobs: processes; default DOVETAIL_JOBS.
         timeout_s: seconds per kernel.
+        deadline: on the clock of `time.monotonic`: kernels whose turn does not come before it are left out of the result; they
+            have their turns in the order given.
         done: called as done(finished, all) as kernels come out.
 
     Raises:
-        CompileError: no Triton, or the cache folder cannot be written.
+        CompileError: no Triton, the cache folder cannot be written, or the disk is full.
     """
     wanted = {k.entry: k for k in kernels if k.launch is not None}
     if not wanted:
@@ -141,26 +151,17 @@ def compile_kernels(
     finished = len(found)
     done(finished, len(wanted))
     if missing:
-        work: queue.SimpleQueue[tuple[str, Kernel, Path]] = queue.SimpleQueue()
-        # Long sources first, so that none is left alone at the end.
-        for entry, (kernel, path) in sorted(missing.items(), key=lambda item: -len(item[1][0].source)):
-            work.put((entry, kernel, path))
-        answers: queue.SimpleQueue[tuple[str, Compiled | str]] = queue.SimpleQueue()
-        count = max(1, min(jobs or env().jobs, len(missing)))
-        stop = threading.Event()
-        threads = [threading.Thread(target=_serve, args=(work, answers, target, timeout_s, stop), daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
+        order = list(missing.items())
+        if deadline is None:
+            order.sort(key=lambda item: -len(item[1][0].source))  # long ones first, so that none is left alone at the end
+        crew = _Crew(order, target, timeout_s, deadline, max(1, min(jobs or env().jobs, len(missing))))
         try:
-            for _ in range(len(missing)):
-                entry, result = answers.get()
+            for entry, result in crew.answers():
                 found[entry] = result
                 finished += 1
                 done(finished, len(wanted))
         finally:
-            stop.set()
-        for thread in threads:
-            thread.join()
+            crew.close()
     return found
 
 
@@ -190,7 +191,7 @@ def _folder(target: Target) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CompileError(f"compiler: cannot write the cache folder {folder}: {error}; set DOVETAIL_CACHE") from error
+        raise _unusable(folder, str(error)) from error
     return folder
 
 
@@ -198,9 +199,10 @@ def _read(path: Path) -> Compiled | None:
     try:
         meta = json.loads(path.with_suffix(".json").read_text())
         binary = path.read_bytes()
-    except (OSError, ValueError):
+        # A file that was cut short is as good as none: what is missing is compiled again.
+        return _compiled(binary, meta) if hashlib.sha256(binary).hexdigest() == meta["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return _compiled(binary, meta)
 
 
 def _compiled(binary: bytes, meta: Mapping[str, Any]) -> Compiled:
@@ -210,32 +212,100 @@ def _compiled(binary: bytes, meta: Mapping[str, Any]) -> Compiled:
     )  # fmt: skip
 
 
-def _serve(
-    work: queue.SimpleQueue[tuple[str, Kernel, Path]],
-    answers: queue.SimpleQueue[tuple[str, Compiled | str]],
-    target: Target,
-    timeout_s: float,
-    stop: threading.Event,
-) -> None:
-    """Feed one worker process until no work is left; a new process follows one that died."""
-    worker: _Worker | None = None
-    try:
-        while not stop.is_set():
-            try:
-                entry, kernel, path = work.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                worker = worker or _take()
-                answers.put((entry, _compile(worker, kernel, target, path, timeout_s)))
-            except Exception as error:
-                answers.put((entry, f"{type(error).__name__}: {error}"))
-            if worker is not None and worker.dead:
-                worker.close()
-                worker = None
-    finally:
-        if worker is not None:
-            _give_back(worker)
+class _Crew:
+    """Threads that feed one worker process each until no work is left; a new process follows one that died."""
+
+    def __init__(
+        self, order: list[tuple[str, tuple[Kernel, Path]]], target: Target, timeout_s: float, deadline: float | None, count: int
+    ) -> None:
+        self._work: queue.SimpleQueue[tuple[str, tuple[Kernel, Path]]] = queue.SimpleQueue()
+        for item in order:
+            self._work.put(item)
+        self._answers: queue.SimpleQueue[tuple[str, Compiled | str | CompileError] | None] = queue.SimpleQueue()
+        self._target, self._timeout_s, self._deadline = target, timeout_s, deadline
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._workers: set[_Worker] = set()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def answers(self) -> Iterator[tuple[str, Compiled | str]]:
+        """Entries with their machine code or the reason why not, as they come out, until all threads are done.
+
+        Raises:
+            CompileError: nothing can be compiled here any more.
+        """
+        left = len(self._threads)
+        while left:
+            answer = self._answers.get()
+            if answer is None:
+                left -= 1
+            elif isinstance(answer[1], CompileError):
+                raise answer[1]
+            else:
+                yield answer[0], answer[1]
+
+    def close(self) -> None:
+        """End what is under way, in the middle of a kernel if need be, and wait until its folders are gone."""
+        self._stop.set()
+        with self._lock:
+            for worker in self._workers:
+                worker.kill()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        worker: _Worker | None = None
+        try:
+            while not self._stop.is_set() and (self._deadline is None or time.monotonic() < self._deadline):
+                try:
+                    entry, (kernel, path) = self._work.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    worker = worker or self._hire()
+                    waited = worker.waited
+                    answer: Compiled | str | CompileError = _compile(worker, kernel, self._target, path, self._timeout_s)
+                    if worker.dead and waited and not worker.late:
+                        # It may have been gone before it was asked; only a fresh one shows whether the kernel is to blame.
+                        self._dismiss(worker)
+                        worker = self._hire(fresh=True)
+                        answer = _compile(worker, kernel, self._target, path, self._timeout_s)
+                except OSError as error:
+                    answer = _unusable(path.parent, str(error))
+                except CompileError as error:
+                    answer = error
+                except Exception as error:  # of any kind: the caller waits for an answer
+                    answer = CompileError(f"compiler: a {kernel.tactic} kernel could not be compiled: {type(error).__name__}: {error}")
+                self._answers.put((entry, answer))
+                if worker is not None and worker.dead:
+                    self._dismiss(worker)
+                    worker = None
+        finally:
+            if worker is not None:
+                self._dismiss(worker)
+            self._answers.put(None)
+
+    def _hire(self, fresh: bool = False) -> _Worker:
+        with self._lock:
+            if self._stop.is_set():
+                raise CompileError("compiler: it was stopped")
+            worker = _Worker() if fresh else _take()
+            self._workers.add(worker)
+        return worker
+
+    def _dismiss(self, worker: _Worker) -> None:
+        with self._lock:
+            self._workers.discard(worker)
+        _give_back(worker)
+
+
+def _unusable(folder: Path, reason: str) -> CompileError:
+    return CompileError(
+        f"compiler: cannot compile into the cache folder {folder}: {reason}; free space there, or set DOVETAIL_CACHE to a folder that "
+        "can be written"
+    )
 
 
 # Processes that wait for the next build: starting one takes a second, which small builds feel. Few: each holds a compiler in memory.
@@ -254,6 +324,7 @@ def _take() -> _Worker:
 def _give_back(worker: _Worker) -> None:
     with _idle_lock:
         if not worker.dead and len(_idle) < _MAX_IDLE:
+            worker.waited = True
             _idle.append(worker)
             return
     worker.close()
@@ -282,6 +353,7 @@ os.register_at_fork(after_in_child=_forget_idle)
 def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeout_s: float) -> Compiled | str:
     launch = kernel.launch
     assert launch is not None
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have pruned the cache meanwhile
     with tempfile.TemporaryDirectory(prefix="compile-", dir=path.parent) as scratch:
         source, output = Path(scratch) / f"{kernel.entry}.py", Path(scratch) / path.name
         source.write_text(module_text(kernel))
@@ -291,6 +363,8 @@ def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeou
             "capability": CudaTarget.of(target).capability,
         }  # fmt: skip
         answer = worker.ask(request, timeout_s)
+        if answer.get("unusable"):
+            raise _unusable(path.parent, answer["error"])
         if "error" in answer:
             _log.debug("%s (%s): %s", kernel.entry, kernel.tactic, answer["error"])
             return str(answer["error"])
@@ -298,7 +372,7 @@ def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeou
         # The record goes last: who finds it finds the code too.
         os.replace(output, path)
         record = Path(scratch) / "record"
-        record.write_text(json.dumps(answer))
+        record.write_text(json.dumps(answer | {"sha256": hashlib.sha256(binary).hexdigest()}))
         os.replace(record, path.with_suffix(".json"))
         return _compiled(binary, answer)
 
@@ -326,21 +400,28 @@ class _Worker:
         paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
         environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dovetail.codegen.triton_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=environment,
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
             start_new_session=True,  # an interrupt is for this process, which ends the others
         )  # fmt: skip
         self.dead = False
+        self.late = False  # dead because it took too long
+        self.waited = False  # it has served before
+
+    def kill(self) -> None:
+        """End the process and the assembler that it may have started, at once."""
+        self.dead = True
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """The answer to one request; an error in it if the process died or took too long."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
-        late = threading.Event()
 
         def expire() -> None:
-            late.set()
-            process.kill()
+            self.late = True
+            self.kill()
 
         timer = threading.Timer(timeout_s, expire)
         timer.start()
@@ -352,11 +433,11 @@ class _Worker:
             line = ""
         finally:
             timer.cancel()
-        if line:
+        if line.endswith("\n"):  # else it died over its answer
             answer: dict[str, Any] = json.loads(line)
             return answer
         self.dead = True
-        if late.is_set():
+        if self.late:
             return {"error": f"no result after {timeout_s:g} s"}
         return {"error": f"the compiler process ended with code {process.wait()}"}
 
@@ -375,11 +456,11 @@ class _Worker:
             try:
                 process.stdin.close()
             except OSError:
-                process.kill()
+                self.kill()
         try:
             process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            process.kill()
+            self.kill()
             process.wait()
         if process.stdout is not None:
             process.stdout.close()

@@ -93,6 +93,8 @@ def main() -> None:
         messages.truncate()
         try:
             answer = compile_one(json.loads(line))
+        except (OSError, ImportError) as error:  # a full disk or a broken installation is no fault of the kernel
+            answer = {"error": f"{type(error).__name__}: {error}", "unusable": True}
         except BaseException as error:  # of any kind: the next request may be fine
             messages.seek(0)
             lines = [text.strip() for text in messages.read().splitlines() if "error" in text.lower()]

@@ -39,6 +39,7 @@ _RIVALS, _CLOSE, _GAIN, _REPLAYS = 4, 1.15, 0.0015, 15
 # Candidates of one group that are compiled at optimization levels 0 to 5.
 CANDIDATES = (1, 4, 10, 24, 48, 96)
 _DEFAULT_SIZE = 64
+_COMPILE_SHARE = 0.85  # of the budget; without the rest, what was compiled could not be measured
 _log = logger("tune")
 
 Decision = tuple[Tactic, Config, tuple[tuple[str, float], ...]]
@@ -220,12 +221,16 @@ class CudaTuner:
         open_.sort(key=lambda c: (-c.weight, c.key))
         done = 0
         try:
-            # All at once: processes are never idle, and what is measured first is what was compiled first.
+            # All at once: processes are never idle. Heavy groups come first, so that a small budget goes to them.
             kernels = [k for c in open_ for x in c.contenders for k in x.kernels]
-            machine = compile_kernels(kernels, target, jobs=self.jobs, done=lambda done, total: self.progress("compile", done, total))
+            machine = compile_kernels(
+                kernels, target, jobs=self.jobs, deadline=start + _COMPILE_SHARE * self.budget_s,
+                done=lambda done, total: self.progress("compile", done, total),
+            )  # fmt: skip
             for contest in open_:
                 self.progress("tune", done, len(open_))
-                if time.monotonic() - start > self.budget_s:
+                whole = all(k.launch is None or k.entry in machine for x in contest.contenders for k in x.kernels)
+                if not whole or time.monotonic() - start >= self.budget_s:
                     break
                 self._measure(contest, machine)
                 done += 1
@@ -288,19 +293,21 @@ class CudaTuner:
     ) -> dict[str, str] | None:  # fmt: skip
         """The names of what is best in the network, where that is not what is best alone; None if it was not measured to the end."""
         assert self.timer is not None
+        if time.monotonic() - start >= self.budget_s:
+            return None
         placed = [Placed(key, group, rivals[key], contests[key].sizes) for key, group in order]
         kernels = [k for found in rivals.values() for c in found for k in c.kernels]
-        machine = compile_kernels(kernels, target, jobs=self.jobs)
-        if any(refused(found[0], machine) is not None for found in rivals.values()):
-            return None  # what is chosen in its place shows only later
         open_ = sorted((c for c in contests.values() if len(rivals[c.key]) > 1), key=lambda c: (-c.weight, c.key))
         chosen = {key: found[0] for key, found in rivals.items()}
         preferred: dict[str, str] = {}
         try:
+            machine = compile_kernels(kernels, target, jobs=self.jobs)
+            if any(refused(found[0], machine) is not None for found in rivals.values()):
+                return None  # what is chosen in its place shows only later
             network = self.timer.network(placed, machine)
             for done, contest in enumerate(open_):
                 self.progress("refine", done, len(open_))
-                if time.monotonic() - start > self.budget_s:
+                if time.monotonic() - start >= self.budget_s:
                     return None
                 options = [chosen | {contest.key: c} for c in rivals[contest.key]]
                 us = network.compare(options, _REPLAYS)
@@ -309,10 +316,15 @@ class CudaTuner:
                     chosen[contest.key] = rivals[contest.key][best]
                     preferred[contest.key] = chosen[contest.key].name
                     _log.debug("%s: %s in the network, %s us for %s", contest.group.node.where, preferred[contest.key], us[best], us[0])
+        except KeyboardInterrupt:
+            self.interrupted = True
+            _log.warning("interrupted: each group keeps what is best alone")
+            return None
         except Error as error:
             _log.warning("the network could not be timed as a whole: %s", error)
             return None
-        self.progress("refine", len(open_), len(open_))
+        finally:
+            self.progress("refine", len(open_), len(open_))
         return preferred
 
     # ------------------------------------------------------------------ deciding
