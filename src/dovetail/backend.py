@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from dovetail import api
-from dovetail.core.errors import BindingError
+from dovetail.builder.options import BuildOptions
+from dovetail.core.errors import BindingError, Error
 
 Values = list[Any]
 
@@ -29,13 +30,12 @@ def compile(model: onnx.ModelProto) -> Callable[[Sequence[Any]], Values]:
 
 
 def prepare(model: onnx.ModelProto, device: str = "CPU", **options: Any) -> PreparedModel:
-    """Build `model` for `device` ("CPU", as ONNX spells it).
+    """Build `model` for `device` ("CPU", "CUDA" or "CUDA:1", as ONNX spells it).
 
     Raises:
         dovetail.Error: the model is invalid, or an operator is not supported.
     """
-    kind = device.partition(":")[0].lower()
-    return PreparedModel(api.build(model, device=kind, **{"verify": "off", "tune": False, **options}))
+    return PreparedModel(api.build(model, device=_device(device), **{"verify": "off", "tune": False, **options}))
 
 
 def run_model(model: onnx.ModelProto, inputs: Any, device: str = "CPU", **options: Any) -> Values:
@@ -88,8 +88,21 @@ def _value_info(name: str, dtype: np.dtype[Any], shape: Sequence[int]) -> onnx.V
 
 
 def supports_device(device: str) -> bool:
-    """Whether engines can be built for `device` ("CPU", "CUDA", perhaps with ":index")."""
-    return device.partition(":")[0].upper() == "CPU"
+    """Whether engines for `device` ("CPU", "CUDA", perhaps with ":index") can be built and run here."""
+    kind = _device(device)
+    if kind.partition(":")[0] != "cuda":
+        return kind == "cpu"
+    try:
+        BuildOptions(device=kind).check()
+    except Error:
+        return False
+    return True
+
+
+def _device(text: str) -> str:
+    """The device as `dovetail.build` spells it."""
+    kind, _, index = text.lower().partition(":")
+    return kind if kind == "cpu" or not index else f"{kind}:{index}"
 
 
 class PreparedModel:

@@ -34,12 +34,14 @@ class Profile:
         runs: how many runs the medians are over.
         threads: size of the team.
         total_us: sum of the steps.
+        device: where it ran, such as "cuda:0"; steps of a GPU are timed one by one, so that none starts early.
     """
 
     rows: tuple[ProfileRow, ...]
     runs: int
     threads: int
     total_us: float
+    device: str = "cpu"
 
     def json(self) -> dict[str, Any]:
         """Plain data with stable keys."""
@@ -47,6 +49,7 @@ class Profile:
             "total_us": self.total_us,
             "runs": self.runs,
             "threads": self.threads,
+            "device": self.device,
             "rows": [
                 {
                     "origin": list(r.origin), "kind": r.kind, "tactic": r.tactic, "kernel": r.kernel,
@@ -65,8 +68,9 @@ class Profile:
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
     def __str__(self) -> str:
+        where = f"{self.threads} thread(s)" if self.device == "cpu" else f"one by one on {self.device}"
         lines = [
-            f"{self.total_us:.1f} us in {len(self.rows)} steps, {self.threads} thread(s), median of {self.runs} runs",
+            f"{self.total_us:.1f} us in {len(self.rows)} steps, {where}, median of {self.runs} runs",
             f"{'us':>10} {'share':>7}  {'tactic':<18} nodes",
         ]
         slowest = sorted(self.rows, key=lambda r: -r.us)
@@ -85,7 +89,7 @@ def _nodes(origin: tuple[str, ...]) -> str:
     return f"{shown} and {len(origin) - 3} more" if len(origin) > 3 else shown
 
 
-def summarise(runs: Sequence[Sequence[Record]], threads: int) -> Profile:
+def summarise(runs: Sequence[Sequence[Record]], threads: int, device: str = "cpu") -> Profile:
     """The median of several runs; runs whose number of steps differs (data-dependent loops) are left out."""
     last = runs[-1]
     same = [r for r in runs if len(r) == len(last)]
@@ -95,4 +99,4 @@ def summarise(runs: Sequence[Sequence[Record]], threads: int) -> Profile:
         ProfileRow(r.origin, r.kind, r.tactic, r.kernel, float(us), float(us) / total if total else 0.0)
         for r, us in zip(last, times, strict=True)
     )
-    return Profile(rows, len(same), threads, total)
+    return Profile(rows, len(same), threads, total, device)

@@ -21,6 +21,7 @@ VERBS = {
     "build": "compile an ONNX model into an engine file",
     "run": "run an engine or a model on inputs from a file",
     "bench": "measure latency, interleaved with other runtimes",
+    "profile": "show where the time of a run goes, step by step",
     "compare": "compare the outputs of two models or engines, layer by layer if asked",
     "tune": "choose an engine's kernels again by measuring on this machine",
     "verify": "check an engine against its reference again",

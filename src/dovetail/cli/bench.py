@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table, draw the plot."""
+    from dovetail.api.resident import resident_run
     from dovetail.benchmark import peers
     from dovetail.benchmark.measure import measure
     from dovetail.benchmark.plot import plot_latencies
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         feeds = {k: np.ascontiguousarray(v) for k, v in data.inputs(args, engine.inputs).items()}
         model = _model(args, needed=bool(rivals))
         candidates: dict[str, Callable[[], object]] = {OURS: lambda: engine.run(feeds)}
+        if (alone := resident_run(engine.runtime, engine.inputs, feeds)) is not None:
+            candidates[f"{OURS} on {engine.runtime.device}"] = alone
         for name in rivals:
             assert model is not None
             candidates[name] = peers.PEERS[name](model, feeds, args.threads)
@@ -109,23 +112,31 @@ def _report(
     from dovetail.benchmark import peers
     from dovetail.benchmark.peak import measure_gflops
 
-    peak = measure_gflops(args.threads)
+    # The peak is that of the CPU's units: a share of it says nothing of a GPU.
+    peak = measure_gflops(args.threads) if engine.plan.target.startswith("cpu") else 0.0
     flops = _flops(model, feeds) if model is not None else None
     report = result.json()
     for row in report["latencies"]:
-        row["version"] = __version__ if row["name"] == OURS else peers.version(row["name"])
+        row["version"] = __version__ if row["name"].startswith(OURS) else peers.version(row["name"])
         row["peak_share"] = flops / (row["median_ms"] * 1e6 * peak) if flops and peak else None
     return report | {
         "engine": args.engine,
         "target": engine.plan.target,
         "threads": args.threads,
-        "precision": "fp32",
+        "precision": _precision(engine),
+        "device": engine.runtime.device,
         "machine": platform.processor() or platform.machine(),
-        "fma_peak_gflops": peak,
+        "fma_peak_gflops": peak or None,
         "model_gflop": flops / 1e9 if flops else None,
         "inputs": {name: list(x.shape) for name, x in feeds.items()},
         "plot": args.plot,
     }
+
+
+def _precision(engine: Engine) -> str:
+    """What the engine computes in, as its build recorded it."""
+    report: Any = engine.plan.meta.get("report")
+    return str(report["actual"]["precision"]) if isinstance(report, dict) and "actual" in report else "fp32"
 
 
 def _flops(model: onnx.ModelProto, feeds: data.Arrays) -> int:
@@ -149,9 +160,12 @@ def _text(args: argparse.Namespace, report: dict[str, Any]) -> str:
         )  # fmt: skip
     head = ["runtime", "median ms", "min ms", "p90 ms", "p99 ms", "runs/s", "of peak", f"times {OURS} [95 %]"]
     shapes = ", ".join(f"{n}{output.shape_text(s)}" for n, s in report["inputs"].items())
-    note = f"{report['rounds']} interleaved rounds, {report['threads']} thread(s), fp32, {report['target']}, inputs {shapes}"
-    peak = f"FMA peak of {report['threads']} thread(s), measured: {report['fma_peak_gflops']:.0f} GFLOP/s"
+    how = f"{report['threads']} thread(s), {report['precision']}, {report['target']}"
+    note = f"{report['rounds']} interleaved rounds, {how}, inputs {shapes}"
+    work = []
+    if report["fma_peak_gflops"]:
+        work.append(f"FMA peak of {report['threads']} thread(s), measured: {report['fma_peak_gflops']:.0f} GFLOP/s")
     if report["model_gflop"]:
-        peak += f"; the model's contractions: {report['model_gflop']:.2f} GFLOP"
-    lines = [output.table(head, rows), note, peak]
+        work.append(f"the model's contractions: {report['model_gflop']:.2f} GFLOP")
+    lines = [output.table(head, rows), note, "; ".join(work)]
     return "\n".join(lines + ([f"plot: {args.plot}"] if args.plot else []))

@@ -12,9 +12,11 @@ import argparse
 from typing import Any
 
 from dovetail.cli import options, output
-from dovetail.cli.artifact import open_engine
+from dovetail.cli.artifact import is_plan, open_engine
 from dovetail.cli.progress import progress
 from dovetail.core.errors import PlanFormatError
+from dovetail.engine.file import EngineFile
+from dovetail.engine.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,14 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the recorded reasons."""
-    with progress(args) as update:
-        engine = open_engine(args, args.engine, update)
-    report = engine.plan.meta.get("report")
+    report = _plan(args).meta.get("report")
     if not isinstance(report, dict):
         raise PlanFormatError(f"{args.engine}: got no build report in it, expected one; build the engine again")
     data = select(report, args.node)
     output.show(args, {"engine": args.engine, **data}, text(data))
     return 0
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """The plan of a file, which may be for a device that is not here, or of a model that is built now."""
+    if is_plan(args.engine):
+        file = EngineFile(args.engine)
+        return file.plan(file.targets[0])
+    with progress(args) as update:
+        return open_engine(args, args.engine, update).plan
 
 
 def select(report: dict[str, Any], wanted: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
     dovetail inspect model.onnx                     inputs, outputs, operators, weights with statistics
     dovetail inspect model.onnx --after simplify    the IR after a stage of the pipeline
     dovetail inspect resnet50.plan                  bindings, kernels, steps, memory
-    dovetail inspect resnet50.plan --kernel NAME    a kernel's C source (a prefix of the name will do)
+    dovetail inspect resnet50.plan --kernel NAME    a kernel's C or Triton source (a prefix of the name, or a node's, will do)
 """
 
 from __future__ import annotations

@@ -13,11 +13,13 @@ from dovetail.cli import output
 from dovetail.core.dims import Dim, from_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
-from dovetail.engine.file import EngineFile
+from dovetail.engine import cubins
+from dovetail.engine.file import EngineFile, kernels_member
 from dovetail.engine.plan import (
     Buffer,
     ControlSegment,
     HostSegment,
+    KernelRef,
     NativeSegment,
     Plan,
     Postfix,
@@ -50,13 +52,46 @@ def inspect_kernel(args: argparse.Namespace) -> int:
     if len(found) != 1:
         shown = ", ".join(found[:8] or entries[:8])
         raise UsageError(f"--kernel: got {args.kernel!r}, which names {len(found)} kernels, expected one; such as {shown}")
-    source = extract(file.source(target), found[0], entries)
+    ref = plan.kernels[entries.index(found[0])]
+    source = "" if ref.library else extract(file.source(target), found[0], entries)
     steps = [s for s in _steps(plan.main) if s.get("kernel") == found[0]]
     nodes = list(dict.fromkeys(name for s in steps for name in s["origin"]))
-    data = {"kernel": found[0], "tactics": sorted({s["tactic"] for s in steps}), "nodes": nodes, "source": source}
-    header = f"// {found[0]}: {', '.join(data['tactics'])}\n// computes {', '.join(nodes) or 'nothing in the main program'}\n"
-    output.show(args, data, header + source)
+    resources = _resources(file, target, ref)
+    data = {"kernel": found[0], "tactics": sorted({s["tactic"] for s in steps}), "nodes": nodes, "source": source} | resources
+    header = [f"{found[0]}: {', '.join(data['tactics'])}", f"computes {', '.join(nodes) or 'nothing in the main program'}"]
+    if resources:
+        header.append(_resource_line(ref, resources))
+    mark = "#" if target.startswith("cuda") else "//"
+    output.show(args, data, "\n".join([*(f"{mark} {line}" for line in header), source]))
     return 0
+
+
+def _resources(file: EngineFile, target: str, ref: KernelRef) -> dict[str, Any]:
+    """Of a kernel of a GPU: what it takes per thread and per block, or which library it calls; of others nothing."""
+    if ref.library:
+        return {"library": ref.library, "call": dict(ref.call)}
+    if ref.launch is None:
+        return {}
+    member = f"{file.folder(target)}/{kernels_member(target)}"
+    code = cubins.unpack(file.container.member(member)).get(ref.entry) if member in file.container else None
+    found = None if code is None else cubins.usage(code)
+    return {
+        "threads": ref.launch.threads,
+        "registers": None if found is None else found.registers,
+        "spilled_bytes": None if found is None else found.stack,
+        "shared_bytes": ref.launch.shared + (0 if found is None else found.shared),
+        "code_bytes": None if code is None else len(code),
+    }
+
+
+def _resource_line(ref: KernelRef, found: dict[str, Any]) -> str:
+    if ref.library:
+        return f"a call of {ref.library}: {found['call']}"
+    early = ", starts before the kernel ahead has ended" if ref.launch is not None and ref.launch.pdl else ""
+    machine = "" if found["registers"] is None else (
+        f", {found['registers']} registers and {found['spilled_bytes']} spilled bytes a thread, {found['code_bytes']} bytes of code"
+    )  # fmt: skip
+    return f"{found['threads']} threads and {found['shared_bytes']} bytes of shared memory a block{machine}{early}"
 
 
 def extract(text: str, entry: str, entries: list[str]) -> str:
