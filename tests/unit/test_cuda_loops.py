@@ -265,20 +265,31 @@ def test_a_row_is_loaded_once():
         (lambda b: b("Softmax", b.input(F16, 1, 40000), axis=1), 3),
         (lambda b: b("LayerNormalization", b.input(F32, 2, 33333), b.weight(F32, 33333), None, axis=1), 3),
         (lambda b: b("ArgMax", b.input(F16, 1, 30011), axis=1), 3),
-        (lambda b: b("Div", b.input(F32, 20000), b("ReduceMax", b("Abs", b.input(F32, 30000)), axes=(0,))), 2),
+        (lambda b: b("Div", b.input(F32, 2000), b("ReduceMax", b("Abs", b.input(F32, 30000)), axes=(0,))), 2),
+        (lambda b: b("ReduceSum", b.input(F32, S, 1000), axes=(0, 1)), 2),
     ],
 )
 def test_long_reductions_run_in_stages(build, count):
     group = fused(build)
-    assert len(kernels_of(group, LOOP, (), SM90)) == count
-    check(build, configs=count == 2)
+    config = (("split", 1),)
+    assert len(kernels_of(group, LOOP, config, SM90)) == count
+    assert len(kernels_of(group, LOOP, (("split", 0),), SM90)) == 1
+    sizes = {"S": 31}
+    arrays = data(group, sizes)
+    close(run_group(group, LOOP, config, arrays, SM90, sizes), expected(group, arrays, sizes), 5e-6)
+
+
+def test_stages_come_by_themselves_where_much_is_reduced_to_little():
+    large, small = (fused(lambda b, n=n: b("ReduceMean", b.input(F16, 1, n), axes=(1,))) for n in (1 << 20, 4096))
+    assert [len(kernels_of(g, LOOP, (), SM90)) for g in (large, small)] == [2, 1]
+    assert LOOP.configs(large, SM90) == ((), (("split", 0),))
 
 
 def test_stages_keep_the_meaning_of_the_loops():
     group = fused(lambda b: b("GroupNormalization", b.input(F32, 1, 6, 60, 67), b.weight(F32, 6), b.weight(F32, 6), num_groups=2))
     arrays = data(group, {})
     kernel = lower(group.body, [v.tensor for v in group.inputs], [v.tensor for v in group.outputs])
-    stages, temps = split(kernel, 132)
+    stages, temps = split(kernel, 132, 8192)
     assert len(stages) == 3
     memory = [np.full(evaluate(t, {}) // 4, np.nan, np.float32) for t in temps]
     result = np.zeros(6 * 60 * 67, np.float32)
@@ -330,6 +341,12 @@ def test_weights_are_loaded_before_the_wait():
     (kernel,) = kernels_of(group, LOOP, (), SM90)
     before, after = kernel.source.split("gdc_wait()")
     assert (before.count("tl.load("), after.count("tl.load(")) == (2, 1)
+
+
+def test_what_makes_weights_waits_for_what_makes_its_operands():
+    build: Build = lambda b: b("Softmax", b.weight(F32, 8, 100), axis=1)  # noqa: E731 - one line says it
+    (kernel,) = kernels_of(fused(build), LOOP, (), SM90)
+    assert "tl.load(" not in kernel.source.split("gdc_wait()")[0]
 
 
 def test_a_reduction_of_reductions():

@@ -236,13 +236,16 @@ def _level(e: Expr, lanes: set[Reduce], scope: Scope, memo: dict[Expr, int]) -> 
 
 # ---------------------------------------------------------------- flat
 def _flat(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> Plan:
-    points = at_least(total_of(nest.axes))
+    total = total_of(nest.axes)
     loads = [e for e in expressions(nest, scope) if isinstance(e, Load)]
     narrowest = min([x.buffer.dtype.itemsize for x in loads] + [s.buffer.dtype.itemsize for s in nest.stores])
-    # 16 bytes of the narrowest operand per thread, at most eight elements; fewer while multiprocessors would idle.
+    # 16 bytes of the narrowest operand per thread, at most eight elements; fewer while multiprocessors would idle. Where that is
+    # known at run time only, accesses stay wide.
     each, warps = max(2, min(8, 16 // max(1, narrowest))), 4
-    while each * warps > 1 and points < each * warps * 32 * multiprocessors:
-        each, warps = (each // 2, warps) if each > 2 or warps == 1 else (each, warps // 2)
+    least = 2 if isinstance(total, int) else each
+    while (each > least or warps > 1) and at_least(total) < each * warps * 32 * multiprocessors:
+        each, warps = (each // 2, warps) if each > least else (each, warps // 2)
+    points = number(total)
     block = options.get("block", max(1, min(each * warps * 32, power(points))))
     return Plan("flat", nest, nest.axes, (block,), options.get("warps", warps))
 

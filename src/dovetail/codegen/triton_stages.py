@@ -43,15 +43,19 @@ from dovetail.core.dims import Dim, ceil_div, floor_div, product, remainder, sub
 LEAST = 2048
 """Elements that a program of a stage reduces at least."""
 _STEP = 64
+WORTH = 48 * 1024
+"""Elements that one program alone must have to reduce before another launch is worth it."""
 MOST_PARTS = 128
 """Parts of one reduction at most: whatever reads it combines them anew."""
 
 
-def split(kernel: LoopKernel, multiprocessors: int) -> tuple[list[LoopKernel], list[Dim]]:
+def split(kernel: LoopKernel, multiprocessors: int, least: int | None = WORTH) -> tuple[list[LoopKernel], list[Dim]]:
     """(kernels to run one after the other, bytes of the temporary buffers between them).
 
-    The last kernel has the results of the given one.
+    The last kernel has the results of the given one. `least` elements of one program are worth a stage; None: it stays whole.
     """
+    if least is None:
+        return [kernel], []
     scope = kernel.scope
     nests = [prepared(nest, scope) for nest in kernel.nests]
     stages: list[LoopKernel] = []
@@ -59,7 +63,7 @@ def split(kernel: LoopKernel, multiprocessors: int) -> tuple[list[LoopKernel], l
     while True:
         partial: list[Nest] = []
         for position, nest in enumerate(nests):
-            parts = _parts(nest, scope, multiprocessors)
+            parts = _parts(nest, scope, multiprocessors, least)
             if parts is None:
                 continue
             found, count = parts
@@ -80,7 +84,7 @@ def split(kernel: LoopKernel, multiprocessors: int) -> tuple[list[LoopKernel], l
     return stages, [product(t.shape) * t.dtype.itemsize for t in temps]
 
 
-def _parts(nest: Nest, scope: Scope, multiprocessors: int) -> tuple[list[Reduce], int] | None:
+def _parts(nest: Nest, scope: Scope, multiprocessors: int, least: int) -> tuple[list[Reduce], int] | None:
     """(the first reductions to be cut, into how many parts); None if the nest has enough programs as it is."""
     lanes = lane_reductions(nest, scope)
     if not lanes or any(isinstance(e, Row) for e in expressions(nest, scope)):
@@ -97,7 +101,7 @@ def _parts(nest: Nest, scope: Scope, multiprocessors: int) -> tuple[list[Reduce]
     if not first:
         return None
     work = size * max(number(total_of(e.axes)) for e in first)
-    if 2 * programs > multiprocessors or work < 4 * LEAST:
+    if 2 * programs > multiprocessors or work < least:
         return None
     return first, max(2, min(MOST_PARTS, 2 * multiprocessors // programs, work // LEAST))
 

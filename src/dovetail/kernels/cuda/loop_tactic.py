@@ -11,10 +11,13 @@ from dovetail.codegen.print_triton import print_kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Step, Tactic, tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_schedule import alternatives, plan_nest
-from dovetail.codegen.triton_stages import split
+from dovetail.codegen.triton_stages import LEAST, WORTH, split
 from dovetail.ir.graph import Time
 from dovetail.kernels.cuda.writer import is_aligned
 from dovetail.kernels.loops import overwritable, reason_against
+
+# Elements that a lone program must reduce before stages take over, by the configuration's "split"; else the default.
+_LEAST_WORK: dict[object, int | None] = {0: None, 1: 4 * LEAST}
 
 
 @tactic
@@ -41,22 +44,24 @@ class Loop(Tactic):
         """The heuristic's sizes, then their neighbours; of a reduction in stages also one in a single stage."""
         wide = CudaTarget.of(target).multiprocessors
         kernel = _lowered(group)
-        stages, _ = split(kernel, wide)
-        if len(stages) > 1:
+        if len(split(kernel, wide)[0]) > 1:
             return ((), (("split", 0),))
+        cut: tuple[Config, ...] = ((("split", 1),),) if len(split(kernel, wide, _LEAST_WORK[1])[0]) > 1 else ()
         if len(kernel.nests) != 1:
-            return ((),)
+            return ((), *cut)
         plan = plan_nest(kernel.nests[0], kernel.scope, wide)
-        return ((), *(tuple(sorted(sizes.items())) for sizes in alternatives(plan, wide)))
+        return ((), *cut, *(tuple(sorted(sizes.items())) for sizes in alternatives(plan, wide)))
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
         """Print the composed loop kernel, or its stages."""
         gpu = CudaTarget.of(target)
         operands = [*((("in", i), v) for i, v in enumerate(group.inputs)), *((("out", i), v) for i, v in enumerate(group.outputs))]
         unaligned = [where for where, v in operands if not is_aligned(v.tensor)]
-        constant = [("in", i) for i, v in enumerate(group.inputs) if v.time == Time.WEIGHT]
+        # While weights are made they are what other kernels write.
+        at_load = group.outputs[0].time == Time.WEIGHT
+        constant = [] if at_load else [("in", i) for i, v in enumerate(group.inputs) if v.time == Time.WEIGHT]
         whole = _lowered(group)
-        stages, temps = ([whole], []) if ("split", 0) in config else split(whole, gpu.multiprocessors)
+        stages, temps = split(whole, gpu.multiprocessors, _LEAST_WORK.get(dict(config).get("split"), WORTH))
         kernels = [
             print_kernel(stage, gpu, tactic=self.name, config=config, unaligned=unaligned, constant=constant) for stage in stages
         ]
