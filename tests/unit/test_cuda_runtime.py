@@ -617,9 +617,8 @@ class _Doubled:
         self.driver._queue(stream, work)
 
 
-def _with_library():
+def _with_library(names=("k_increment", "k_library", "k_increment")):
     kernels = (*cuda_engines.KERNELS, KernelRef("k_library", 2, 1, library="cublaslt", call={"what": "double"}))
-    names = ("k_increment", "k_library", "k_increment")
     made = chain(*names)
     steps = tuple(replace(s, grid=((1,), (1,), (1,)) if s.kernel != "k_library" else ()) for s in made.segments[0].steps)
     main = replace(made, segments=(NativeSegment(steps),))
@@ -641,6 +640,26 @@ def test_library_calls_run_between_kernels(monkeypatch):
         np.testing.assert_array_equal(context.run({"x": DeviceArray.of(driver, ramp(n))})["y"].numpy(), 2 * (ramp(n) + 1) + 1)
     _, records = context.engine.profile({"x": ramp()})
     assert [r.kernel for r in records] == ["k_increment", "k_library", "k_increment"]
+
+
+def test_library_calls_read_and_write_in_one_place(monkeypatch):
+    monkeypatch.setattr(libraries, "_prepared", {})
+    libraries.register("cublaslt", _Doubled)
+    driver = host_driver()
+    context = engine(_with_library(("k_library", "k_increment", "k_library")), driver=driver).context()
+    x, y = DeviceArray.of(driver, ramp()), DeviceArray.of(driver, ramp())
+    for _ in range(4):
+        context.run({"x": x}, {"y": y})
+        np.testing.assert_array_equal(y.numpy(), 2 * (2 * ramp() + 1))
+    assert driver.log["end_capture"] == 1 and "copy" not in driver.log  # in place, as long as nothing moves
+    alive = []
+    for i in range(6):
+        alive.append(DeviceArray.of(driver, ramp() + i))
+        found = context.run({"x": alive[-1]})["y"]
+        np.testing.assert_array_equal(found.numpy(), 2 * (2 * (ramp() + i) + 1))
+        alive.append(found)
+        np.testing.assert_array_equal(context.run({"x": ramp()})["y"], 2 * (2 * ramp() + 1))
+    assert driver.log["end_capture"] == 2
 
 
 def test_a_library_that_is_not_there(monkeypatch):

@@ -75,6 +75,8 @@ def open(
         raise UsageError("open: got binaries for an engine file, expected a provider or nothing")
     kind, ordinal = _device(device)
     chosen = _choose(file, target, kind, ordinal, driver)
+    if chosen.startswith("cuda"):  # before kernels are made again for nothing
+        _require_gpu(str(file.path), chosen, ordinal, driver)
     known: Stored | None = None
     try:
         files = file.trusted(chosen)
@@ -186,5 +188,8 @@ def _require_gpu(where: str, target: str, ordinal: int, driver: Any) -> None:
     from dovetail.device.cuda.driver import driver as driver_of
     from dovetail.device.cuda.driver import require_capability
 
-    found = driver_of(ordinal) if driver is None else driver
+    try:
+        found = driver_of(ordinal) if driver is None else driver
+    except DeviceError as error:
+        raise DeviceError(f"{where}: the engine is for {target}, which cannot be used here: {error}") from error
     require_capability(where, target, found.properties)

@@ -123,7 +123,7 @@ class CudaCode(Bound):
 
     __slots__ = (
         "__weakref__", "_destroy", "_driver", "_dynamic", "_graph", "_groups", "_items", "_known", "_stale", "_static", "_used",
-        "outer", "roots", "watched", "written",
+        "fixed", "outer", "roots", "watched", "written",
     )  # fmt: skip
 
     def __init__(
@@ -177,6 +177,8 @@ class CudaCode(Bound):
         self.watched: tuple[int, ...] | None = None  # filled in by the program's runner: what it keeps track of
         self.written: tuple[int, ...] = ()
         self.outer = tuple(self._dynamic)
+        # Inputs and outputs of library calls: the graph is captured again when these move.
+        self.fixed = {r for r, uses in self._dynamic.items() if any(self._items[i].call is not None for i, _, _ in uses)}
 
     def _item(self, one: Prepared, kernels: Mapping[str, tuple[Any, KernelRef]], workspace: int, ahead: bool) -> _Item:
         count = len(one.step.args)

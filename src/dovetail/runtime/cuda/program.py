@@ -58,6 +58,9 @@ class CudaRunner(ProgramRunner):
         blocks.outgrown = self._forget
         self._blocks: Any = blocks
         self._slots: dict[int, DeviceMemory] = {}
+        # Arrays of library calls: where each was first, and those that have been elsewhere since.
+        self._seen: dict[int, int] = {}
+        self._moving: set[int] = set()
         ports = {self.layout.root[p.tensor.buffer] for p in (*program.inputs, *program.outputs)}
         # Buffers whose copies must be kept track of: all others live on the device alone.
         self._tracked = frozenset(self._viewed | ports)
@@ -99,6 +102,16 @@ class CudaRunner(ProgramRunner):
             found = self._slots[root] = DeviceMemory(self.driver, size)
         return found.address
 
+    def _in_place(self, stage: Stage, root: int, pointer: int) -> bool:
+        """Whether the caller's array is read or written where it is: kernels want it aligned, library calls always in one place."""
+        if pointer % ALIGNMENT:
+            return False
+        if self.queue.capturing or not any(root in code.fixed for code in stage.natives if isinstance(code, CudaCode)):
+            return True
+        if self._seen.setdefault(root, pointer) != pointer:
+            self._moving.add(root)
+        return root not in self._moving
+
     def slots(self) -> list[DeviceMemory]:
         """The memory behind `_slot`, for whoever must keep it."""
         return list(self._slots.values())
@@ -109,7 +122,7 @@ class CudaRunner(ProgramRunner):
         for root, value, opaque in zip(self._input_roots, inputs, self._opaque, strict=True):
             if isinstance(value, DeviceView):
                 frame.addresses[root] = value.address
-                if value.address % ALIGNMENT and value.nbytes:
+                if value.nbytes and not self._in_place(stage, root, value.address):
                     frame.addresses[root] = self._slot(root, value.nbytes)
                     self.driver.copy(frame.addresses[root], value.address, value.nbytes, self.queue.stream)
             else:
@@ -132,6 +145,8 @@ class CudaRunner(ProgramRunner):
             frame.addresses[root] = self.queue.temporary(array.nbytes)
         elif kind == "input":
             frame.addresses[root] = self._slot(root, array.nbytes)
+            if root in self._seen:
+                self._moving.add(root)
         self.queue.send(frame.addresses[root], array)
         frame.state[root] = _BOTH
 
@@ -229,14 +244,14 @@ class CudaRunner(ProgramRunner):
             return None
         addresses = stage.frame.addresses.copy()
         for root, value in zip(self._input_roots, inputs, strict=True):
-            if not isinstance(value, DeviceView) or (value.address % ALIGNMENT and value.nbytes):
+            if not isinstance(value, DeviceView) or (value.nbytes and not self._in_place(stage, root, value.address)):
                 return None
             addresses[root] = value.address
         for i, view in stage.outputs:
             if view.buffer.kind == "input":
                 continue
             given, root = outputs[i], self._owned[i]
-            if not isinstance(given, DeviceView) or given.address % ALIGNMENT or not given.address:
+            if not isinstance(given, DeviceView) or not given.address or not self._in_place(stage, root, given.address):
                 return None
             if not view.whole or view.nbytes != stage.sizes[root]:
                 return None
@@ -327,7 +342,7 @@ class CudaRunner(ProgramRunner):
                 if callable(given):
                     given = given(view.shape, view.dtype)
                 results[i] = aligned_empty(view.shape, view.dtype) if given is None else given
-                if isinstance(given, DeviceView) and given.address % ALIGNMENT == 0 and given.address:
+                if isinstance(given, DeviceView) and given.address and self._in_place(stage, root, given.address):
                     frame.addresses[root] = given.address
                     continue
             frame.addresses[root] = self._slot(root, stage.sizes[root] or 0)
