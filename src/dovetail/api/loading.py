@@ -115,8 +115,9 @@ def _compile(
         module = restore(file.graph, stored, arrays)
         built = builder.compile_module(module, options_of(stored), choose=as_recorded(stored))
     except CompileError as error:
+        package = "'dovetail[cuda]'" if target.startswith("cuda") else "ziglang"
         raise TrustError(
             f"{file.path}: its kernels are not signed by a trusted key and cannot be made again ({error}); "
-            "install a compiler (pip install ziglang), or trust the key: dovetail trust add KEY"
+            f"install a compiler (pip install {package}), or trust the key: dovetail trust add KEY"
         ) from error
     return remade.Remade(built.plan, built.graph_text, built.source, built.binary, built.host_binary)

@@ -333,5 +333,5 @@ def require_capability(where: str, target: str, found: Properties) -> None:
     if not fits:
         raise DeviceError(
             f"{where}: got a device of compute capability {found.capability / 10} ({found.name}, cuda:{found.ordinal}), expected one for "
-            f"{isa}; build for this device (--target sm_{found.capability}) or choose another (device=\"cuda:1\")"
+            f"{isa}; build for this device (--device cuda:{found.ordinal}) or choose another that is here"
         )

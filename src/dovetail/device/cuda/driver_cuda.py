@@ -73,7 +73,7 @@ class CudaDriver:
             raise
         except Exception as error:  # bindings report a missing libcuda by errors of their own
             raise DeviceError(
-                f"cuda: got no usable NVIDIA driver ({str(error).splitlines()[0]}), expected one; install the driver, or use device=\"cpu\""
+                f"cuda: got no usable NVIDIA driver ({str(error).splitlines()[0]}), expected one; install the driver, or build for the CPU"
             ) from None
         count = self._call("cuDeviceGetCount")
         if not 0 <= ordinal < count:
