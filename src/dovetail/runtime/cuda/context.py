@@ -249,6 +249,8 @@ class CudaContext(ExecutionContext):
             values[i] = as_device(f"input {name!r}", value, want, self.driver, stream, capturing, order)
             example = value if example is None else example
             host[name] = np.empty((0,) * max(len(order), 1), want)  # in its place where host arrays are checked
+        if len(values) == len(self._ports) == len(inputs):
+            return list(values.values()), example
         checked = self._inputs({**inputs, **host})
         return [values.get(i, v) for i, v in enumerate(checked)], example
 
