@@ -49,7 +49,7 @@ class Uploader:
     """Copies arrays to a device through two page-locked buffers, so that the copy and the transfer overlap."""
 
     def __init__(self, driver: Driver, stream: Stream) -> None:
-        self._driver = driver
+        self.driver = driver
         self._stream = stream
         self._buffers: list[tuple[NDArray[np.uint8], Event]] = []
         self._turn = 0
@@ -59,22 +59,22 @@ class Uploader:
         source = array.reshape(-1).view(np.uint8)
         if source.nbytes <= _SMALL:
             if source.nbytes:
-                self._driver.upload(pointer, source, self._stream)
+                self.driver.upload(pointer, source, self._stream)
             return
         if not self._buffers:
-            self._buffers = [(self._driver.host_memory(_CHUNK), self._driver.create_event()) for _ in range(2)]
+            self._buffers = [(self.driver.host_memory(_CHUNK), self.driver.create_event()) for _ in range(2)]
         for start in range(0, source.nbytes, _CHUNK):
             buffer, event = self._buffers[self._turn]
             self._turn ^= 1
-            self._driver.synchronize_event(event)  # an event that was never recorded is reached
+            self.driver.synchronize_event(event)  # an event that was never recorded is reached
             part = source[start : start + _CHUNK]
             buffer[: part.nbytes] = part
-            self._driver.upload(pointer + start, buffer[: part.nbytes], self._stream)
-            self._driver.record(event, self._stream)
+            self.driver.upload(pointer + start, buffer[: part.nbytes], self._stream)
+            self.driver.record(event, self._stream)
 
     def finish(self) -> None:
         """Wait for all copies and give the buffers back."""
-        self._driver.synchronize(self._stream)
+        self.driver.synchronize(self._stream)
         for _, event in self._buffers:
-            self._driver.destroy_event(event)
+            self.driver.destroy_event(event)
         self._buffers = []

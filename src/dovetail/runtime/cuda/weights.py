@@ -105,18 +105,19 @@ def refit(plan: Plan, old: CudaWeights, changes: Mapping[str, Array], runner: Cu
 def _made(
     plan: Plan, arrays: dict[str, Array], kept: Mapping[str, DeviceView], runner: CudaRunner, hashes: Mapping[str, str]
 ) -> CudaWeights:
-    driver = runner.driver
-    lasting = device_weights(plan.main) | device_weights(plan.shapes_program)
-    device = dict(kept) | upload(driver, runner.queue, {n: arrays[n] for n in sorted(lasting - kept.keys())})
-    program = plan.weights_program
-    if not program.outputs:
-        runner.queue.synchronize()
-        return CudaWeights(arrays, device, {}, hashes)
-    passing = upload(driver, runner.queue, {n: arrays[n] for n in sorted(device_weights(program) - device.keys())})
-    raw = {name: storage_of(a) for name, a in arrays.items()}
-    resources = DeviceResources(runner.queue, raw, device | passing, {}, {}, {})
-    values = run_to_device(runner, runner.stage((), {}), resources, new_token())
-    return CudaWeights(arrays, device, values, hashes)
+    uploader = Uploader(runner.driver, runner.queue.own)
+    try:
+        lasting = device_weights(plan.main) | device_weights(plan.shapes_program)
+        device = dict(kept) | upload(uploader, {n: arrays[n] for n in sorted(lasting - kept.keys())})
+        if not plan.weights_program.outputs:
+            return CudaWeights(arrays, device, {}, hashes)
+        passing = upload(uploader, {n: arrays[n] for n in sorted(device_weights(plan.weights_program) - device.keys())})
+        raw = {name: storage_of(a) for name, a in arrays.items()}
+        resources = DeviceResources(runner.queue, raw, device | passing, {}, {}, {})
+        values = run_to_device(runner, runner.stage((), {}), resources, new_token())
+        return CudaWeights(arrays, device, values, hashes)
+    finally:
+        uploader.finish()
 
 
 def run_to_device(runner: CudaRunner, stage: Any, resources: CudaResources, token: int) -> dict[str, Any]:
@@ -160,19 +161,17 @@ def _in_one_block(driver: Driver, sizes: Sequence[int]) -> Allocate:
     return allocate
 
 
-def upload(driver: Driver, queue: Queue, arrays: Mapping[str, Array]) -> dict[str, DeviceView]:
-    """Copies of host arrays, in one allocation; later work in the queue's own stream finds them there."""
+def upload(uploader: Uploader, arrays: Mapping[str, Array]) -> dict[str, DeviceView]:
+    """Copies of host arrays, in one allocation; later work in the uploader's stream finds them there."""
     arrays = {name: a for name, a in arrays.items() if a.dtype != object}
     if not arrays:
         return {}
     offsets, total = parts([a.nbytes for a in arrays.values()])
-    block = DeviceMemory(driver, total)
-    uploader = Uploader(driver, queue.own)
+    block = DeviceMemory(uploader.driver, total)
     found = {}
     for (name, array), offset in zip(arrays.items(), offsets, strict=True):
         uploader.upload(block.address + offset, array)
         found[name] = DeviceView(block.address + offset, array.shape, array.dtype, block)
-    uploader.finish()
     return found
 
 
