@@ -91,7 +91,8 @@ def main() -> None:
     }
     print(f"{layers} layers on {driver.properties.name}; microseconds of the host per call, of a call with its work")
     for name, call in ways.items():
-        print("%-26s %8.1f %8.1f" % (name, *timed(call, wait)))
+        host, whole = timed(call, wait)
+        print(f"{name:26} {host:8.1f} {whole:8.1f}")
     start = time.perf_counter()
     captured()
     print(f"{'new context and capture':26} {(time.perf_counter() - start) * 1e6:8.1f}")
