@@ -83,6 +83,16 @@ def test_topk_along_any_axis(shape, axis, k, form):
     check_top(top(F32, shape, axis=axis, k=k), form=form)
 
 
+@pytest.mark.parametrize("kind", [F16, F32, I64])
+@pytest.mark.parametrize(
+    ("shape", "axis", "k"), [((130, 8), 1, 2), ((3, 5, 7), 1, 5), ((9, 1), 1, 1), ((6, 32), 1, 32), ((0, 4), 1, 2), ((6,), 0, 3)]
+)
+def test_topk_of_short_rows(shape, axis, k, kind):
+    check_top(top(kind, shape, axis=axis, k=k))
+    check_top(top(kind, shape, axis=axis, k=k, largest=False))
+    assert TOPK.configs(top(kind, shape, axis=axis, k=k), SM90)[0] == FORMS[RANK]
+
+
 def test_topk_by_radix_of_several_chunks():
     check_top(top(F32, (1, 4200), k=70), form=RADIX)
 
@@ -182,7 +192,8 @@ def test_what_scatter_leaves_to_the_host():
 
 def test_machine_code():
     groups = [
-        (TOPK, top(F16, (8, 500), k=30), FORMS[RANK]), (TOPK, top(I64, (8, 5000), k=300), FORMS[RADIX]),
+        (TOPK, top(F16, (8, 500), k=30), FORMS[RANK]), (TOPK, top(F32, (4096, 8), k=2), FORMS[RANK]),
+        (TOPK, top(I64, (8, 5000), k=300), FORMS[RADIX]),
         (SCATTER, scattered((64, 128), (300, 1), (300, 128)), ()),
         (SCATTER, scattered((64, 128), (8, 1), (8, 128)), ()),
         (SCATTER, scattered((64, 128), (64, 16), None, axis=1, reduction="add"), ()),

@@ -165,9 +165,10 @@ class _Text:
         tiles = shape.pairs * ceil_div(shape.rows, tiling.m)
         alone = isinstance(tiles, int)
         self._head()
+        # Early: the next kernel fetches its weights meanwhile, and there is room for it once all tiles of this one run.
+        self.lines += self.w.release
         self._keys()
         if tiling.splits == 1:
-            self.lines += self.w.release
             self._store()
             return self._single(self._kernel(tiles, 0))
         self._leave_part()
@@ -177,7 +178,6 @@ class _Text:
             self._last_arriver()
             emitted = self._single(self._kernel(tiles, tiles))
             return Emitted(emitted.steps, temps)
-        self.lines += self.w.release
         first = self._kernel(tiles, 0)
         second = _Text(shape, tiling._replace(warps=4), self.target, self.tactic)._combination(tiles)
         return Emitted((self._step(first), self._step(second)), temps)
@@ -494,7 +494,7 @@ class _Text:
         lines, splits = self.lines, self.tiling.splits
         counters = self.w.pointer(Operand("counters", 0), I32)
         # All threads of the block have written before one of them says so.
-        lines += ["tl.debug_barrier()", f"arrived = tl.atomic_add({counters} + pid, 1, sem=\"acq_rel\")", *self.w.release]
+        lines += ["tl.debug_barrier()", f"arrived = tl.atomic_add({counters} + pid, 1, sem=\"acq_rel\")"]
         lines.append(f"if arrived == {splits - 1}:")
         outer, self.lines = self.lines, []
         self.lines.append(f"tl.store({counters} + pid, 0)")
@@ -536,8 +536,8 @@ class _Text:
         self._place(1)
         for i, part in enumerate(self.v_parts):
             self.lines.append(f"f{i} = {self._columns(part)}")
-        self._add_parts()
         self.lines += self.w.release
+        self._add_parts()
         self._store()
         shape, tiling = self.shape, self.tiling
         moved = shape.pairs * shape.rows * shape.value_depth * 4 * tiling.splits

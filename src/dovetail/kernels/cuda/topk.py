@@ -21,6 +21,7 @@ from dovetail.kernels.cuda.writer import Rows, Writer, scaled
 
 RANK, RADIX = "rank", "radix"
 _ROWS, _COLUMNS = 64, 64  # of one block of comparisons; half as many columns of 64 bits
+_SHORT, _COMPARED = 32, 4096  # rows up to this long are ranked many at a time, with so many comparisons per program
 _CHUNK = 2048  # elements that a program of the radix form reads at a time; half as many of 64 bits
 _DIGIT = 8
 
@@ -89,6 +90,8 @@ def key(value: str, dtype: DType, largest: bool) -> tuple[list[str], str]:
 def emit(shape: TopK, form: str, target: CudaTarget, tactic: str) -> Emitted:
     """The kernels of one form."""
     config: Config = (("form", form),)
+    if form == RANK and isinstance(shape.extent, int) and shape.extent <= _SHORT:
+        return Emitted((_step(_short(shape, shape.extent, target, tactic, config)),))
     if form == RANK:
         return Emitted((_step(_rank(shape, shape.extent, False, target, tactic, config)),))
     kept = shape.rows * shape.k * 4
@@ -112,13 +115,44 @@ class _Row:
         """Address of the row's first element."""
         offset = self.rows.offset(self.w, type_.placement.strides(type_.shape), self.lines)
         name = self.w.fresh("base")
-        self.lines.append(f"{name} = {self.w.pointer(operand, type_)} + {offset}")
+        self.lines.append(f"{name} = {self.w.pointer(operand, type_)} + {offset if offset != '0' else 'row * 0'}")
         return name
 
     def at(self, base: str, type_: TensorType, index: str) -> str:
         """Address of elements along the axis."""
         step = scaled(self.w, index, type_.placement.strides(type_.shape)[self.shape.axis])
         return f"{base} + {step if step != '0' else f'{index} * 0'}"
+
+
+def _short(shape: TopK, extent: int, target: CudaTarget, tactic: str, config: Config) -> Kernel:
+    """Ranks the elements of several short rows at once: experts, boxes' classes."""
+    w = Writer(target)
+    width = max(2, 1 << (extent - 1).bit_length())
+    block = _COMPARED // width**2
+    lines = [*w.wait, f"row = tl.program_id(0) * {block} + tl.arange(0, {block})", f"i = tl.arange(0, {width})[None, :]"]
+    row = _Row(shape, w, lines)
+    x = row.base(Operand("in", 0), shape.x)
+    lines.append(f"inside = (row < {w.dim(shape.rows)})[:, None] & (i < {extent})")
+    lines.append(f"a = tl.load({row.at(f'{x}[:, None]', shape.x, 'i')}, mask=inside, other=0)")
+    statements, text = key("a", shape.x.dtype, shape.largest)
+    lines += [
+        *statements,
+        f"ka = {text}",
+        "other, own = ka[:, None, :], ka[:, :, None]",
+        f"j = tl.arange(0, {width})",
+        "before = (other > own) | ((other == own) & (j[None, None, :] < j[None, :, None]))",
+        f"rank = tl.sum((before & (j < {extent})[None, None, :]).to(tl.int32), 2)",
+        *w.release,
+    ]
+    values = row.base(Operand("out", 0), shape.values)
+    indices = row.base(Operand("out", 1), shape.indices)
+    mask = f"mask=inside & (rank < {w.dim(shape.k)})"
+    lines.append(f"tl.store({row.at(f'{values}[:, None]', shape.values, 'rank')}, a, {mask})")
+    lines.append(f"tl.store({row.at(f'{indices}[:, None]', shape.indices, 'rank')}, (rank * 0 + i).to(tl.int64), {mask})")
+    return w.kernel(
+        lines, grid=(ceil_div(shape.rows, block), 1, 1), warps=4, stages=1, tactic=tactic, config=config,
+        flops=shape.rows * width**2, bytes=shape.rows * (extent + 2 * shape.k) * shape.x.dtype.itemsize,
+    )  # fmt: skip
 
 
 def _rank(shape: TopK, count: Dim, kept: bool, target: CudaTarget, tactic: str, config: Config) -> Kernel:
