@@ -134,6 +134,8 @@ def is_device_array(value: Any) -> bool:
     """Whether a value is an array in a GPU's memory."""
     if isinstance(value, np.ndarray | np.generic):
         return False
+    if isinstance(value, DeviceArray):
+        return True
     device = getattr(value, "__dlpack_device__", None)
     if device is not None:
         return int(device()[0]) in _CUDA_DEVICES
@@ -151,7 +153,11 @@ def as_device(
         BindingError: another device or dtype, not dense, or not readable.
         ShapeError: another rank than that of `order`.
     """
-    if isinstance(value, DeviceArray) or not hasattr(value, "__dlpack_device__"):
+    if isinstance(value, DeviceArray):
+        if value.driver.properties.ordinal != driver.properties.ordinal:
+            raise _elsewhere(where, value.driver.properties.ordinal, driver)
+        return DeviceView(value.address, _checked(where, value.dtype, want, value.shape, value.strides, order), want, value, value)
+    if not hasattr(value, "__dlpack_device__"):
         return _of_interface(where, value, want, driver, stream, capturing, order)
     kind, ordinal = value.__dlpack_device__()
     if int(kind) == 2 and int(ordinal) != driver.properties.ordinal:
@@ -216,7 +222,10 @@ def _checked(
     """The shape in memory's order of axes, if the array is dense in that order and of the right type."""
     if found != want:
         raise BindingError(f"{where}: got dtype {found}, expected {want}; convert it, values are never cast silently")
-    given = strides or dense_strides(shape, 1)
+    dense = dense_strides(shape, 1)
+    given = strides or dense
+    if not order and given == dense:
+        return shape
     ordered, steps = shape, given
     if order:
         if len(shape) != len(order):
