@@ -14,7 +14,7 @@ from dovetail.core import dims
 from dovetail.core.dims import Dim, Expr
 from dovetail.core.dtypes import DType
 from dovetail.core.errors import ShapeError
-from dovetail.ir.graph import Graph, Value
+from dovetail.ir.graph import Graph, Node, Value
 from dovetail.ir.types import TensorType
 
 Array = np.ndarray[Any, Any]
@@ -119,15 +119,31 @@ def integer_limit(value: Value, sizes: Mapping[str, int]) -> int:
     return min(min(found), _MAX_INTEGER) if found else 2
 
 
+def _positions(node: Node, position: int) -> Dim | None:
+    """How many positions or lengths an input of an operator may name; None where it names none."""
+    shape = node.input(0).tensor.shape if node.operands and isinstance(node.operands[0].type, TensorType) else ()
+    if _INDEXED.get(node.op) == position:
+        return shape[int(node.attrs.get("axis", 0))]
+    if node.op in ("GatherND", "ScatterND") and position == 1:
+        first, width = int(node.attrs.get("batch_dims", 0)), node.input(1).tensor.shape[-1]
+        named = shape[first : first + width] if isinstance(width, int) else ()
+        return functools.reduce(dims.minimum, named) if named else None
+    if node.op == "Attention" and position == 4:
+        keys = node.input(1).tensor
+        return keys.shape[-2] + 1
+    if node.op == "SuppressionTable" and position == 2:
+        return node.input(1).tensor.shape[2]
+    return None
+
+
 def _limits(value: Value, sizes: Mapping[str, int], seen: set[Value]) -> list[int]:
     if value in seen:
         return []
     seen.add(value)
     found: list[int] = []
     for node, position in value.uses:
-        if node.op in _INDEXED and position == _INDEXED[node.op]:
-            table = node.input(0).tensor.shape
-            size = table[int(node.attrs.get("axis", 0))]
+        size = _positions(node, position)
+        if size is not None:
             try:
                 found.append(max(1, dims.evaluate(size, sizes)))
             except ShapeError:
