@@ -212,8 +212,12 @@ def test_grids_of_no_programs_launch_nothing():
 def test_tensors_and_grids_that_no_kernel_can_have(monkeypatch):
     tested = engine(plan(chain(*STEPS)))
     monkeypatch.setattr(code, "_MAX_ELEMENTS", 100)
-    with pytest.raises(ExecutionError, match="node0: got a tensor of 101 elements, expected at most 100 on a GPU; use smaller"):
+    with pytest.raises(ExecutionError, match=r"node0: got sizes of \[101\], expected at most 100 on a GPU; use smaller"):
         tested.run({"x": ramp(101)})
+    with pytest.raises(ExecutionError, match="node0: got a tensor of 150 elements, expected at most 100 on a GPU; use smaller"):
+        wide = chain("k_double", "k_copy")
+        buffers = tuple(replace(b, size=(*b.size, 3, "*")) if b.kind == "arena" else b for b in wide.buffers)
+        engine(plan(replace(wide, buffers=buffers))).run({"x": ramp(50)})
     monkeypatch.setattr(code, "_MAX_GRID", (10, 1, 1))
     with pytest.raises(ExecutionError, match=r"node0: got a grid of \(25, 1, 1\) blocks"):
         tested.run({"x": ramp(100)})

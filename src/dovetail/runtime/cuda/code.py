@@ -79,6 +79,8 @@ def prepare(
         if ref.launch is None:
             raise PlanFormatError(f"plan: kernel {ref.entry} has no launch, expected one in a plan for a GPU; rebuild the engine")
         x, y, z = (run_program(d, env) for d in step.grid)
+        if any(not -_MAX_ELEMENTS <= d <= _MAX_ELEMENTS for d in dims):
+            raise ExecutionError(f"{_origin(step)}: got sizes of {dims}, expected at most {_MAX_ELEMENTS} on a GPU; use smaller shapes")
         grid = (x * ref.launch.cluster, y, z)
         if any(not 0 <= n <= limit for n, limit in zip(grid, _MAX_GRID, strict=True)):
             raise ExecutionError(
