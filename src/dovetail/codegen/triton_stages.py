@@ -54,9 +54,9 @@ def split(kernel: LoopKernel, multiprocessors: int, least: int | None = WORTH) -
 
     The last kernel has the results of the given one. `least` elements of one program are worth a stage; None: it stays whole.
     """
-    if least is None:
-        return [kernel], []
     scope = kernel.scope
+    if least is None or not any(isinstance(e, Reduce) for nest in kernel.nests for e in expressions(nest, scope)):
+        return [kernel], []
     nests = [prepared(nest, scope) for nest in kernel.nests]
     stages: list[LoopKernel] = []
     temps: list[Buffer] = []

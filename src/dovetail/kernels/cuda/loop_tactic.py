@@ -12,6 +12,7 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Step, Tacti
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_schedule import alternatives, plan_nest
 from dovetail.codegen.triton_stages import LEAST, WORTH, split
+from dovetail.core.dtypes import F64
 from dovetail.ir.graph import Time
 from dovetail.kernels.cuda.writer import is_aligned
 from dovetail.kernels.loops import overwritable, reason_against
@@ -34,6 +35,9 @@ class Loop(Tactic):
         reason = reason_against(group)
         if reason is not None:
             return reason
+        # Only these can fail to print; fusion asks too often to print all.
+        if not any(n.op == "CumSum" or any(v.tensor.dtype == F64 for v in (*n.operands, *n.outputs)) for n in group.body.nodes):
+            return None
         try:
             self.emit(group, (), target)
         except NotLowerable as unprintable:
