@@ -246,6 +246,27 @@ def test_refusals() -> None:
     assert "zero" in (GEMM.supports(product((3, 0), (0, 5)), SM90) or "")
 
 
+@pytest.mark.parametrize("tactic", [GEMM, GEMV, TMA], ids=lambda t: t.name)
+def test_nothing_is_read_early_while_weights_are_made(tactic: Any) -> None:
+    """A product of weights runs behind the kernels that make them: all reads stand behind the wait, and so do all of run-time values."""
+
+    def build(body: Body) -> Any:
+        return body("Add", body("MatMul", body.weight(F16, rows, 96), body.weight(F16, 96, 128)), body.weight(F16, 128))
+
+    rows = 1 if tactic is GEMV else 96
+    made = fused(build, "matmul", "MatMul")
+    used = product((rows, 96), (96, 128), F16, constant=True, extra=gelu)
+    for group in (made, used):
+        config = Tile(32, 32, 32, 4, 3, ahead=1).config if tactic is GEMM else tactic.configs(group, SM90)[0]
+        text = kernels_of(group, tactic, config, SM90)[0].source
+        before = text[: text.index("gdc_wait()")]
+        assert "store" not in before
+        if group is made:
+            assert "load" not in before and "prefetch" not in before
+        else:
+            assert not any(word in before for word in ("load(a", "load(x", "p0.load")), "the left operand comes from the kernel ahead"
+
+
 # ------------------------------------------------------------------ configurations
 FP16_SHAPES = [(128, 768, 768), (128, 768, 3072), (4096, 3072, 768), (1, 1000, 2048), (32, 1000, 2048), (5, 3, 7), (197, 1000, 591)]
 

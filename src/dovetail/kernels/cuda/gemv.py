@@ -15,8 +15,8 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
 from dovetail.kernels.cuda.matmul import base_offset, batch_indices, finish, outside
-from dovetail.kernels.cuda.matmul_problem import Problem, known_early
-from dovetail.kernels.cuda.writer import Rows, Writer, scaled, tile_epilogue
+from dovetail.kernels.cuda.matmul_problem import Problem
+from dovetail.kernels.cuda.writer import Rows, Writer, known_early, scaled, tile_epilogue
 
 UNROLLED = 8
 """So many steps become straight code, so that their loads do not wait for each other."""

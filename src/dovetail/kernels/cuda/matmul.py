@@ -15,12 +15,13 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, floor_div
 from dovetail.core.dtypes import F32, I32
-from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis, known_early
+from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis
 from dovetail.kernels.cuda.writer import (
     Rows,
     TileEpilogue,
     Writer,
     is_multiple,
+    known_early,
     scaled,
     tile_epilogue,
 )

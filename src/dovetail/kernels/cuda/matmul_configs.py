@@ -13,7 +13,8 @@ from dovetail.kernels.cuda import cost, matmul_tma
 from dovetail.kernels.cuda.cost import Work
 from dovetail.kernels.cuda.gemv import TOGETHER, Strip
 from dovetail.kernels.cuda.matmul import Tile
-from dovetail.kernels.cuda.matmul_problem import Problem, known_early
+from dovetail.kernels.cuda.matmul_problem import Problem
+from dovetail.kernels.cuda.writer import known_early
 
 LIMIT = 16
 """Configurations at most."""

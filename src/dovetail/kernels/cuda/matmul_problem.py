@@ -9,7 +9,7 @@ from dovetail.codegen.tactic import Group
 from dovetail.codegen.triton_epilogue import epilogue_reason
 from dovetail.core.dims import Dim, product
 from dovetail.core.dtypes import BF16, F16, F32, DType
-from dovetail.ir.graph import Time, Value
+from dovetail.ir.graph import Value
 from dovetail.kernels.fused import broadcast_strides
 
 OPERANDS = (F16, BF16, F32)
@@ -91,11 +91,6 @@ def problem_reason(group: Group) -> str | None:
     if any(d == 0 for v in (anchor.output, *anchor.operands) for d in v.tensor.shape):
         return "an extent is zero"
     return epilogue_reason(group.body, anchor)
-
-
-def known_early(group: Group, position: int) -> bool:
-    """Whether an operand depends on weights alone, so that it may be read before the kernel ahead has ended."""
-    return group.inputs[position].time == Time.WEIGHT
 
 
 def problem(group: Group) -> Problem:

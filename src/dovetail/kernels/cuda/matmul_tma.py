@@ -24,8 +24,15 @@ from dovetail.kernels.cuda.matmul import (
     prefetch,
     tile_indices,
 )
-from dovetail.kernels.cuda.matmul_problem import Problem, by_axis, known_early
-from dovetail.kernels.cuda.writer import ALIGNMENT, Rows, Writer, is_aligned, is_multiple
+from dovetail.kernels.cuda.matmul_problem import Problem, by_axis
+from dovetail.kernels.cuda.writer import (
+    ALIGNMENT,
+    Rows,
+    Writer,
+    is_aligned,
+    is_multiple,
+    known_early,
+)
 from dovetail.kernels.fused import broadcast_strides
 
 

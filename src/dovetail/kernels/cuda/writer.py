@@ -41,6 +41,11 @@ def is_aligned(type_: TensorType) -> bool:
     return is_multiple(type_.placement.base(type_.shape) * type_.dtype.itemsize, ALIGNMENT)
 
 
+def known_early(group: Group, position: int) -> bool:
+    """Whether a kernel may read an operand before the one ahead of it has ended: another program made it, from weights alone."""
+    return group.inputs[position].time == Time.WEIGHT and group.outputs[0].time != Time.WEIGHT
+
+
 class Writer:
     """One kernel under construction: its parameters by name, in order, and the symbols that its text mentions."""
 
@@ -215,7 +220,7 @@ def tile_epilogue(
     late: list[str] = []
     row_index, column_index = ("[None, :]", "[:, None]") if transposed else ("[:, None]", "[None, :]")
     if bias is not None:
-        lines = early if group.inputs[bias.index].time != Time.RUN else late
+        lines = early if known_early(group, bias.index) else late
         kind = group.inputs[bias.index].tensor
         name = w.pointer(Operand("in", bias.index), kind)
         stride = kind.placement.strides(kind.shape)[-1]
@@ -226,7 +231,7 @@ def tile_epilogue(
     names = {anchor.output: acc}
     place = _Place(w, rows, column, row_mask, column_mask, tuple(base), row_index, column_index)
     for side in sides(group):
-        known = group.inputs[side.position].time != Time.RUN and all(side.strides[axis] == 0 for axis, _ in rows.axes)
+        known = known_early(group, side.position) and all(side.strides[axis] == 0 for axis, _ in rows.axes)
         names[side.value] = _load(place, group, side, early if known else late)
     code = epilogue_code(group.body, names, prefix=f"{acc}_e")
     late += code.statements
