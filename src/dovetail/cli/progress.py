@@ -21,6 +21,7 @@ def progress(args: argparse.Namespace) -> Iterator[Progress | None]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -31,11 +32,15 @@ def progress(args: argparse.Namespace) -> Iterator[Progress | None]:
         TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
+        last: dict[str, int] = {}
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
+            elif done < last[stage]:
+                bars.reset(tasks[stage])  # the same again, with other work: the speed of before says nothing
+            last[stage] = done
             bars.update(tasks[stage], completed=done, total=total)
 
         yield update

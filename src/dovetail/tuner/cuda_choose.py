@@ -206,7 +206,7 @@ class CudaTuner:
         for tactic in fitting:
             limit = CANDIDATES[min(self.level, len(CANDIDATES) - 1)]
             # Without times only the order counts; a few more stand by in case the first ones do not compile.
-            count = limit if self.timer is not None else 6
+            count = limit if self.timer is not None and self.level > 0 else 6
             for config in list(tactic.configs(group, target))[:count]:
                 candidate = Candidate(tactic, tuple(config))
                 packed, emitted = candidate.emit(group, target)
