@@ -156,6 +156,14 @@ def test_split_sums(split, taps):
     check(GEMM, group, tile(split=split))
 
 
+def test_operands_of_the_epilogue_are_fetched_before_the_sum():
+    group = conv_group((2, 32, 5, 6), (40, 32, 1, 1), residual=True)
+    for tactic in (GEMM, TMA):
+        (kernel,) = kernels_of(group, tactic, tile(bk=16, fetch=1), SM90)
+        assert kernel.source.index("gdc_wait") < kernel.source.index("prefetch_l2") < kernel.source.index("for k")
+        check(tactic, group, tile(bk=16, fetch=1))
+
+
 @pytest.mark.parametrize("split", [1, 2])
 @pytest.mark.parametrize("pack", [1, 2])
 def test_swapped_tiles(split, pack):

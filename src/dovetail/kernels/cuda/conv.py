@@ -23,7 +23,14 @@ from dovetail.core.dtypes import F32, I32, DType
 from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue
 from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
 from dovetail.kernels.cuda.matmul import more_steps
-from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, scaled, tile_epilogue
+from dovetail.kernels.cuda.writer import (
+    Rows,
+    Writer,
+    is_multiple,
+    scaled,
+    tile_epilogue,
+)
+from dovetail.kernels.fused import sides
 
 MAX_TAPS = 31
 """Taps of an axis whose bits fit one word."""
@@ -43,6 +50,7 @@ class Tile:
         pack: groups of channels that one program takes together.
         swap: 1 computes the tile the other way round, so that few output positions become the narrow side of a wide instruction.
         ahead: 1 prefetches the filters while the kernel ahead still runs.
+        fetch: 1 prefetches the epilogue's operands before the sum.
     """
 
     bm: int
@@ -54,6 +62,7 @@ class Tile:
     pack: int = 1
     swap: int = 0
     ahead: int = 0
+    fetch: int = 0
 
     @staticmethod
     def of(config: Config) -> Tile:
@@ -64,8 +73,9 @@ class Tile:
     def config(self) -> Config:
         """The configuration of a tile; what does nothing is left out."""
         found = [("bm", self.bm), ("bn", self.bn), ("bk", self.bk), ("warps", self.warps), ("stages", self.stages)]
-        extra = [("split", self.split, 1), ("pack", self.pack, 1), ("swap", self.swap, 0), ("ahead", self.ahead, 0)]
-        return (*found, *((name, value) for name, value, usual in extra if value != usual))
+        extra = [("split", self.split), ("pack", self.pack)]
+        switches = [("swap", self.swap), ("ahead", self.ahead), ("fetch", self.fetch)]
+        return (*found, *(e for e in extra if e[1] != 1), *(e for e in switches if e[1] != 0))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,6 +151,8 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
         return prologue.apply(w, group, body, "a", lambda p: _factor(w, tile, p, image, channel, mask))
 
     body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target), compute)
+    if tile.fetch:
+        lines += prefetch_sides(w, group, inner, tile)
     lines += step_loop(body, tiles.steps, tile.split)
     total = tiles.rows * tiles.columns * tiles.blocks
     finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
@@ -180,9 +192,10 @@ def tile_rows(w: Writer, window: Window, bm: int, lines: list[str]) -> tuple[Row
 
 
 def _columns(conv: Convolution, tiles: _Tiles, tile: Tile, lines: list[str]) -> str:
-    """Defines `rn`, the filters of a tile, and `rl`, their numbers inside the block; returns which are inside."""
-    start = f"column_tile * {tile.bn} + " if tiles.columns > 1 else ""
-    lines.append(f"rl = {start}tl.arange(0, {tile.bn})")
+    """Defines `rn`, the filters of a tile, the `first` of them, and `rl`, their numbers inside the block; returns which are inside."""
+    start = f"column_tile * {tile.bn}" if tiles.columns > 1 else "0"
+    lines.append(f"rl = {start} + tl.arange(0, {tile.bn})")
+    lines.append(f"first = block * {tiles.width} + {start}" if tiles.blocks > 1 else f"first = {start}")
     lines.append(f"rn = block * {tiles.width} + rl" if tiles.blocks > 1 else "rn = rl")
     return "" if tiles.width % tile.bn == 0 else f"rl < {tiles.width}"
 
@@ -349,6 +362,27 @@ def step_loop(body: list[str], steps: int, split: int) -> list[str]:
     if steps % split:
         end = f"tl.minimum({end}, {steps})"
     return [f"for k in range(part * {share}, {end}{more}):", *inner]
+
+
+def prefetch_sides(w: Writer, group: Group, rows: Rows, tile: Tile) -> list[str]:
+    """Asks for the parts of the epilogue's images that a program will read, from filter `first` on.
+
+    Args:
+        rows: output positions, those beyond the last one clamped to it.
+    """
+    assert group.anchor is not None
+    lines: list[str] = []
+    for side in sides(group):
+        kind = group.inputs[side.position].tensor
+        if kind.shape != group.anchor.output.tensor.shape or side.strides[1] != 1:
+            continue
+        per_line = LINE_BYTES // kind.dtype.itemsize
+        offset = rows.offset(w, side.strides, lines)
+        count = max(1, tile.bn // per_line)
+        pointer = w.pointer(Operand("in", side.position), kind)
+        at = f"tl.minimum(first + tl.arange(0, {count}) * {per_line}, {kind.shape[1]} - 1)"
+        lines.append(f"prefetch_l2({pointer} + ({offset})[:, None] + ({at})[None, :])")
+    return lines
 
 
 def finish_tile(w: Writer, tile: Tile, total: Dim, late: Sequence[str]) -> tuple[list[str], int, int]:

@@ -17,6 +17,8 @@ from dovetail.kernels.cuda.conv import Tile
 from dovetail.kernels.cuda.conv_shape import Convolution
 from dovetail.kernels.cuda.writer import typical
 
+# Steps up to which a sum is short: its epilogue's loads are a good part of all.
+_SHORT = 4
 # Pipeline depths of one tile that are worth measuring.
 _DEPTHS = 2
 
@@ -104,6 +106,15 @@ def with_prefetch(conv: Convolution, tiles: Sequence[Tile], target: CudaTarget) 
     found = [replace(t, ahead=1) if small else t for t, small in zip(tiles, few, strict=True)]
     plain = [t for t, small in zip(tiles[:2], few, strict=False) if small]
     return [*found[:2], *plain, *found[2:]]
+
+
+def with_fetch(conv: Convolution, tiles: Sequence[Tile], operands: int) -> list[Tile]:
+    """The tiles, where sums are short with the epilogue's operands prefetched ahead of them; the first two also otherwise."""
+    if operands == 1:
+        return list(tiles)
+    found = [replace(t, fetch=1) if t.split == 1 and _steps(conv, t) <= _SHORT else t for t in tiles]
+    others = [replace(t, fetch=1 - t.fetch) for t in found[:2] if t.split == 1]
+    return [*found[:2], *others, *found[2:]]
 
 
 def _steps(conv: Convolution, t: Tile) -> int:

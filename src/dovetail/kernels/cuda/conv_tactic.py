@@ -8,7 +8,13 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Pack, Tactic, single
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.ir.graph import Node
 from dovetail.kernels.cuda.conv import MAX_TAPS, Tile, implicit_gemm
-from dovetail.kernels.cuda.conv_config import dense_tiles, grouped_tiles, rank, with_prefetch
+from dovetail.kernels.cuda.conv_config import (
+    dense_tiles,
+    grouped_tiles,
+    rank,
+    with_fetch,
+    with_prefetch,
+)
 from dovetail.kernels.cuda.conv_prologue import producer_reason
 from dovetail.kernels.cuda.conv_shape import Convolution, conv_reason, convolution_of, image_layouts
 from dovetail.kernels.fused import attributes, in_place, sides
@@ -73,7 +79,8 @@ class ImplicitGemm(Tactic):
         """The tiles that a model of the machine ranks highest."""
         conv, cuda = convolution_of(group), CudaTarget.of(target)
         tiles = dense_tiles(conv, cuda) if conv.groups == 1 else grouped_tiles(conv, cuda)
-        best = rank(conv, tiles, cuda, epilogue_operands(group), _KEEP)
+        operands = epilogue_operands(group)
+        best = with_fetch(conv, rank(conv, tiles, cuda, operands, _KEEP), operands)
         return [t.config for t in with_prefetch(conv, best, cuda)]
 
     def packs(self, group: Group, config: Config, target: Target) -> tuple[Pack, ...]:

@@ -16,8 +16,8 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Pack, Tacti
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.dims import Dim, ceil_div, product
 from dovetail.core.dtypes import F32
-from dovetail.kernels.cuda.conv import Tile, finish_tile, step_loop, tap_index
-from dovetail.kernels.cuda.conv_config import TYPICAL, rank
+from dovetail.kernels.cuda.conv import Tile, finish_tile, prefetch_sides, step_loop, tap_index
+from dovetail.kernels.cuda.conv_config import TYPICAL, rank, with_fetch
 from dovetail.kernels.cuda.conv_shape import (
     Convolution,
     Window,
@@ -96,12 +96,20 @@ def tma(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
         x = w.pointer(x_operand, window.x, TensorMap((count, window.channels), (step, 1), (tile.bm, tile.bk)))
         lines.append(f"rm = row_tile * {tile.bm} + tl.arange(0, {tile.bm})")
         rows, row_mask = window.rows("rm"), "" if is_multiple(count, tile.bm) else f"rm < {w.dim(count)}"
+        clamped = rows
+        if row_mask and tile.fetch:
+            lines.append(f"rc = tl.minimum(rm, {w.dim(count)} - 1)")
+            clamped = window.rows("rc")
         body = [f"a = {x}.load([row_tile * {tile.bm}, k * {tile.bk}])"]
     else:
         box = _Box.of(window, tile.bm)
         tiles = product(box.tiles(window))
         x = w.pointer(x_operand, window.x, _image_map(window, box, tile.bk))
         rows, row_mask = _box_rows(w, window, box, lines)
+        clamped = rows
+        if row_mask and tile.fetch:
+            lines.append(f"rc = tl.minimum(rm, {w.dim(window.pixels)} - 1)")
+            clamped = window.rows("rc")
         body, at = _box_load(window, box, tile, x, blocks)
     weights = group.inputs[conv.weights].tensor
     total_depth = window.taps * conv.depth
@@ -112,6 +120,8 @@ def tma(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     body += [f"b = {f}.load([first, {at or f'k * {tile.bk}'}])", "acc = tl.dot(a, b.T, acc)"]
     steps = window.taps * blocks
     loop = step_loop(body, steps, tile.split)
+    if tile.fetch:
+        lines += prefetch_sides(w, group, clamped, tile)
     lines += ["k = 0", *loop] if steps == tile.split == 1 else loop
     total = tiles * columns
     finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
@@ -239,7 +249,8 @@ class TmaConv(Tactic):
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
         """Large tiles, as the model of the machine ranks them."""
         conv, cuda = convolution_of(group), CudaTarget.of(target)
-        return [t.config for t in rank(conv, _tiles(conv), cuda, epilogue_operands(group), _KEEP)]
+        operands = epilogue_operands(group)
+        return [t.config for t in with_fetch(conv, rank(conv, _tiles(conv), cuda, operands, _KEEP), operands)]
 
     def packs(self, group: Group, config: Config, target: Target) -> tuple[Pack, ...]:
         """The filters, channels inside."""

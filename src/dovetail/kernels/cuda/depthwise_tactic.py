@@ -66,8 +66,8 @@ def strips(window: Window, target: Target, wide: int) -> list[Strip]:
     shapes = [(1, 1), (1, 2), (1, 4), (1, 8)] if uses_loop(window) else [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 2)]
     scored: list[tuple[float, int, Strip]] = []
     for th, tw in shapes:
-        if th > max(1, rows) or tw > max(1, last) or (window.taps == 1 and th * tw > 4):
-            continue
+        if th > max(1, rows) or tw > max(1, last) or (not uses_loop(window) and window.taps not in range(2, _HELD + 1) and th * tw > 4):
+            continue  # more accumulators than registers beside that many loads
         for order, bc in enumerate(widths[:3]):
             for warps in (4, 2, 8):
                 bp = max(1, 32 * warps * wide // bc)
