@@ -27,6 +27,7 @@ from dovetail.kernels.cuda.writer import (
     Rows,
     Writer,
     is_multiple,
+    known_early,
     scaled,
     tile_epilogue,
 )
@@ -142,7 +143,7 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     weight_mask = _filters(conv, tiles, tile, lines)
     transposed = bool(tile.swap)
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias, transposed=transposed)
-    if tile.ahead and target.programmatic_launch:
+    if tile.ahead and target.programmatic_launch and known_early(group, conv.weights):
         lines += _prefetch(conv, tiles, tile, f)
     lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros({tile.shape}, dtype=tl.float32)"]
     image = inner.split(w, lines)[0] if any(p.strides[0] != 0 for p in prologue.factors) else "0"

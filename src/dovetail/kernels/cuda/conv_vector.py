@@ -15,7 +15,7 @@ from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_scalar import widen
 from dovetail.kernels.cuda.conv_config import TYPICAL
 from dovetail.kernels.cuda.conv_shape import conv_reason, convolution_of, corner, image_layouts
-from dovetail.kernels.cuda.writer import Writer, tile_epilogue, typical
+from dovetail.kernels.cuda.writer import Writer, known_early, tile_epilogue, typical
 from dovetail.kernels.fused import in_place, sides
 
 _PIXELS, _CHUNK, _CHUNKS = 32, 2048, 4
@@ -57,11 +57,13 @@ def vector(group: Group, part: _Part, target: CudaTarget, name: str) -> Kernel:
     rows = window.rows("rm")
     offset, _ = corner(w, window, rows, lines, ())
     mask = ["" if (c + 1) * bk <= conv.depth else f"rk < {conv.depth - c * bk}" for c in range(chunks)]
+    filters = []
     for c in range(chunks):
         guard = f", mask=({mask[c]})[None, :], other=0.0" if mask[c] else ""
-        lines.append(f"f{c} = tl.load({f} + {c * bk} + (rf * {conv.depth})[:, None] + rk[None, :]{guard})")
+        filters.append(f"f{c} = tl.load({f} + {c * bk} + (rf * {conv.depth})[:, None] + rk[None, :]{guard})")
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", "", column_mask, bias=conv.bias)
-    lines += [*epilogue.early, *w.wait, *w.release]
+    ready = [*w.wait, *w.release]
+    lines += [*epilogue.early, *((*filters, *ready) if known_early(group, conv.weights) else (*ready, *filters))]
     for c in range(chunks):
         guard = f", mask=({mask[c]})[None, :], other=0.0" if mask[c] else ""
         lines.append(f"x{c} = tl.load({x} + {c * bk} + ({offset} + rm * 0)[:, None] + rk[None, :]{guard})")

@@ -11,7 +11,7 @@ from dovetail.codegen.target import CudaTarget, Target
 from dovetail.kernels.cuda.conv_config import TYPICAL
 from dovetail.kernels.cuda.conv_shape import Window, conv_reason, convolution_of, image_layouts
 from dovetail.kernels.cuda.depthwise import Counts, Strip, sliding, uses_loop
-from dovetail.kernels.cuda.writer import Writer, typical
+from dovetail.kernels.cuda.writer import Writer, known_early, typical
 from dovetail.kernels.fused import in_place, sides
 
 _HELD = 9
@@ -38,7 +38,7 @@ class _Filters:
             guard = f", mask=({mask})[None, :], other=0.0" if mask else ""
             return triton_scalar.widen(f"tl.load({pointer} + {tap} * {self.window.channels} + xc{guard})", kind.dtype)
 
-        if self.window.taps > _HELD:
+        if self.window.taps > _HELD or not known_early(self.group, self.position):
             return [], load
         return [f"filter{t} = {load(str(t))}" for t in range(self.window.taps)], lambda tap: f"filter{tap}"
 
