@@ -138,7 +138,8 @@ def _short(shape: TopK, extent: int, target: CudaTarget, tactic: str, config: Co
     lines += [
         *statements,
         f"ka = {text}",
-        "other, own = ka[:, None, :], ka[:, :, None]",
+        "other = ka[:, None, :]",
+        "own = ka[:, :, None]",
         f"j = tl.arange(0, {width})",
         "before = (other > own) | ((other == own) & (j[None, None, :] < j[None, :, None]))",
         f"rank = tl.sum((before & (j < {extent})[None, None, :]).to(tl.int32), 2)",
