@@ -66,6 +66,16 @@ def test_prune_leaves_files_of_a_running_build(root: Path, call: Callable) -> No
     assert left(root) == []
 
 
+def test_prune_leaves_a_running_compiler_its_files(root: Path, call: Callable) -> None:
+    for name, age in (("compile-new", 60), ("compile-old", 2 * 3600)):
+        path = root / "cubins" / "sm_90" / name / "kernel.py"
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+        os.utime(path, (time.time() - age,) * 2)
+    call("cache", "prune", "--all")
+    assert [p.parent.name for p in root.rglob("*") if p.is_file()] == ["compile-new"]
+
+
 @pytest.mark.parametrize("text, value", [("10", 10), ("2k", 2048), ("3M", 3 << 20), ("1GB", 1 << 30)])
 def test_sizes(text: str, value: int) -> None:
     assert cache.byte_count(text) == value

@@ -163,6 +163,17 @@ def test_a_machine_without_a_driver(monkeypatch, recorder):
         CudaDriver(0)
 
 
+def test_a_driver_older_than_its_bindings(recorder):
+    driver = CudaDriver(0)
+
+    def missing(*_):
+        raise RuntimeError('Function "cuMemAlloc_v2" not found')
+
+    recorder._cuMemAlloc = missing
+    with driver.active(), pytest.raises(DeviceError, match=r"the NVIDIA driver has no cuMemAlloc .*, expected a newer one; update it"):
+        driver.allocate(8)
+
+
 def test_packages_that_are_missing(monkeypatch):
     import sys
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import time
@@ -19,7 +20,7 @@ from dovetail.cli import output
 from dovetail.core.env import env
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_DAY_S = 86400.0
+_DAY_S, _HOUR_S = 86400.0, 3600.0
 # A file this young may belong to a build that is running.
 _IN_USE_S = 60.0
 
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
         rows = [[name, s["files"], output.size(s["bytes"])] for name, s in sections.items()]
         output.show(args, data, f"{root}\n{output.table(['section', 'files', 'size'], rows)}" if rows else f"{root}: empty")
         return 0
-    chosen = entries if args.all else choose(entries, args.older_than, args.max_size, time.time())
+    now = time.time()
+    chosen = [e for e in entries if not _scratch(e, now)] if args.all else choose(entries, args.older_than, args.max_size, now)
     removed = remove(root, chosen)
     left = sum(e.bytes for e in entries) - sum(e.bytes for e in removed)
     freed = sum(e.bytes for e in removed)
@@ -110,8 +112,14 @@ def remove(root: Path, entries: list[Entry]) -> list[Entry]:
         removed.append(entry)
     for folder, _, _ in os.walk(root, topdown=False):
         if Path(folder) != root and not any(Path(folder).iterdir()):
-            Path(folder).rmdir()
+            with contextlib.suppress(OSError):  # another process put something there, or removed it, just now
+                Path(folder).rmdir()
     return removed
+
+
+def _scratch(entry: Entry, now: float) -> bool:
+    """Whether a compiler that is running may be at work on a file."""
+    return entry.path.parent.name.startswith("compile-") and now - entry.last_used < _HOUR_S
 
 
 def _sections(root: Path, entries: list[Entry]) -> dict[str, dict[str, int]]:

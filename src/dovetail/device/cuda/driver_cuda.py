@@ -104,7 +104,12 @@ class CudaDriver:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call the driver; returns its one result, a tuple of several, or None."""
-        result = getattr(self._api, name)(*arguments)
+        try:
+            result = getattr(self._api, name)(*arguments)
+        except RuntimeError as error:  # the driver is older than its bindings; without any, cuInit fails
+            if name == "cuInit":
+                raise
+            raise DeviceError(f"cuda: the NVIDIA driver has no {name} ({error}), expected a newer one; update it") from None
         if result[0] != self._success:
             raise self._error(name, result[0])
         if len(result) == 2:
