@@ -255,9 +255,11 @@ def small_reason(group: Group, p: Problem) -> str | None:
     return None
 
 
-def flattened(tile: matmul_tma.Tile) -> matmul_tma.Tile:
-    """The tile whose program begins its next tile early; it needs more shared memory at a time."""
-    return replace(tile, flatten=1, stages=tile.stages - 1 if tile.stages > 3 else tile.stages)
+def flattened(tile: matmul_tma.Tile, staging: int, itemsize: int, target: CudaTarget) -> matmul_tma.Tile | None:
+    """The tile whose program begins its next tile early, with as many stages as its results leave room for; None if too few."""
+    stage = (tile.bm + tile.bn) * tile.bk * itemsize
+    stages = min(tile.stages, (target.shared_bytes - 2 * staging - 1024) // stage)
+    return replace(tile, flatten=1, stages=stages) if stages >= 2 else None
 
 
 _COPIED = (
@@ -296,7 +298,9 @@ def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile
             kept.append(tile)
             seen[shape] = seen.get(shape, 0) + 1
     walking = {(tile.bm, tile.bn): tile for tile in reversed(kept) if tile.persistent}
-    flat = [flattened(tile) for tile in kept if walking.get((tile.bm, tile.bn)) is tile][:3]
+    size = group.outputs[0].tensor.dtype.itemsize
+    able = [flattened(t, t.bm * t.bn * size, given.itemsize, target) for t in kept if walking.get((t.bm, t.bn)) is t]
+    flat = [tile for tile in able if tile is not None][:3]
     if _ahead(group, p, given, kept[0].bm, target) and not kept[0].persistent:
         kept[1:1] = [replace(kept[0], ahead=1)]
     return [*kept, *flat]
