@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from dovetail import cli
 from dovetail.cli import VERBS, options, output
+from dovetail.cli.progress import progress
 from dovetail.core.errors import ModelError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +123,26 @@ def test_tables_align() -> None:
 @pytest.mark.parametrize("count, text", [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.00 GiB")])
 def test_sizes(count: int, text: str) -> None:
     assert output.size(count) == text
+
+
+def test_bars_start_again_with_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.progress import Progress as Bars
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    reset: list[int] = []
+    monkeypatch.setattr(Bars, "reset", lambda self, task, **_: reset.append(task))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with progress(argparse.Namespace(quiet=False)) as update:
+        assert update is not None
+        for stage, done in (("compile", 0), ("compile", 9), ("tune", 0), ("compile", 9), ("compile", 2), ("compile", 3)):
+            update(stage, done, 10)
+    assert reset == [0], "what was fast then says nothing of what comes now"
+    with progress(argparse.Namespace(quiet=True)) as update:
+        assert update is None
 
 
 def test_verb_modules_match_the_table() -> None:

@@ -86,7 +86,8 @@ def verb(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 def test_an_engine_for_a_gpu_that_is_not_here_is_built_and_kept(files, no_gpu, tmp_path):
     engine = dovetail.build(small_model(), target=TARGET)
     assert engine.report().json()["actual"]["tuned"] is False
-    for use in (engine.run, engine.profile, engine.bench, lambda x: engine.context(), lambda x: engine.refit({"b": B}), engine.run_async):
+    for use in (engine.run, engine.profile, engine.bench, lambda x: engine.context(), lambda x: engine.refit({"b": B}), engine.run_async,
+                lambda x: engine.verify(), lambda x: engine.tap(["m"], x)):  # fmt: skip
         with pytest.raises(DeviceError, match=r"the engine is for cuda:sm_90, which is not here .*save it and load it there"):
             use(feeds())
     engine.save(tmp_path / "e.plan")

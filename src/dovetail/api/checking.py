@@ -11,7 +11,7 @@ from dovetail.builder.verify import verify_built
 from dovetail.core.errors import UsageError
 from dovetail.device.cuda import Driver
 from dovetail.ir.graph import Module
-from dovetail.runtime import RuntimeEngine
+from dovetail.runtime import AbsentEngine, RuntimeEngine
 from dovetail.runtime.cuda import CudaEngine
 
 if TYPE_CHECKING:
@@ -31,9 +31,12 @@ def verify_again(engine: Engine, level: str, progress: Progress | None) -> dict[
     Raises:
         VerificationError: names what is off.
         UsageError: an unknown level.
+        DeviceError: the engine's device is not here.
     """
     if level not in VERIFY_LEVELS:
         raise UsageError(f"verify: got {level!r}, expected one of {', '.join(VERIFY_LEVELS)}")
+    if isinstance(engine.runtime, AbsentEngine):
+        raise engine.runtime.refusal("verify")
     plan = engine.plan
     weights = engine.weights()
 

@@ -40,7 +40,8 @@ class AbsentEngine(RuntimeEngine):
         """The first device of its kind, wherever the engine will run."""
         return self.plan.target.partition(":")[0]
 
-    def _refuse(self, what: str) -> DeviceError:
+    def refusal(self, what: str) -> DeviceError:
+        """The error of a method that needs the device."""
         return DeviceError(f"{what}: the engine is for {self.plan.target}, which is not here ({self.reason}); save it and load it there")
 
     def run(
@@ -51,28 +52,28 @@ class AbsentEngine(RuntimeEngine):
         Raises:
             DeviceError: always.
         """
-        raise self._refuse("run")
+        raise self.refusal("run")
 
     def run_async(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None) -> Any:
         """As `run`."""
-        raise self._refuse("run_async")
+        raise self.refusal("run_async")
 
     def context(self) -> Any:
         """As `run`."""
-        raise self._refuse("context")
+        raise self.refusal("context")
 
     def profile(self, inputs: Mapping[str, Any], *, threads: int | None = None) -> Any:
         """As `run`."""
-        raise self._refuse("profile")
+        raise self.refusal("profile")
 
     def tap(self, inputs: Mapping[str, Any], names: Collection[str], *, threads: int | None = None) -> Any:
         """As `run`."""
-        raise self._refuse("tap")
+        raise self.refusal("tap")
 
     def check_nan(self, inputs: Mapping[str, Any], *, threads: int | None = None) -> Any:
         """As `run`."""
-        raise self._refuse("check_nan")
+        raise self.refusal("check_nan")
 
     def set_weights(self, changes: Mapping[str, Any]) -> None:
         """As `run`: what is derived from weights is made on the device."""
-        raise self._refuse("refit")
+        raise self.refusal("refit")
