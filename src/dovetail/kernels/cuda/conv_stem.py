@@ -73,7 +73,8 @@ def stem(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     if steps == 1:
         lines += ["kk = rk", *body]
     else:
-        loop = "tl.static_range" if steps <= _UNROLLED else "range"
+        # Products on plain lanes are long enough as they are.
+        loop = "tl.static_range" if steps <= _UNROLLED and not _exact(conv, target) else "range"
         lines += [f"for k in {loop}(0, {steps}):", f"    kk = k * {tile.bk} + rk", *("    " + line for line in body)]
     lines += epilogue.late
     return w.kernel(
@@ -136,6 +137,11 @@ def _step(
     return lines
 
 
+def _exact(conv: Convolution, target: CudaTarget) -> bool:
+    """Whether products are fp32's own, which no tensor core computes."""
+    return conv.dtype == F32 and not target.tf32
+
+
 @tactic
 class Stem(Tactic):
     """Convolution of images with few channels, which may lie anyhow and be cast or scaled on the way."""
@@ -174,10 +180,10 @@ class Stem(Tactic):
         conv = convolution_of(group)
         total = conv.window.taps * conv.depth
         pixels = typical(conv.window.pixels, TYPICAL)
-        exact = conv.dtype == F32 and not CudaTarget.of(target).tf32
+        exact = _exact(conv, CudaTarget.of(target))
         bn = max(16, min(64 if exact else 128, 1 << (conv.filters - 1).bit_length()))
         columns = -(-conv.filters // bn)
-        depths = [bk for bk in (32, 64, 16, 128) if bk < 2 * total or bk == 16]
+        depths = [bk for bk in ((32, 16) if exact else (32, 64, 16)) if bk < 2 * total or bk == 16]
         found = []
         for bm, warps in ((128, 4), (128, 8), (256, 8), (64, 4), (64, 8), (32, 4)):
             for bk in depths[:2]:
