@@ -282,22 +282,22 @@ def _tile(nest: Nest, tile: tuple[Axis, Axis], multiprocessors: int, options: Op
 
 # ---------------------------------------------------------------- planes
 def _plane(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> Plan | None:
-    """Rows along a contiguous axis whose places are read from memory or computed: once per row, not per point."""
-    if len(nest.axes) < 2:
+    """Rows along the innermost axis where places are read from memory or computed: once per row or column, not per point."""
+    if len(nest.axes) < 2 or number(nest.axes[-1].extent) < 8:
         return None
-    inner = nest.axes[-1]
-    if not isinstance(inner.extent, int) or inner.extent < 8:
-        return None
+    inner, outer = nest.axes[-1], nest.axes[:-1]
     loads = (e for e in expressions(nest, scope) if isinstance(e, Load))
-    indirect = [x for x in loads if any(n[0] == "#" for n in symbols(x.offset)) and coefficient(x.offset, inner.name) == 1]
+    indirect = [x for x in loads if any(n[0] == "#" for n in symbols(x.offset))]
     if not indirect:
         return None
-    outer = nest.axes[:-1]
-    even = inner.extent & -inner.extent
-    lanes = min(1024, even if even >= 64 else power(inner.extent))
+    extent = number(inner.extent)
+    lanes = min(128, power(extent))
+    if isinstance(inner.extent, int) and any(coefficient(x.offset, inner.name) == 1 for x in indirect):
+        even = extent & -extent
+        lanes = min(1024, even if even >= 64 else power(extent))
     rows = total_of(outer)
     size = max(1, 1024 // lanes)
-    while size > 1 and at_least(rows) * max(1, inner.extent // lanes) < size * multiprocessors:
+    while size > 1 and at_least(rows) * max(1, extent // lanes) < size * multiprocessors:
         size //= 2
     size = max(1, min(options.get("rows", size), power(number(rows))))
     warps = options.get("warps", max(1, min(8, size * lanes // 256)))
