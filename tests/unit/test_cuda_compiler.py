@@ -22,7 +22,7 @@ from tests.unit.cuda_harness import SM80, SM90
 
 # What it does with a kernel stands in the kernel's text.
 STAND_IN = """
-import json, os, signal, sys, time
+import json, os, signal, sys, tempfile, time
 from pathlib import Path
 for line in sys.stdin:
     request = json.loads(line)
@@ -32,6 +32,7 @@ for line in sys.stdin:
     if "# crash" in text:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "# hang" in text:
+        tempfile.mkstemp()
         time.sleep(600)
     answer = {
         "threads": 32, "shared": 0, "scratch": 0, "scratch_align": 1, "registers": 16, "stack": 0, "pdl": False, "cluster": 1,

@@ -395,7 +395,11 @@ class _Worker:
         environment = inherited(("TRITON_INTERPRET",))
         # Its own cache would keep every intermediate form; ours keeps the machine code.
         self._scratch = tempfile.TemporaryDirectory(prefix="triton-")
-        environment |= {"TRITON_CACHE_DIR": self._scratch.name, "TRITON_DISABLE_LINE_INFO": "1"}
+        kept, passing = (Path(self._scratch.name) / name for name in ("cache", "tmp"))
+        kept.mkdir()
+        passing.mkdir()
+        # Files of the assembler, too, go with the process, in whatever moment it ends.
+        environment |= {"TRITON_CACHE_DIR": str(kept), "TMPDIR": str(passing), "TRITON_DISABLE_LINE_INFO": "1"}
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *environment.get("PYTHONPATH", "").split(os.pathsep)]
         environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
