@@ -232,7 +232,7 @@ class CudaTuner:
                 whole = all(k.launch is None or k.entry in machine for x in contest.contenders for k in x.kernels)
                 if not whole or time.monotonic() - start >= self.budget_s:
                     break
-                self._measure(contest, machine)
+                self._measure(contest, machine, target)
                 done += 1
             for contest in open_[done:]:
                 self.cache.skip(contest.key, self.budget_s)
@@ -245,11 +245,11 @@ class CudaTuner:
         self.progress("tune", len(open_), len(open_))
         _log.info("measured %d of %d groups in %.1f s", done, len(open_), time.monotonic() - start)
 
-    def _measure(self, contest: _Contest, machine: Machine) -> None:
+    def _measure(self, contest: _Contest, machine: Machine, target: CudaTarget) -> None:
         assert self.timer is not None
         able = []
         for contender in contest.contenders:
-            reason = refused(contender, machine)
+            reason = refused(contender, machine, target)
             if reason is None:
                 able.append(contender)
             else:
@@ -302,7 +302,7 @@ class CudaTuner:
         preferred: dict[str, str] = {}
         try:
             machine = compile_kernels(kernels, target, jobs=self.jobs)
-            if any(refused(found[0], machine) is not None for found in rivals.values()):
+            if any(refused(found[0], machine, target) is not None for found in rivals.values()):
                 return None  # what is chosen in its place shows only later
             network = self.timer.network(placed, machine)
             for done, contest in enumerate(open_):
@@ -339,7 +339,7 @@ class CudaTuner:
             machine = compile_kernels(kernels, target, jobs=self.jobs, done=lambda done, total: self.progress("compile", done, total))
             for key in list(waiting):
                 contender = waiting[key].pop(0)
-                reason = refused(contender, machine)
+                reason = refused(contender, machine, target)
                 if reason is None:
                     chosen[key] = contender
                 else:
@@ -369,7 +369,7 @@ class CudaTuner:
         return sorted(ranking, key=lambda c: c.name != contest.preferred)
 
 
-def refused(contender: Contender, machine: Machine) -> str | None:
+def refused(contender: Contender, machine: Machine, target: CudaTarget) -> str | None:
     """None if all kernels of a contender compiled well, else the reason why it is out."""
     for kernel in contender.kernels:
         compiled = machine.get(kernel.entry)
@@ -379,6 +379,8 @@ def refused(contender: Contender, machine: Machine) -> str | None:
             return "was not compiled"
         if isinstance(compiled, str):
             return compiled
+        if compiled.shared > target.shared_bytes:
+            return f"takes {compiled.shared} bytes of shared memory, {target} has {target.shared_bytes}"
         if compiled.stack:
             return f"spills: {compiled.stack} bytes of local memory a thread"
     return None

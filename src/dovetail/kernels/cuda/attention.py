@@ -436,7 +436,11 @@ class _Text:
             if shape.mask.dtype == BOOL:
                 seen.append(f"({loaded} != 0)")
             else:
-                lines.append(f"{s} = {s} + {triton_scalar.widen(loaded, shape.mask.dtype)} * {_LOG2_E!r}")
+                # The least finite number hides a key but for rows that see nothing else: scaled, it must not become infinite.
+                added = f"m_{u}"
+                lines.append(f"{added} = {triton_scalar.widen(loaded, shape.mask.dtype)}")
+                lines.append(f'{added} = tl.where({added} == float("-inf"), {added}, tl.maximum({added} * {_LOG2_E!r}, -3.0e38))')
+                lines.append(f"{s} = {s} + {added}")
         if seen:
             joined = " & ".join(f"({x})" for x in seen)
             lines.append(f'{s} = tl.where({joined}, {s}, float("-inf"))')

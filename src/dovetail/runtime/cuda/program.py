@@ -163,6 +163,8 @@ class CudaRunner(ProgramRunner):
         root = view.root
         if not view.static and frame.state[root] == _DEVICE and frame.addresses[root]:
             self._to_host(root, frame)
+        if not view.static and frame.arrays[root] is None and frame.sizes[root] == 0:
+            frame.arrays[root] = aligned_bytes(0)  # nothing is anywhere, on the host too
         return view.of(frame, resources)
 
     def _argument(self, view: View, frame: Frame, resources: Resources) -> Any:
