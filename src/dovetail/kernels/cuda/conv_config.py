@@ -45,9 +45,12 @@ def rank(conv: Convolution, tiles: Iterable[Tile], target: CudaTarget, operands:
     kept: list[Tile] = []
     depths: Counter[Tile] = Counter()
     for _, _, t in sorted(able, key=lambda item: item[:2]):
-        depths[replace(t, stages=0)] += 1
-        if depths[replace(t, stages=0)] <= _DEPTHS and len(kept) < keep:
+        shape = replace(t, stages=0)
+        depths[shape] += 1
+        if depths[shape] <= _DEPTHS:
             kept.append(t)
+            if len(kept) == keep:
+                break
     return kept
 
 
