@@ -141,6 +141,15 @@ def test_mask_that_hides_by_infinity():
         assert not got[:, :, 5].any()
 
 
+def test_rows_whose_keys_are_all_hidden_by_the_least_number():
+    """The softmax of equal numbers is even, however small they are: what BERT does with padding alone."""
+    g = group(F32, 2, 2, 2, 5, 3, 16, mask=(F32, (2, 1, 1, 3)))
+    given = arrays(g, {})
+    given[3][...] = np.finfo(np.float32).min
+    given[3][1, ..., 1] = 0
+    close(run_group(g, TACTIC, TACTIC.configs(g, SM90)[0], given, SM90), expected(g, given), 3e-6)
+
+
 def test_one_mask_per_window():
     check(group(F16, 6, 1, 1, 49, 49, 32, mask=(F16, (3, 1, 49, 49))))
     check(group(F16, sym("N") * 4, 3, 3, 16, 16, 32, mask=(BOOL, (4, 3, 16, 16))), {"N": 2})
