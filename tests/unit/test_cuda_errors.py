@@ -21,7 +21,7 @@ from dovetail.core.env import inherited, override
 from dovetail.core.errors import BindingError, DeviceError, PlanFormatError, ShapeError, UsageError
 from dovetail.engine import cubins
 from dovetail.runtime.cuda.arrays import DeviceArray
-from dovetail.tuner import cuda_time
+from dovetail.tuner import cuda_choose, cuda_time
 from tests.unit.cuda_device import plug_in, pull_out
 
 pytest.importorskip("triton")
@@ -198,6 +198,39 @@ def test_builds_are_equal_byte_for_byte(files, tmp_path):
     first, again = members(files / "gpu.plan"), members(tmp_path / "again.plan")
     assert {"targets/cuda-sm_90/kernels.cubins", "targets/cuda-sm_90/plan.json", "graph.ir"} <= set(first)
     assert [n for n in {**first, **again} if first.get(n) != again.get(n)] == []
+
+
+class Noisy:
+    """A timer that never gives the same time twice."""
+
+    environment = "noisy"
+
+    def __init__(self) -> None:
+        self.rng, self.calls = np.random.default_rng(), 0
+
+    def measure(self, contenders: Any, machine: Any, sizes: Any) -> list[float]:
+        self.calls += 1
+        return list(self.rng.uniform(1.0, 1.1, len(contenders)))
+
+    def network(self, groups: Any, machine: Any) -> Noisy:
+        return self
+
+    def compare(self, choices: Any, replays: int) -> list[float]:
+        self.calls += 1
+        return list(self.rng.uniform(1.0, 2.0, len(choices)))
+
+
+def test_the_same_timing_cache_gives_the_same_engine(files, no_gpu, monkeypatch, tmp_path):
+    timer = Noisy()
+    monkeypatch.setattr("dovetail.api.building._timer", lambda options, target: timer)
+    monkeypatch.setattr(cuda_choose, "CANDIDATES", (1, 3, 3, 3, 3, 3))
+    with override(cache=tmp_path / "cache"):
+        dovetail.build(files / "model.onnx", target=TARGET, optimization_level=2).save(tmp_path / "first")
+        calls = timer.calls
+        dovetail.build(files / "model.onnx", target=TARGET, optimization_level=2).save(tmp_path / "again")
+    assert timer.calls == calls >= 1, "the second build knows all times"
+    first, again = members(tmp_path / "first"), members(tmp_path / "again")
+    assert first == again and b"measured_us" in first["targets/cuda-sm_90/plan.json"]
 
 
 def test_an_interrupted_build_leaves_no_file(files, no_gpu, capsys, monkeypatch, tmp_path):
