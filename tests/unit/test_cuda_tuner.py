@@ -214,6 +214,30 @@ def test_damaged_and_stale_times_are_measured_again(tmp_path, text):
     assert choose(tmp_path, timer)[0] == 128 and timer.calls == 1
 
 
+def test_what_nothing_could_be_measured_of_is_not_remembered(tmp_path):
+    timer = Scripted({"doubling block=64": UNABLE, "doubling block=128": UNABLE})
+    assert choose(tmp_path, timer) == (64, {}) and timer.calls == 1
+    timer.times = {"doubling block=64": 2.0, "doubling block=128": 1.0}
+    assert choose(tmp_path, timer)[0] == 128 and timer.calls == 2
+
+
+def test_measuring_makes_do_with_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda_time, "_ROUNDS", ())
+    for name in ("_LAUNCHES", "_SETS"):
+        monkeypatch.setattr(cuda_time, name, 1)
+    driver = host_driver()
+    driver.free_bytes = 1 << 16
+    tuner = CudaTuner(GraphTimer(driver), 60.0, level=1, cache=TimingCache(tmp_path / "times.jsonl"), jobs=1)
+    ((_, _, times),) = tuner([(doubling(), [Doubling()])], SM90, {})
+    assert min(t for _, t in times) < UNABLE
+    del tuner  # and what it measured in
+    assert driver.allocations == 0
+    driver.free_bytes = 0
+    tuner = CudaTuner(GraphTimer(driver), 60.0, level=1, cache=TimingCache(tmp_path / "others.jsonl"), jobs=1)
+    ((_, config, times),) = tuner([(doubling(), [Doubling()])], SM90, {})
+    assert dict(config)["block"] == 64 and times == ()
+
+
 def test_a_timing_cache_that_cannot_be_written_costs_the_cache_alone(tmp_path):
     (tmp_path / "times.jsonl").mkdir()
     timer = Scripted({"doubling block=64": 2.0, "doubling block=128": 1.0})

@@ -85,6 +85,7 @@ def build(
     with WeightHashes() as hashing:
         built = builder.build(model, options, progress=progress, choose=choose, after=hashing.after)
         hashes = hashing.of(built.module.weights)
+    del choose  # with the memory on the device that it measured in
     return finish(
         built, options, lambda: import_onnx(model, shapes), hashes, threads=threads, start=start, source=_source(model), progress=progress
     )

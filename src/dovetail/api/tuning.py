@@ -55,6 +55,7 @@ def tune(
     choose = chooser(replace(options, target=None) if kind == "cuda" else options, engine.threads, progress)
     weights = engine.weights()
     built = builder.compile_module(restore(engine.graph, plan, weights), options, progress=progress, choose=choose)
+    del choose  # with the memory on the device that it measured in
     return finish(
         built, replace(options, target=None) if kind == "cuda" else options, lambda: restore(engine.graph, plan, weights),
         digests(weights), threads=engine.threads, start=start, source=engine.model_path, progress=progress,

@@ -255,6 +255,10 @@ class CudaTuner:
             else:
                 contest.refused[contender.name] = reason
         us = self.timer.measure(able, machine, contest.sizes) if able else []
+        if able and min(us) >= UNABLE:
+            # Nothing ran, which says more of the device (too little memory) than of the candidates: nothing to remember.
+            _log.warning("%s: none of %d candidates could be run here; it takes its default", contest.group.node.where, len(able))
+            return
         contest.times = {c.name: UNABLE for c in contest.contenders}
         contest.times |= {c.name: round(min(t, UNABLE), 3) for c, t in zip(able, us, strict=True)}
         self.cache.put(contest.key, contest.times)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dovetail.core.errors import Error
+from dovetail.core.errors import DeviceError, Error
 from dovetail.core.log import logger
 from dovetail.device.cuda.driver import Driver, Event, Graph, Stream
 from dovetail.ir.graph import Time
@@ -109,7 +109,12 @@ class GraphTimer:
     def _memory(self, need: int) -> Pool:
         if self._pool is None or self._pool.size < need:
             self._pool = None  # the old one first, so that both need not fit
-            self._pool = Pool(self.driver, self._stream, max(need, self._pool_bytes))
+            try:
+                self._pool = Pool(self.driver, self._stream, max(need, self._pool_bytes))
+            except DeviceError:
+                if need >= self._pool_bytes:
+                    raise
+                self._pool = Pool(self.driver, self._stream, need)  # others use the device, too
         return self._pool
 
     # ------------------------------------------------------------------ times
