@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,15 +15,14 @@ from dovetail.builder.select import by_rule
 from dovetail.builder.verify import tolerance
 from dovetail.builder.verify_engine import expect, verify_engine
 from dovetail.builder.verify_groups import GroupResult, kernel_tolerance, verify_groups
-from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Emitted
-from dovetail.codegen.triton_interpreter import interpret
 from dovetail.core.errors import VerificationError
 from dovetail.core.records import RecordFile
 from dovetail.device.cuda.driver_host import HostDriver
 from dovetail.frontend.importer import import_onnx
 from dovetail.ops.evaluate import evaluate
 from dovetail.tuner.launch import Placed, Sizes
+from tests.unit.cuda_device import plug_in
 from tests.unit.cuda_harness import launch
 from tests.unit.small_models import classifier
 
@@ -129,21 +127,7 @@ FP16: dict[str, Any] = {"device": "cuda", "precision": "fp16", "tune": False, "i
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> HostDriver:
     """cuda:0 as a driver that interprets the kernels of whatever is built."""
-    kernels: dict[str, Kernel] = {}
-    compile_plan = builder.compile_plan
-
-    def remember(plan: Any, found: dict[str, Kernel], *rest: Any) -> Any:
-        kernels.update(found)
-        return compile_plan(plan, found, *rest)
-
-    def run(code: bytes, entry: str, grid: tuple[int, int, int], values: Sequence[Any]) -> None:
-        kernel = kernels[entry]
-        interpret(kernel, values[: len(kernel.params)], values[len(kernel.params) :], grid)
-
-    driver = HostDriver(run)
-    monkeypatch.setattr("dovetail.builder.compile_plan", remember)
-    monkeypatch.setitem(sys.modules["dovetail.device.cuda.driver"]._drivers, 0, driver)
-    return driver
+    return plug_in(monkeypatch)
 
 
 def test_a_build_is_checked_on_its_device(device: HostDriver) -> None:
