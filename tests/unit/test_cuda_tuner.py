@@ -177,6 +177,49 @@ def test_a_budget_of_nothing_measures_nothing_and_says_so_again(tmp_path):
     assert choose(tmp_path, timer, budget_s=0.0)[0] == 128, "known times cost nothing"
 
 
+def test_what_was_compiled_in_time_competes_and_the_others_in_a_larger_budget(tmp_path, monkeypatch):
+    compile_kernels = cuda_choose.compile_kernels
+    late = []
+
+    def hurried(kernels, target, *, deadline=None, **options):
+        given = list(kernels)
+        if deadline is not None:
+            late.append([dict(k.config)["block"] for k in given])
+            given = given[:-1] if len(late) == 1 else given
+        return compile_kernels(given, target, **options)
+
+    monkeypatch.setattr(cuda_choose, "compile_kernels", hurried)
+    timer = Scripted({"doubling block=64": 2.0, "doubling block=128": 1.0})
+    small = choose(tmp_path, timer)
+    assert small == (64, {"doubling block=3": UNABLE, "doubling block=64": 2.0}) and late == [[3, 64, 128]]
+    assert choose(tmp_path, timer) == small and timer.calls == 1, "the same budget, the same engine"
+    assert choose(tmp_path, timer, budget_s=0.0) == small, "a smaller one loses nothing"
+    assert choose(tmp_path, timer, budget_s=120.0)[0] == 128 and timer.calls == 2
+    assert choose(tmp_path, timer)[0] == 128 and timer.calls == 2
+
+
+def test_likely_winners_of_all_groups_are_compiled_first(tmp_path, monkeypatch):
+    class Wide(Doubling):
+        def __init__(self, name):
+            self.name = name
+
+        def configs(self, group, target):
+            return [(("block", 2**n),) for n in range(5, 9)]
+
+    seen = []
+
+    def stop(kernels, target, **options):
+        seen.extend((k.tactic, dict(k.config)["block"]) for k in kernels)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cuda_choose, "_FIRST", 2)
+    monkeypatch.setattr(cuda_choose, "compile_kernels", stop)
+    tuner = CudaTuner(Scripted({}), 60.0, cache=TimingCache(tmp_path / "times.jsonl"))
+    with pytest.raises(KeyboardInterrupt):  # the second: what is chosen cannot be compiled, either
+        tuner([(doubling(), [Wide("a"), Wide("b")])], SM90, {})
+    assert seen[:8] == [("a", 32), ("a", 64), ("b", 32), ("b", 64), ("a", 128), ("a", 256), ("b", 128), ("b", 256)]
+
+
 @pytest.mark.parametrize("level, names", [(0, []), (1, ["doubling block=3", "doubling block=64", "doubling block=128"])])
 def test_levels_say_how_many_compete(tmp_path, level, names):
     class Wide(Doubling):

@@ -40,6 +40,7 @@ _RIVALS, _CLOSE, _GAIN, _REPLAYS = 4, 1.15, 0.0015, 15
 CANDIDATES = (1, 4, 10, 24, 48, 96)
 _DEFAULT_SIZE = 64
 _COMPILE_SHARE = 0.85  # of the budget; without the rest, what was compiled could not be measured
+_FIRST = 8  # candidates of each tactic that are compiled before the others of any group
 _log = logger("tune")
 
 Decision = tuple[Tactic, Config, tuple[tuple[str, float], ...]]
@@ -221,18 +222,19 @@ class CudaTuner:
         open_.sort(key=lambda c: (-c.weight, c.key))
         done = 0
         try:
-            # All at once: processes are never idle. Heavy groups come first, so that a small budget goes to them.
-            kernels = [k for c in open_ for x in c.contenders for k in x.kernels]
+            # All at once: processes are never idle. The likely winners of heavy groups come first, so that a small budget goes to them.
+            order = [(position >= _FIRST, number, x) for number, c in enumerate(open_) for position, x in _positions(c.contenders)]
+            kernels = [k for *_, x in sorted(order, key=lambda item: item[:2]) for k in x.kernels]
             machine = compile_kernels(
                 kernels, target, jobs=self.jobs, deadline=start + _COMPILE_SHARE * self.budget_s,
                 done=lambda done, total: self.progress("compile", done, total),
             )  # fmt: skip
             for contest in open_:
                 self.progress("tune", done, len(open_))
-                whole = all(k.launch is None or k.entry in machine for x in contest.contenders for k in x.kernels)
-                if not whole or time.monotonic() - start >= self.budget_s:
+                compiled = [x for x in contest.contenders if all(k.launch is None or k.entry in machine for k in x.kernels)]
+                if compiled[:1] != contest.contenders[:1] or time.monotonic() - start >= self.budget_s:  # its default, at least
                     break
-                self._measure(contest, machine, target)
+                self._measure(contest, compiled, machine, target)
                 done += 1
             for contest in open_[done:]:
                 self.cache.skip(contest.key, self.budget_s)
@@ -245,10 +247,10 @@ class CudaTuner:
         self.progress("tune", len(open_), len(open_))
         _log.info("measured %d of %d groups in %.1f s", done, len(open_), time.monotonic() - start)
 
-    def _measure(self, contest: _Contest, machine: Machine, target: CudaTarget) -> None:
+    def _measure(self, contest: _Contest, compiled: Sequence[Contender], machine: Machine, target: CudaTarget) -> None:
         assert self.timer is not None
         able = []
-        for contender in contest.contenders:
+        for contender in compiled:
             reason = refused(contender, machine, target)
             if reason is None:
                 able.append(contender)
@@ -259,9 +261,9 @@ class CudaTuner:
             # Nothing ran, which says more of the device (too little memory) than of the candidates: nothing to remember.
             _log.warning("%s: none of %d candidates could be run here; it takes its default", contest.group.node.where, len(able))
             return
-        contest.times = {c.name: UNABLE for c in contest.contenders}
+        contest.times = {c.name: UNABLE for c in compiled}
         contest.times |= {c.name: round(min(t, UNABLE), 3) for c, t in zip(able, us, strict=True)}
-        self.cache.put(contest.key, contest.times)
+        self.cache.put(contest.key, contest.times, None if len(compiled) == len(contest.contenders) else self.budget_s)
         _log.debug("%s: %s; refused: %s", contest.group.node.where, contest.times, contest.refused)
 
     # ------------------------------------------------------------------ in the network
@@ -371,6 +373,17 @@ class CudaTuner:
         rest = sorted((c for c in known if c not in first), key=lambda c: times[c.name])
         ranking = [*first, *rest, *unknown] or list(contest.contenders)
         return sorted(ranking, key=lambda c: c.name != contest.preferred)
+
+
+def _positions(contenders: Sequence[Contender]) -> list[tuple[int, Contender]]:
+    """Each contender with its position among those of its tactic."""
+    counts: dict[str, int] = {}
+    found = []
+    for contender in contenders:
+        name = contender.candidate.tactic.name
+        found.append((counts.get(name, 0), contender))
+        counts[name] = counts.get(name, 0) + 1
+    return found
 
 
 def refused(contender: Contender, machine: Machine, target: CudaTarget) -> str | None:

@@ -35,19 +35,19 @@ class TimingCache:
             return {}
         return {str(k): float(v) for k, v in times.items() if isinstance(v, int | float) and v > 0}
 
-    def put(self, key: str, us: Mapping[str, float]) -> None:
-        """Store the times of a group; `flush` writes them."""
-        self.records.put(key, {"us": dict(us)})
+    def put(self, key: str, us: Mapping[str, float], skipped_s: float | None = None) -> None:
+        """Store the times of a group; `flush` writes them. `skipped_s`: a budget in which other candidates had no turn."""
+        self.records.put(key, {"us": dict(us)} | ({} if skipped_s is None else {"skipped_s": skipped_s}))
 
     def skipped(self, key: str) -> float:
-        """The largest budget (seconds) in which a group's turn did not come; -1 if that never happened."""
+        """The largest budget (seconds) in which a group's turn, or that of some candidates, did not come; -1 if that never happened."""
         record = self.records.get(key)
         budget = record.get("skipped_s", -1.0) if record is not None else -1.0
         return float(budget) if isinstance(budget, int | float) else -1.0
 
     def skip(self, key: str, budget_s: float) -> None:
         """Note that a build with this budget left a group to the rule, so that its like does so again."""
-        self.records.put(key, {"us": {}, "skipped_s": max(budget_s, self.skipped(key))})
+        self.records.put(key, {"us": self.get(key), "skipped_s": max(budget_s, self.skipped(key))})
 
     def merge(self, path: str | os.PathLike[str]) -> int:
         """Take over another file's times; returns how many groups are new or differ.
