@@ -43,8 +43,8 @@ class Resident:
         self._stream = check(driver().cuStreamCreate(driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
         self.stream = int(self._stream)
         self._context: Any = engine.context()
-        # An input whose elements do not lie row-major has strides in the plan: channels are innermost then.
-        channels_last = {p.name for p in engine.plan.inputs if p.tensor.strides is not None}
+        # An input whose axes do not lie in their own order: channels are innermost then.
+        channels_last = {p.name for p in engine.plan.inputs if p.order}
         self._inputs = {b.name: self._input(feeds[b.name], b.dtype.numpy, b.name in channels_last) for b in engine.inputs}
         self._outputs = {b.name: self._output(_known(b), b.dtype.numpy) for b in engine.outputs}
         self._first = engine.outputs[0].name
