@@ -21,6 +21,7 @@ from dovetail.ir.rewriter import Rewrite, Rule, apply_rules, rule
 from dovetail.ops.infer import infer
 from dovetail.passes.constants import guard, scalar
 from dovetail.passes.fuse import declined_alone
+from dovetail.passes.patches import patches_as_product
 
 
 def legalise(module: Module, target: Target) -> None:
@@ -40,6 +41,7 @@ def legalise(module: Module, target: Target) -> None:
         return _project(node, rewrite, target)
 
     if target.device != "cpu":
+        apply_rules(module, [patches_as_product], infer)
         apply_rules(module, [Rule("project_recurrent", ("LSTM", "GRU", "RNN"), project, _project.__doc__ or "")], infer)
     if tactics("select", target.device):
         apply_rules(module, [tabulate_non_zero, tabulate_compress, tabulate_suppression], infer)
