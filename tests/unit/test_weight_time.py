@@ -13,8 +13,8 @@ from onnx import helper
 
 import dovetail
 from dovetail import builder, runtime
-from dovetail.builder.machine_code import compile_cpu_kernels
 from dovetail.builder.emit import emit_plan
+from dovetail.builder.machine_code import compile_cpu_kernels
 from dovetail.builder.select import choose_weights
 from dovetail.codegen.lower import reason_not_lowerable
 from dovetail.codegen.target import Target
