@@ -7,6 +7,7 @@ symbols, and the next one is bound when their values are known. Most programs ha
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -189,7 +190,7 @@ class View:
             ) from error
 
 
-class Bound:
+class Bound(ABC):
     """A native segment bound to shapes: what it launches, once it knows where the weights are."""
 
     __slots__ = ("segment",)
@@ -197,9 +198,9 @@ class Bound:
     def __init__(self, segment: NativeSegment) -> None:
         self.segment = segment
 
+    @abstractmethod
     def point_to(self, resources: Resources) -> None:
         """Fill in the addresses of weights and shape results."""
-        raise NotImplementedError
 
 
 class NativeCode(Bound):

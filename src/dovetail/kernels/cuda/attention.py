@@ -20,7 +20,7 @@ from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
 from dovetail.core.dtypes import BOOL, F32, I32, I64
 from dovetail.ir.types import TensorType
-from dovetail.kernels.cuda.writer import Writer, is_multiple, scaled
+from dovetail.kernels.cuda.writer import Writer, dot_precision, is_multiple, scaled
 
 _LOG2_E = math.log2(math.e)
 
@@ -157,7 +157,7 @@ class _Text:
         self.factor = triton_scalar.literal(shape.scale * _LOG2_E, F32)
         self.safe = shape.may_hide_rows or tiling.splits > 1
         self.bounded = shape.lengths is not None or (shape.mask is not None and shape.mask_keys != shape.keys)
-        self.precision = f', input_precision="{"tf32" if target.tf32 else "ieee"}"' if shape.types[0].dtype == F32 else ""
+        self.precision = dot_precision(shape.types[0].dtype, target)
 
     def emitted(self) -> Emitted:
         """Kernels and temporary buffers."""

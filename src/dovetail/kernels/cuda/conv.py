@@ -19,13 +19,15 @@ from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
-from dovetail.core.dtypes import F32, I32, DType
+from dovetail.core.dtypes import F32, I32
+from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue
 from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
 from dovetail.kernels.cuda.matmul import more_steps
 from dovetail.kernels.cuda.writer import (
     Rows,
     Writer,
+    dot_precision,
     is_multiple,
     known_early,
     scaled,
@@ -41,7 +43,7 @@ LINE_BYTES, MAX_LINES = 128, 4096
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(Configuration):
     """A configuration.
 
     Attributes:
@@ -65,11 +67,6 @@ class Tile:
     ahead: int = 0
     fetch: int = 0
 
-    @staticmethod
-    def of(config: Config) -> Tile:
-        """The tile of a configuration."""
-        return Tile(**{name: int(value) for name, value in config})
-
     @property
     def config(self) -> Config:
         """The configuration of a tile; what does nothing is left out."""
@@ -87,11 +84,6 @@ class Tile:
     def across(self) -> tuple[str, str]:
         """How a vector along the accumulator's (output positions, filters) becomes part of a tile."""
         return ("[None, :]", "[:, None]") if self.swap else ("[:, None]", "[None, :]")
-
-
-def precision(dtype: DType, target: CudaTarget) -> str:
-    """The argument of `tl.dot` that keeps fp32 products exact unless the target may round them."""
-    return f', input_precision="{"tf32" if target.tf32 else "ieee"}"' if dtype == F32 else ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +143,7 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     def compute(body: list[str], channel: str, mask: str) -> str:
         return prologue.apply(w, group, body, "a", lambda p: _factor(w, tile, p, image, channel, mask))
 
-    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, precision(conv.dtype, target), compute)
+    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, dot_precision(conv.dtype, target), compute)
     if tile.fetch:
         lines += prefetch_sides(w, group, inner, tile)
     lines += step_loop(body, tiles.steps, tile.split)

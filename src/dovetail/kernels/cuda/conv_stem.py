@@ -26,7 +26,7 @@ from dovetail.codegen.triton_scalar import tensor_type
 from dovetail.core.dims import ceil_div
 from dovetail.core.dtypes import F32
 from dovetail.ir.graph import Node
-from dovetail.kernels.cuda.conv import MAX_TAPS, Tile, inside_words, precision, tile_rows
+from dovetail.kernels.cuda.conv import MAX_TAPS, Tile, inside_words, tile_rows
 from dovetail.kernels.cuda.conv_config import TYPICAL
 from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue, producer_reason
 from dovetail.kernels.cuda.conv_shape import (
@@ -36,7 +36,7 @@ from dovetail.kernels.cuda.conv_shape import (
     corner,
     image_layouts,
 )
-from dovetail.kernels.cuda.writer import Rows, Writer, scaled, tile_epilogue, typical
+from dovetail.kernels.cuda.writer import Rows, Writer, dot_precision, scaled, tile_epilogue, typical
 from dovetail.kernels.fused import in_place, sides
 
 MAX_DEPTH, MAX_SUM = 12, 1024
@@ -69,7 +69,7 @@ def stem(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros(({tile.bn}, {tile.bm}), dtype=tl.float32)"]
     total = window.taps * conv.depth
     steps = -(-total // tile.bk)
-    body = _step(w, group, conv, prologue, tile, (x, f, offset, image), inside, precision(conv.dtype, target))
+    body = _step(w, group, conv, prologue, tile, (x, f, offset, image), inside, dot_precision(conv.dtype, target))
     if steps == 1:
         lines += ["kk = rk", *body]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -60,9 +61,9 @@ class _Cudnn(Tactic):
         found = self.problem(group, CudaTarget.of(target))
         return found if isinstance(found, str) else shared_library.missing("cudnn")
 
+    @abstractmethod
     def problem(self, group: Group, target: CudaTarget) -> Problem | str:
         """The call that computes a group, or the reason why none does."""
-        raise NotImplementedError
 
     def configs(self, group: Group, target: Target) -> Sequence[Config]:
         """The library's proposals in its own order."""

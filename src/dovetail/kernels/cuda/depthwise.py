@@ -14,10 +14,11 @@ from typing import Protocol
 
 from dovetail.codegen import triton_scalar
 from dovetail.codegen.kernel import Kernel
-from dovetail.codegen.tactic import Config, Group, Operand
+from dovetail.codegen.tactic import Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, product
 from dovetail.ir.graph import Value
+from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.conv_shape import Window
 from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, scaled, tile_epilogue
 
@@ -29,7 +30,7 @@ _WIDE = 16
 
 
 @dataclass(frozen=True)
-class Strip:
+class Strip(Configuration):
     """A configuration.
 
     Attributes:
@@ -43,16 +44,6 @@ class Strip:
     th: int
     tw: int
     warps: int
-
-    @staticmethod
-    def of(config: Config) -> Strip:
-        """The strip of a configuration."""
-        return Strip(**{name: int(value) for name, value in config})
-
-    @property
-    def config(self) -> Config:
-        """The configuration of a strip."""
-        return (("bp", self.bp), ("bc", self.bc), ("th", self.th), ("tw", self.tw), ("warps", self.warps))
 
     def extents(self, rank: int) -> tuple[int, ...]:
         """Output positions along each of `rank` spatial axes."""

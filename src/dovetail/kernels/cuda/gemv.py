@@ -7,13 +7,14 @@ share the sum as in `matmul`.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 from dovetail.codegen import triton_scalar
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
+from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.matmul import base_offset, batch_indices, finish, outside
 from dovetail.kernels.cuda.matmul_problem import Problem
 from dovetail.kernels.cuda.writer import Rows, Writer, known_early, scaled, tile_epilogue
@@ -26,23 +27,13 @@ TOGETHER = 4
 
 
 @dataclass(frozen=True)
-class Strip:
+class Strip(Configuration):
     """A configuration: `bn` results, `bk` elements of the sum per step, `split` programs for each sum."""
 
     bn: int
     bk: int
     warps: int
     split: int = 1
-
-    @staticmethod
-    def of(config: Config) -> Strip:
-        """The strip of a configuration."""
-        return Strip(**{name: int(value) for name, value in config})
-
-    @property
-    def config(self) -> Config:
-        """Its configuration."""
-        return tuple((f.name, value) for f, value in zip(fields(self), astuple(self), strict=True))
 
 
 def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str, config: Config) -> Kernel:

@@ -8,18 +8,20 @@ last one to arrive (an atomic counter says which) adds them up in order, so that
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, floor_div
 from dovetail.core.dtypes import F32, I32
+from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis
 from dovetail.kernels.cuda.writer import (
     Rows,
     TileEpilogue,
     Writer,
+    dot_precision,
     is_multiple,
     known_early,
     scaled,
@@ -35,7 +37,7 @@ _PREFETCHES = 4096
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(Configuration):
     """A configuration.
 
     Attributes:
@@ -58,16 +60,6 @@ class Tile:
     swap: int = 0
     ahead: int = 0
     early: int = 1
-
-    @staticmethod
-    def of(config: Config) -> Tile:
-        """The tile of a configuration."""
-        return Tile(**{name: int(value) for name, value in config})
-
-    @property
-    def config(self) -> Config:
-        """Its configuration."""
-        return tuple((f.name, value) for f, value in zip(fields(self), astuple(self), strict=True))
 
 
 def outside(extent: Dim, block: int) -> bool:
@@ -118,13 +110,6 @@ def tile_indices(w: Writer, p: Problem, bm: int, bn: int, group: int) -> tuple[l
         lines.append(f"height = tl.minimum({w.dim(tiles_m)} - first, {group})")
         return [*lines, f"pm = first + (tile % {band}) % height", f"pn = (tile % {band}) // height"], tiles_m, tiles_n
     return [*lines, f"pm = first + (tile % {band}) % {group}", f"pn = (tile % {band}) // {group}"], tiles_m, tiles_n
-
-
-def precision(p: Problem, target: CudaTarget) -> str:
-    """The argument of `tl.dot` that keeps fp32 products exact unless the build asked for less."""
-    if p.dtype != F32:
-        return ""
-    return f', input_precision="{"tf32" if target.tf32 else "ieee"}"'
 
 
 def _row_vector(rows: Rows, w: Writer, strides: list[Dim], block: int, lines: list[str]) -> str:
@@ -301,7 +286,7 @@ def _loop(w: Writer, p: Problem, tile: Tile, target: CudaTarget, depth_at: tuple
 
     def product(c: Block) -> str:
         factors = f"y{c.name}, x" if tile.swap else f"x, y{c.name}"
-        return f"    acc{c.name} = tl.dot({factors}, acc{c.name}{precision(p, target)})"
+        return f"    acc{c.name} = tl.dot({factors}, acc{c.name}{dot_precision(p.dtype, target)})"
 
     def step(masked: bool) -> list[str]:
         inside = f"rk < {w.dim(p.depth)} - k * {bk}"

@@ -6,7 +6,7 @@ through the tiles in a fixed order; results leave through the copy engine, too, 
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 from dovetail.codegen import triton_scalar
 from dovetail.codegen.kernel import Kernel, TensorMap
@@ -14,13 +14,13 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, minimum
 from dovetail.ir.types import TensorType
+from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.matmul import (
     Store,
     blocks,
     column_indices,
     epilogue,
     more_steps,
-    precision,
     prefetch,
     tile_indices,
 )
@@ -29,6 +29,7 @@ from dovetail.kernels.cuda.writer import (
     ALIGNMENT,
     Rows,
     Writer,
+    dot_precision,
     is_aligned,
     is_multiple,
     known_early,
@@ -37,7 +38,7 @@ from dovetail.kernels.fused import broadcast_strides
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(Configuration):
     """A configuration.
 
     Attributes:
@@ -58,16 +59,6 @@ class Tile:
     flatten: int = 0
     store: int = 0
     ahead: int = 0
-
-    @staticmethod
-    def of(config: Config) -> Tile:
-        """The tile of a configuration."""
-        return Tile(**{name: int(value) for name, value in config})
-
-    @property
-    def config(self) -> Config:
-        """Its configuration."""
-        return tuple((f.name, value) for f, value in zip(fields(self), astuple(self), strict=True))
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
         f"for k in range(0, {w.dim(steps)}{'' if tile.flatten else more_steps(steps)}):",
         f"    x = {a}.load([pm * {bm}, k * {bk}])" if left.depth_last else f"    x = {a}.load([k * {bk}, pm * {bm}]).T",
         *(f"    y{c.name} = {_right(b[c], right, f'pn * {bn} + {c.first}', f'k * {bk}')}" for c in parts),
-        *(f"    acc{c.name} = tl.dot(x, y{c.name}, acc{c.name}{precision(p, target)})" for c in parts),
+        *(f"    acc{c.name} = tl.dot(x, y{c.name}, acc{c.name}{dot_precision(p.dtype, target)})" for c in parts),
     ]
     result = stored(group, p) if tile.store else None
     out = epilogue(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -28,22 +29,22 @@ _MAX_ELEMENTS = (1 << 31) - 1
 _MAX_GRID = ((1 << 31) - 1, 65535, 65535)
 
 
-class CudaResources(Resources):
+class CudaResources(Resources, ABC):
     """Read-only data with addresses on the device, too."""
 
     __slots__ = ()
 
+    @abstractmethod
     def on_device(self, buffer: Buffer) -> Any:
         """The `DeviceView` of a static buffer, or None where it is on the host alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def device(self, buffer: Buffer) -> tuple[int, int]:
         """Address and bytes of a static buffer on the device.
 
         Raises:
             PlanFormatError: nothing has that name.
         """
-        raise NotImplementedError
 
 
 @dataclass(slots=True)
