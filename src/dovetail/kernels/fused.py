@@ -59,3 +59,22 @@ def in_place(group: Group, found: Sequence[Side]) -> tuple[tuple[int, int], ...]
     shape = group.outputs[0].tensor.shape
     pairs = [(0, s.position) for s in found if s.value not in read and s.value.tensor.shape == shape]
     return tuple(pairs) if len(group.outputs) == 1 else ()
+
+
+def head_strides(type_: TensorType, heads: int) -> tuple[tuple[Dim, Dim, Dim, Dim], Dim, Dim, Dim]:
+    """((batch, head, step, innermost) strides, heads, steps, depth) of an attention operand of rank 4, or packed of rank 3."""
+    strides, shape = type_.placement.strides(type_.shape), type_.shape
+    if type_.rank == 4:
+        return (strides[0], strides[1], strides[2], strides[3]), shape[1], shape[2], shape[3]
+    depth = shape[2] // heads
+    return (strides[0], depth * strides[2], strides[1], strides[2]), heads, shape[1], depth
+
+
+def attention_problem(group: Group) -> str | None:
+    """None if a group is an Attention alone with one result, else the reason why not."""
+    anchor = group.anchor
+    if anchor is None or anchor.op != "Attention":
+        return "the group is not built around an Attention"
+    if any(node is not anchor for node in group.body.nodes):
+        return "attention takes no epilogue"
+    return "scores are wanted as a result" if len(anchor.outputs) != 1 else None

@@ -10,20 +10,10 @@ from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import BOOL, F32, I64
 from dovetail.ir.graph import Node
-from dovetail.ir.types import TensorType
 from dovetail.kernels.cpu import attention, pack
 from dovetail.kernels.cpu.attention import ADDED, BOOLEAN, NO_MASK, AttentionConfig
 from dovetail.kernels.cpu.text import DimTable, Isa
-from dovetail.kernels.fused import attributes, broadcast_strides
-
-
-def _head_strides(type_: TensorType, heads: int) -> tuple[tuple[Dim, Dim, Dim], Dim, Dim, Dim]:
-    """((batch, head, step) strides, heads, steps, depth) of a rank-4 or packed rank-3 operand."""
-    strides, shape = type_.placement.strides(type_.shape), type_.shape
-    if type_.rank == 4:
-        return (strides[0], strides[1], strides[2]), shape[1], shape[2], shape[3]
-    depth = shape[2] // heads
-    return (strides[0], depth * strides[2], strides[1]), heads, shape[1], depth
+from dovetail.kernels.fused import attention_problem, attributes, broadcast_strides, head_strides
 
 
 @tactic
@@ -35,13 +25,11 @@ class BlockedAttention(Tactic):
 
     def supports(self, group: Group, target: Target) -> str | None:
         """fp32, one result, nothing fused, head sizes known; masks contiguous along the keys."""
+        problem = attention_problem(group)
+        if problem is not None:
+            return problem
         anchor = group.anchor
-        if anchor is None or anchor.op != "Attention":
-            return "the group is not built around an Attention"
-        if any(node is not anchor for node in group.body.nodes):
-            return "attention takes no epilogue"
-        if len(anchor.outputs) != 1:
-            return "scores are wanted as a result"
+        assert anchor is not None
         attrs = attributes(anchor)
         if attrs["softmax_dtype"] not in (None, F32):
             return f"softmax in {attrs['softmax_dtype']}"
@@ -49,7 +37,7 @@ class BlockedAttention(Tactic):
         if any(t.dtype != F32 for t in (q, k, v)):
             return f"operands are {q.dtype}, {k.dtype}, {v.dtype}, expected f32"
         heads = (attrs["q_heads"], attrs["kv_heads"])
-        depths = [_head_strides(t, h)[3] for t, h in ((q, heads[0]), (k, heads[1]), (v, heads[1]))]
+        depths = [head_strides(t, h)[3] for t, h in ((q, heads[0]), (k, heads[1]), (v, heads[1]))]
         if not all(isinstance(d, int) for d in depths):
             return "head sizes are symbolic"
         return self._mask_reason(anchor)
@@ -79,7 +67,7 @@ class BlockedAttention(Tactic):
         """Rows per block: a full register tile, or half of one."""
         assert group.anchor is not None
         isa = Isa.of(target)
-        steps = _head_strides(group.anchor.input(0).tensor, attributes(group.anchor)["q_heads"])[2]
+        steps = head_strides(group.anchor.input(0).tensor, attributes(group.anchor)["q_heads"])[2]
         rows = attention.default_rows(isa, steps)
         return tuple((("rows", r),) for r in dict.fromkeys((rows, max(1, rows // 2))))
 
@@ -90,10 +78,10 @@ class BlockedAttention(Tactic):
         outer = [None if v is None else group.inputs[v.index].tensor for v in anchor.inputs]
         q, k, v = outer[0], outer[1], outer[2]
         assert q is not None and k is not None and v is not None
-        q_strides, heads, steps, depth = _head_strides(q, attrs["q_heads"])
-        _, key_heads, keys, _ = _head_strides(k, attrs["kv_heads"])
-        v_strides, _, _, value_depth = _head_strides(v, attrs["kv_heads"])
-        out_strides = _head_strides(group.outputs[0].tensor, attrs["q_heads"])[0]
+        q_strides, heads, steps, depth = head_strides(q, attrs["q_heads"])
+        _, key_heads, keys, _ = head_strides(k, attrs["kv_heads"])
+        v_strides, _, _, value_depth = head_strides(v, attrs["kv_heads"])
+        out_strides = head_strides(group.outputs[0].tensor, attrs["q_heads"])[0]
         assert isinstance(depth, int) and isinstance(value_depth, int)
         mask = outer[3] if len(outer) > 3 else None
         mask_strides: tuple[Dim, Dim, Dim]
@@ -106,8 +94,8 @@ class BlockedAttention(Tactic):
             if mask.rank == 4 and mask.shape[0] not in (1, q.shape[0]):
                 mask_batch = mask.shape[0]
         return AttentionConfig(
-            Isa.of(target), q.shape[0], heads, key_heads, steps, keys, depth, value_depth, attrs["scale"], q_strides,
-            v_strides, out_strides, int(dict(config)["rows"]), attrs["is_causal"], attrs["past"], attrs["left_window"],
+            Isa.of(target), q.shape[0], heads, key_heads, steps, keys, depth, value_depth, attrs["scale"], q_strides[:3],
+            v_strides[:3], out_strides[:3], int(dict(config)["rows"]), attrs["is_causal"], attrs["past"], attrs["left_window"],
             attrs["right_window"], attrs["softcap"], kind, mask_strides, mask_keys, mask_batch, len(outer) > 4 and outer[4] is not None,
         )  # fmt: skip
 
@@ -118,8 +106,7 @@ class BlockedAttention(Tactic):
         spec = self._spec(group, config, target)
         positions = [None if v is None else v.index for v in anchor.inputs]
         k = group.inputs[anchor.input(1).index].tensor
-        (batch, head, step), key_heads, _, _ = _head_strides(k, attributes(anchor)["kv_heads"])
-        inner = k.placement.strides(k.shape)[-1]
+        (batch, head, step, inner), key_heads, _, _ = head_strides(k, attributes(anchor)["kv_heads"])
         packing = pack.PackConfig(((k.shape[0], batch), (key_heads, head)), spec.depth, spec.key_panels, inner, step)
         pack_table, table = DimTable(), DimTable()
         pack_text, text = pack.emit(packing, pack_table), attention.emit(spec, table)

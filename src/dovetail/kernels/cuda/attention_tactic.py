@@ -9,11 +9,10 @@ from dovetail.codegen.tactic import ANY, ROWS, Config, Emitted, Group, Tactic, t
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import BF16, F16, F32, F64
-from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda import attention
 from dovetail.kernels.cuda.attention import AttentionShape, Strides, Tiling, parts
 from dovetail.kernels.cuda.writer import typical
-from dovetail.kernels.fused import attributes, broadcast_strides
+from dovetail.kernels.fused import attention_problem, attributes, broadcast_strides, head_strides
 
 _MAX_DEPTH = 256  # beyond it a tile of results and one of queries do not fit the registers
 _REGISTERS = 165  # of 255 per thread, for what tiles hold; the rest are addresses
@@ -21,15 +20,6 @@ _MOST_CONFIGS = 10
 _SPLITS = (1, 2, 4, 8, 16, 32)
 # Extents that the shapes of a plan leave open: one sample, some hundred steps.
 _TYPICAL_STEPS = 512
-
-
-def _heads(type_: TensorType, heads: int) -> tuple[Strides, Dim, Dim, Dim]:
-    """((batch, head, step, innermost) strides, heads, steps, depth) of a rank-4 or packed rank-3 operand."""
-    strides, shape = type_.placement.strides(type_.shape), type_.shape
-    if type_.rank == 4:
-        return (strides[0], strides[1], strides[2], strides[3]), shape[1], shape[2], shape[3]
-    depth = shape[2] // heads
-    return (strides[0], depth * strides[2], strides[1], strides[2]), heads, shape[1], depth
 
 
 @tactic
@@ -42,20 +32,18 @@ class FlashAttention(Tactic):
 
     def supports(self, group: Group, target: Target) -> str | None:
         """Floats of at most 32 bits, one result, nothing fused, head sizes known and at most 256."""
+        problem = attention_problem(group)
+        if problem is not None:
+            return problem
         anchor = group.anchor
-        if anchor is None or anchor.op != "Attention":
-            return "the group is not built around an Attention"
-        if any(node is not anchor for node in group.body.nodes):
-            return "attention takes no epilogue"
-        if len(anchor.outputs) != 1:
-            return "scores are wanted as a result"
+        assert anchor is not None
         attrs = attributes(anchor)
         if attrs["softmax_dtype"] == F64:
             return "softmax in f64"
         q, k, v = (anchor.input(n).tensor for n in range(3))
         if q.dtype not in (F16, BF16, F32) or not q.dtype == k.dtype == v.dtype:
             return f"operands are {q.dtype}, {k.dtype}, {v.dtype}, expected all f16, all bf16 or all f32"
-        found = [_heads(t, attrs[h]) for t, h in ((q, "q_heads"), (k, "kv_heads"), (v, "kv_heads"))]
+        found = [head_strides(t, attrs[h]) for t, h in ((q, "q_heads"), (k, "kv_heads"), (v, "kv_heads"))]
         for _, _, _, depth in found:
             if not isinstance(depth, int):
                 return "head sizes are symbolic"
@@ -97,11 +85,11 @@ class FlashAttention(Tactic):
         outer = [None if v is None else group.inputs[v.index].tensor for v in anchor.inputs]
         q, k, v = outer[0], outer[1], outer[2]
         assert q is not None and k is not None and v is not None
-        q_strides, heads, steps, depth = _heads(q, attrs["q_heads"])
-        k_strides, key_heads, keys, _ = _heads(k, attrs["kv_heads"])
-        v_strides, _, _, value_depth = _heads(v, attrs["kv_heads"])
+        q_strides, heads, steps, depth = head_strides(q, attrs["q_heads"])
+        k_strides, key_heads, keys, _ = head_strides(k, attrs["kv_heads"])
+        v_strides, _, _, value_depth = head_strides(v, attrs["kv_heads"])
         out = group.outputs[0].tensor
-        out_strides = _heads(out, attrs["q_heads"])[0]
+        out_strides = head_strides(out, attrs["q_heads"])[0]
         assert isinstance(depth, int) and isinstance(value_depth, int)
         share = 1
         if heads != key_heads:
