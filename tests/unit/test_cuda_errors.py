@@ -107,6 +107,27 @@ def test_verbs_that_need_the_gpu_say_so(name, files, no_gpu, capsys):
     assert (files / "gpu.plan").read_bytes() == before, "nothing is lost"
 
 
+@pytest.mark.parametrize("name", ["run", "bench", "profile", "verify", "tune"])
+def test_an_engine_for_another_kind_of_device_than_asked_for(name, files, no_gpu, capsys):
+    code, _, err = verb(capsys, name, files / "cpu.plan", "--device", "cuda")
+    assert code == 2 and "cpu.plan: got the device cuda, expected one that runs cpu:" in err and "build the engine for it" in err
+    code, _, err = verb(capsys, name, files / "gpu.plan", "--device", "toaster")
+    assert code == 2 and "device: got 'toaster', expected 'cpu', 'cuda' or 'cuda:N'" in err
+    if name in ("verify", "tune"):
+        code, _, err = verb(capsys, name, files / "model.onnx")
+        assert code == 2 and "model.onnx: got a file that is no engine, expected one; build it first: dovetail build" in err
+
+
+def test_engine_files_run_on_the_gpu_that_is_named(files, monkeypatch, capsys):
+    first, second = plug_in(monkeypatch), plug_in(monkeypatch, ordinal=1)
+    before = dict(first.log)
+    for name, options in (("run", []), ("profile", ["--runs", "1"]), ("bench", ["--rounds", "2", "--round-s", "0"]), ("verify", [])):
+        seen = sum(second.log.values())
+        code, _, err = verb(capsys, name, files / "gpu.plan", "--device", "cuda:1", *options)
+        assert code == 0 and sum(second.log.values()) > seen, err
+    assert first.log == before, "cuda:0 is not touched"
+
+
 def test_verbs_that_only_look_need_none(files, no_gpu, capsys):
     code, out, _ = verb(capsys, "inspect", files / "gpu.plan")
     assert code == 0 and "cuda:sm_90" in out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail.cli import options
 from dovetail.cli.progress import Progress
-from dovetail.core.errors import ModelError
+from dovetail.core.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from dovetail.api import Engine
@@ -34,8 +34,27 @@ def open_engine(args: argparse.Namespace, path: str, progress: Progress | None =
     from dovetail import api
 
     if is_plan(path):
-        return api.load(path, threads=getattr(args, "threads", None), trust=getattr(args, "trust", False))
+        return _load(args, path)
     return api.build(path, progress=progress, **_build_options(args))
+
+
+def load_engine(args: argparse.Namespace, path: str) -> Engine:
+    """Load an engine file, for verbs that take no model.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not is_plan(path):
+        raise UsageError(f"{path}: got a file that is no engine, expected one; build it first: dovetail build {path} -o M.plan")
+    return _load(args, path)
+
+
+def _load(args: argparse.Namespace, path: str) -> Engine:
+    from dovetail import api
+
+    return api.load(
+        path, threads=getattr(args, "threads", None), trust=getattr(args, "trust", False), device=getattr(args, "device", None)
+    )
 
 
 def _build_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -62,10 +62,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--affinity", metavar="CPUS", help="CPUs to pin worker threads to, such as 0-3,6 (default: none)")
 
 
+def add_device(parser: argparse.ArgumentParser, text: str = "where an engine runs: cpu, cuda or cuda:N (default: as it was built for)") -> None:
+    """`--device`; None where it is not given."""
+    parser.add_argument("--device", help=text)
+
+
 def add_build(parser: argparse.ArgumentParser) -> None:
     """Options that change what is built."""
     group = parser.add_argument_group("build options")
-    group.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    add_device(group, "cpu (default for models), cuda or cuda:N")  # type: ignore[arg-type]  # a group takes arguments as a parser does
     group.add_argument("--target", help="instruction set or GPU, such as cpu:avx512 or sm_90 (default: this machine's)")
     group.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default), tf32, fp16 or bf16")
     for name in ("fp32", "tf32", "fp16", "bf16"):
@@ -79,7 +84,7 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--strict-fp32", action="store_true", help="forbid Winograd and other inexact transforms")
     group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
-    add_tuning(group)  # type: ignore[arg-type]  # a group takes arguments as a parser does
+    add_tuning(group)  # type: ignore[arg-type]  # likewise
     add_shapes(group)  # type: ignore[arg-type]  # likewise
 
 
@@ -101,13 +106,13 @@ def add_tuning(group: argparse.ArgumentParser) -> None:
 
 
 def _for_gpu(args: argparse.Namespace) -> bool:
-    return args.device.startswith("cuda") or any(word in (args.target or "") for word in ("cuda", "sm_"))
+    return (args.device or "").startswith("cuda") or any(word in (args.target or "") for word in ("cuda", "sm_"))
 
 
 def build_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `dovetail.build` from the parsed options."""
     return {
-        "device": args.device,
+        "device": args.device or "cpu",
         "target": args.target,
         "precision": args.precision,
         "shapes": shapes(args),

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from dovetail.cli import options, output
+from dovetail.cli.artifact import load_engine
 from dovetail.cli.progress import progress
 
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail tune`."""
     parser.add_argument("engine", help="engine file")
     parser.add_argument("-o", "--output", metavar="M.plan", help="the tuned engine (default: in the place of the old one)")
-    parser.add_argument("--device", help="cuda or cuda:N, for an engine of a GPU")
+    options.add_device(parser)
     options.add_tuning(parser)
     options.add_threads(parser)
     options.add_trust(parser)
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     target = Path(args.output or args.engine)
     with progress(args) as update:
-        engine = api.load(args.engine, threads=args.threads, trust=args.trust)
+        engine = load_engine(args, args.engine)
         tuned = api.tune(
             engine, device=args.device, time_budget=args.time_budget, optimization_level=args.optimization_level,
             verify=args.verify, progress=update,

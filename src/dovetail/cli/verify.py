@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from dovetail.cli import options, output
+from dovetail.cli.artifact import load_engine
 from dovetail.cli.progress import progress
 
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail verify`."""
     parser.add_argument("engine", help="engine file")
     parser.add_argument("--full", action="store_true", help="check everything, however long it takes")
+    options.add_device(parser)
     options.add_threads(parser)
     options.add_trust(parser)
     options.add_output(parser)
@@ -25,11 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify and print the new certificate; what is off raises VerificationError."""
-    from dovetail import api
     from dovetail.api.report import certificate_text
 
     with progress(args) as update:
-        engine = api.load(args.engine, threads=args.threads, trust=args.trust)
+        engine = load_engine(args, args.engine)
         stored = engine.certificate
         certificate = engine.verify("full" if args.full else "sample", progress=update)
     data = {"engine": args.engine, "stored": stored, "certificate": certificate}
