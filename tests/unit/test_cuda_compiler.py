@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 import textwrap
@@ -15,14 +16,14 @@ import pytest
 
 from dovetail.codegen import triton_compiler
 from dovetail.codegen.kernel import Kernel, Launch, Param, make_triton_kernel
-from dovetail.codegen.triton_compiler import compile_kernels, require
+from dovetail.codegen.triton_compiler import Overdue, compile_kernels, require
 from dovetail.core.env import override
 from dovetail.core.errors import CompileError
 from tests.unit.cuda_harness import SM80, SM90
 
 # What it does with a kernel stands in the kernel's text.
 STAND_IN = """
-import json, os, signal, sys, tempfile, time
+import json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 for line in sys.stdin:
     request = json.loads(line)
@@ -31,6 +32,10 @@ for line in sys.stdin:
         log.write(request["entry"] + "\\n")
     if "# crash" in text:
         os.kill(os.getpid(), signal.SIGSEGV)
+    while "# spin" in text:
+        pass
+    if "# wait" in text:  # for another process that spins
+        subprocess.run([sys.executable, "-c", "while True: pass"])
     if "# hang" in text:
         tempfile.mkstemp()
         time.sleep(600)
@@ -105,7 +110,22 @@ def test_a_hanging_kernel_is_given_up_and_its_process_ends(asked):
     before = children()
     given = [kernel(0, "hang"), kernel(1)]
     found = compile_kernels(given, SM90, jobs=1, timeout_s=0.5)
-    assert found[given[0].entry] == "no result after 0.5 s"
+    reason = found[given[0].entry]
+    assert re.fullmatch(r"no result after \d s, of which it had a CPU for \d s", reason)
+    assert isinstance(reason, Overdue), "waiting for a CPU says nothing of the kernel"
+    assert found[given[1].entry].registers == 16
+    triton_compiler._end_idle()
+    assert children() <= before
+
+
+@pytest.mark.parametrize("busy", ["spin", "wait"])
+def test_what_counts_is_cpu_time_of_the_compiler_and_its_assembler(asked, monkeypatch, busy):
+    monkeypatch.setattr(triton_compiler, "_PATIENCE", 1000.0)
+    before = children()
+    given = [kernel(0, busy), kernel(1)]
+    found = compile_kernels(given, SM90, jobs=1, timeout_s=0.3)
+    reason = found[given[0].entry]
+    assert reason == "no result after 0.3 s of CPU time" and not isinstance(reason, Overdue)
     assert found[given[1].entry].registers == 16
     triton_compiler._end_idle()
     assert children() <= before

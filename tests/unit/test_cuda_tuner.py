@@ -10,6 +10,7 @@ import pytest
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Tactic, single
 from dovetail.codegen.target import CudaTarget, Target
+from dovetail.codegen.triton_compiler import Overdue
 from dovetail.codegen.triton_interpreter import interpret
 from dovetail.core.dtypes import F16
 from dovetail.core.errors import CompileError
@@ -195,6 +196,21 @@ def test_what_was_compiled_in_time_competes_and_the_others_in_a_larger_budget(tm
     assert choose(tmp_path, timer) == small and timer.calls == 1, "the same budget, the same engine"
     assert choose(tmp_path, timer, budget_s=0.0) == small, "a smaller one loses nothing"
     assert choose(tmp_path, timer, budget_s=120.0)[0] == 128 and timer.calls == 2
+    assert choose(tmp_path, timer)[0] == 128 and timer.calls == 2
+
+
+def test_a_compiler_that_had_no_cpu_is_asked_again(tmp_path, monkeypatch):
+    compile_kernels = cuda_choose.compile_kernels
+
+    def busy(kernels, target, **options):
+        found = compile_kernels(kernels, target, **options)
+        return found | {k.entry: Overdue("no result after 300 s") for k in kernels if dict(k.config)["block"] == 128}
+
+    timer = Scripted({"doubling block=64": 2.0, "doubling block=128": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_choose, "compile_kernels", busy)
+        assert choose(tmp_path, timer) == (64, {"doubling block=3": UNABLE, "doubling block=64": 2.0})
+    assert choose(tmp_path, timer)[0] == 128 and timer.calls == 2
     assert choose(tmp_path, timer)[0] == 128 and timer.calls == 2
 
 

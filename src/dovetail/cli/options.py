@@ -62,7 +62,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--affinity", metavar="CPUS", help="CPUs to pin worker threads to, such as 0-3,6 (default: none)")
 
 
-def add_device(parser: argparse.ArgumentParser, text: str = "where an engine runs: cpu, cuda or cuda:N (default: as it was built for)") -> None:
+def add_device(parser: argparse.ArgumentParser, text: str = "where the engine runs: cpu, cuda or cuda:N") -> None:
     """`--device`; None where it is not given."""
     parser.add_argument("--device", help=text)
 

@@ -52,7 +52,19 @@ def prefetch_l2(pointers):
 _COMMAND = (sys.executable, "-m", "dovetail.codegen.triton_worker")
 
 TIMEOUT_S = 60.0
-"""Seconds that one kernel may take; a compiler that fights register pressure for longer has lost."""
+"""Seconds of CPU time that one kernel may take; a compiler that fights register pressure for longer has lost."""
+
+_PATIENCE = 5.0
+"""So many times longer may it take by the clock, as other programs want the CPUs, too."""
+
+_LOOK_S = 0.5  # between looks at the CPU time of a compiler that takes long
+
+
+class Overdue(str):
+    """The reason why a kernel has no machine code that says more of the machine than of the kernel: another try may have some."""
+
+    __slots__ = ()
+
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,8 @@ def compile_kernels(
     Args:
         kernels: Triton kernels; library calls are passed over, equal ones compiled once.
         jobs: processes; default DOVETAIL_JOBS.
-        timeout_s: seconds per kernel.
+        timeout_s: seconds of CPU time per kernel, so that a busy machine refuses no more than an idle one. One that takes five
+            times as long by the clock, or this long beyond the deadline, is given up, too: its reason is `Overdue`, nothing to remember.
         deadline: on the clock of `time.monotonic`: kernels whose turn does not come before it are left out of the result; they
             have their turns in the order given.
         done: called as done(finished, all) as kernels come out.
@@ -266,12 +279,12 @@ class _Crew:
                 try:
                     worker = worker or self._hire()
                     waited = worker.waited
-                    answer: Compiled | str | CompileError = _compile(worker, kernel, self._target, path, self._timeout_s)
+                    answer: Compiled | str | CompileError = _compile(worker, kernel, self._target, path, self._timeout_s, self._patience())
                     if worker.dead and waited and not worker.late:
                         # It may have been gone before it was asked; only a fresh one shows whether the kernel is to blame.
                         self._dismiss(worker)
                         worker = self._hire(fresh=True)
-                        answer = _compile(worker, kernel, self._target, path, self._timeout_s)
+                        answer = _compile(worker, kernel, self._target, path, self._timeout_s, self._patience())
                 except OSError as error:
                     answer = _unusable(path.parent, str(error))
                 except CompileError as error:
@@ -286,6 +299,13 @@ class _Crew:
             if worker is not None:
                 self._dismiss(worker)
             self._answers.put(None)
+
+    def _patience(self) -> float:
+        """Seconds by the clock that a kernel may take now."""
+        longest = _PATIENCE * self._timeout_s
+        if self._deadline is None:
+            return longest
+        return min(longest, max(self._deadline - time.monotonic(), 0.0) + self._timeout_s)
 
     def _hire(self, fresh: bool = False) -> _Worker:
         with self._lock:
@@ -350,7 +370,7 @@ atexit.register(_end_idle)
 os.register_at_fork(after_in_child=_forget_idle)
 
 
-def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeout_s: float) -> Compiled | str:
+def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeout_s: float, patience_s: float) -> Compiled | str:
     launch = kernel.launch
     assert launch is not None
     path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have pruned the cache meanwhile
@@ -362,12 +382,12 @@ def _compile(worker: _Worker, kernel: Kernel, target: Target, path: Path, timeou
             "aligned": launch.aligned, "warps": launch.warps, "stages": launch.stages, "pdl": launch.pdl,
             "capability": CudaTarget.of(target).capability,
         }  # fmt: skip
-        answer = worker.ask(request, timeout_s)
+        answer = worker.ask(request, timeout_s, patience_s)
         if answer.get("unusable"):
             raise _unusable(path.parent, answer["error"])
         if "error" in answer:
             _log.debug("%s (%s): %s", kernel.entry, kernel.tactic, answer["error"])
-            return str(answer["error"])
+            return answer["error"] if isinstance(answer["error"], Overdue) else str(answer["error"])
         binary = output.read_bytes()
         # The record goes last: who finds it finds the code too.
         os.replace(output, path)
@@ -386,6 +406,26 @@ def _parameter_types(kernel: Kernel) -> list[str]:
         f"*{kind}" if m is None else f"tensordesc<{kind}[{','.join(map(str, m.block))}]>"
         for kind, m in zip(launch.types, maps, strict=True)
     ]
+
+
+def _stat(process: int) -> list[str]:
+    """What the system says of a process behind its name; nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group."""
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [process for process in found if (fields := _stat(process)) and int(fields[2]) == group]
+
+
+def _cpu_seconds(processes: Iterable[int]) -> float:
+    """CPU time that processes, and those that they have waited for, have used so far."""
+    ticks = sum(int(text) for process in processes for text in _stat(process)[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class _Worker:
@@ -408,7 +448,7 @@ class _Worker:
             start_new_session=True,  # an interrupt is for this process, which ends the others
         )  # fmt: skip
         self.dead = False
-        self.late = False  # dead because it took too long
+        self.late: str | None = None  # dead because it took too long: the reason
         self.waited = False  # it has served before
 
     def kill(self) -> None:
@@ -418,17 +458,14 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], timeout_s: float, patience_s: float) -> dict[str, Any]:
         """The answer to one request; an error in it if the process died or took too long."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
 
-        def expire() -> None:
-            self.late = True
-            self.kill()
-
-        timer = threading.Timer(timeout_s, expire)
-        timer.start()
+        answered = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(answered, timeout_s, patience_s), daemon=True)
+        watch.start()
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
@@ -436,14 +473,31 @@ class _Worker:
         except OSError:
             line = ""
         finally:
-            timer.cancel()
+            answered.set()
+            watch.join()
         if line.endswith("\n"):  # else it died over its answer
             answer: dict[str, Any] = json.loads(line)
             return answer
         self.dead = True
-        if self.late:
-            return {"error": f"no result after {timeout_s:g} s"}
+        if self.late is not None:
+            return {"error": self.late}
         return {"error": f"the compiler process ended with code {process.wait()}"}
+
+    def _watch(self, answered: threading.Event, timeout_s: float, patience_s: float) -> None:
+        """End the process if it takes too long over a request."""
+        start, before = time.monotonic(), _cpu_seconds([self._process.pid])
+        wait_s = min(timeout_s, patience_s)  # one process after the other works: no more CPU time than that has passed before
+        while not answered.wait(wait_s):
+            wait_s = _LOOK_S
+            used, passed = _cpu_seconds(_members(self._process.pid)) - before, time.monotonic() - start
+            if used > timeout_s:
+                self.late = f"no result after {timeout_s:g} s of CPU time"
+            elif passed > patience_s:
+                self.late = Overdue(f"no result after {passed:.0f} s, of which it had a CPU for {used:.0f} s")
+            else:
+                continue
+            self.kill()
+            return
 
     def disown(self) -> None:
         """Leave process and folder to the parent of this fork."""

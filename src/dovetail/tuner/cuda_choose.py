@@ -16,7 +16,7 @@ from typing import Protocol
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Tactic
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.codegen.triton_compiler import Compiled, compile_kernels, triton_version
+from dovetail.codegen.triton_compiler import Compiled, Overdue, compile_kernels, triton_version
 from dovetail.core import dims
 from dovetail.core.errors import CompileError, Error
 from dovetail.core.log import logger
@@ -261,7 +261,9 @@ class CudaTuner:
             # Nothing ran, which says more of the device (too little memory) than of the candidates: nothing to remember.
             _log.warning("%s: none of %d candidates could be run here; it takes its default", contest.group.node.where, len(able))
             return
-        contest.times = {c.name: UNABLE for c in compiled}
+        # A compiler that had no CPU says nothing of its kernel: the next build tries again.
+        overdue = {c.name for c in compiled if isinstance(contest.refused.get(c.name), Overdue)}
+        contest.times = {c.name: UNABLE for c in compiled if c.name not in overdue}
         contest.times |= {c.name: round(min(t, UNABLE), 3) for c, t in zip(able, us, strict=True)}
         self.cache.put(contest.key, contest.times, None if len(compiled) == len(contest.contenders) else self.budget_s)
         _log.debug("%s: %s; refused: %s", contest.group.node.where, contest.times, contest.refused)
