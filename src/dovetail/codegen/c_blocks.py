@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dovetail.codegen import scalar
 from dovetail.codegen.c_scalar import literal, local_type
 from dovetail.codegen.loop_ir import Axis, Expr, Row
 from dovetail.core.dims import Dim
@@ -60,18 +61,8 @@ def wrap(condition: str, lines: list[str]) -> list[str]:
 
 
 def neutral(kind: str, dtype: DType) -> str:
-    """What a reduction starts from: 0, 1, or the far end of the range."""
-    if kind in ("sum", "prod"):
-        return literal(0 if kind == "sum" else 1, dtype)
-    low = kind == "max"
-    if dtype.is_float:
-        return literal(float("-inf") if low else float("inf"), dtype)
-    if dtype.kind == "bool":
-        return literal(not low, dtype)
-    signed = dtype.kind == "int"
-    least = -(2 ** (dtype.bits - 1)) if signed else 0
-    most = 2 ** (dtype.bits - signed) - 1
-    return literal(least if low else most, dtype)
+    """What a reduction starts from."""
+    return literal(scalar.neutral(kind, dtype), dtype)
 
 
 def accumulate(kind: str, dtype: DType, acc: str, value: str, *, lanes: bool = False) -> str:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
-from dovetail.core.dims import Dim, Symbol, symbols
+from dovetail.codegen import scalar
+from dovetail.codegen.scalar import FUNCTIONS, INTEGERS, OPERATORS, DimSyntax
+from dovetail.core.dims import Dim, symbols
 from dovetail.core.dtypes import BF16, BOOL, F16, F32, F64, DType
 
 # Element types in memory and of local variables.
 _MEMORY = {"f16": "uint16_t", "bf16": "uint16_t", "f32": "float", "f64": "double", "bool": "uint8_t"}
-INTEGERS = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
-DTYPES = (*_MEMORY, *INTEGERS)
 
 
 def memory_type(dtype: DType) -> str:
     """The C type of an element in a buffer."""
     if dtype.name in INTEGERS:
-        return f"{'u' if dtype.kind == 'uint' else ''}int{dtype.bits}_t"
+        return f"{scalar.integer_name(dtype)}_t"
     return _MEMORY[dtype.name]
 
 
@@ -33,9 +32,10 @@ def literal(value: float | int | bool, dtype: DType) -> str:
     if dtype.is_float:
         suffix = "f" if dtype == F32 else ""
         number = float(value)
-        if math.isnan(number):
+        special = scalar.non_finite(number, dtype)
+        if special == "nan":
             return f'__builtin_nan{suffix}("")'
-        if math.isinf(number) or (dtype == F32 and abs(number) >= 2.0**128):
+        if special:
             return f"{'-' if number < 0 else ''}__builtin_inf{suffix}()"
         return f"({number.hex()}{suffix})"
     number_ = int(value)
@@ -64,34 +64,22 @@ def narrow(text: str, dtype: DType) -> str:
     return text
 
 
-_BINARY = {
-    "add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",
-    "or": "|", "bitand": "&", "bitor": "|", "bitxor": "^",
-}  # fmt: skip
-# Functions of vmath.prelude by family of suffixes.
-_FLOAT = frozenset(
-    {
-        "exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
-        "cosh", "asinh", "acosh", "atanh", "pow", "fmod", "floor", "ceil", "rint", "trunc", "copysign",
-    }
-)  # fmt: skip
-_F64 = frozenset(["floor", "rint", "trunc"])
+# Those of `FUNCTIONS` that vmath.prelude has in double precision, too.
+_DOUBLE = frozenset(["floor", "rint", "trunc"])
 
 
 def unsupported(fn: str, dtype: DType) -> str | None:
     """None if function `fn` exists on operands of `dtype`, else the reason."""
-    if dtype == F64 and fn in _FLOAT and fn not in _F64:
-        return f"{fn} is not generated in double precision"
-    return None
+    return scalar.double_reason(fn, dtype, _DOUBLE)
 
 
 def function(fn: str, args: list[str], operand: DType, dtype: DType) -> str:
     """The C expression of `fn`; `operand` is the dtype of its (last) operand, `dtype` of its result."""
-    if fn in _BINARY:
-        text = f"{args[0]} {_BINARY[fn]} {args[1]}"
+    if fn in OPERATORS:
+        text = f"{args[0]} {OPERATORS[fn]} {args[1]}"
         # Integer promotion must be cut back to the operand's width.
         return f"({local_type(dtype)})({text})" if dtype.is_int and dtype.bits < 32 else text
-    if fn in _FLOAT and operand.is_float:
+    if fn in FUNCTIONS and operand.is_float:
         return f"dt_{fn}{'d' if operand == F64 else 'f'}({', '.join(args)})"
     return _SPECIAL[fn](args, operand, dtype)
 
@@ -116,8 +104,7 @@ def _rem(a: list[str], operand: DType, dtype: DType) -> str:
 def _cast(a: list[str], operand: DType, dtype: DType) -> str:
     if dtype == BOOL:
         return f"{a[0]} != 0"
-    if operand.is_float and dtype.is_int and dtype.bits < 64:
-        # Through int64: values beyond the range keep their low bits.
+    if scalar.wraps(operand, dtype):
         return f"({local_type(dtype)})(int64_t){a[0]}"
     return f"({local_type(dtype)}){a[0]}"
 
@@ -157,7 +144,6 @@ _SPECIAL: Mapping[str, Callable[[list[str], DType, DType], str]] = {
     "neg": lambda a, o, d: f"-{a[0]}" if d.is_float else f"({local_type(d)})(0 - {a[0]})",
     "not": lambda a, o, d: f"!{a[0]}",
     "bitnot": lambda a, o, d: f"({local_type(d)})~{a[0]}",
-    "xor": lambda a, o, d: f"{a[0]} != {a[1]}",
     "select": lambda a, o, d: f"{a[0]} ? {a[1]} : {a[2]}",
     "sqrt": lambda a, o, d: f"dt_sqrt{'d' if d == F64 else 'f'}({a[0]})",
     "shl": _shift("<<"),
@@ -167,31 +153,21 @@ _SPECIAL: Mapping[str, Callable[[list[str], DType, DType], str]] = {
 }
 
 
+_DIMS = DimSyntax(
+    suffix="l",
+    quotient="/",
+    remainder="%",
+    floored=lambda op, a, b: f"dt_{'floordiv' if op == '//' else 'floormod'}({a}, {b})",
+    extreme=lambda op, a, b: f"dt_{op}i({a}, {b})",
+)
+
+
 def dim_text(d: Dim, names: Mapping[str, str], plain: Callable[[Dim], bool]) -> str:
     """A Dim as a C expression of int64; `plain(d)` says that d is known not to be negative.
 
     Divisions of values that may be negative go through `dt_floordiv` and `dt_floormod`.
     """
-    if isinstance(d, int):
-        return f"{d}l" if d >= 0 else f"({d}l)"
-    parts: list[str] = []
-    for monomial, factor in d.terms:
-        words = [str(abs(factor)) + "l"] if abs(factor) != 1 or not monomial else []
-        for atom in monomial:
-            if isinstance(atom, Symbol):
-                words.append(names[atom.name])
-                continue
-            a, b = (dim_text(x, names, plain) for x in atom.args)
-            if atom.op in ("//", "%"):
-                if all(plain(x) for x in atom.args):
-                    words.append(f"({a} {'/' if atom.op == '//' else '%'} {b})")
-                else:
-                    words.append(f"dt_{'floordiv' if atom.op == '//' else 'floormod'}({a}, {b})")
-            else:
-                words.append(f"dt_{atom.op}i({a}, {b})")
-        parts.append(("- " if factor < 0 else "+ ") + " * ".join(words))
-    text = " ".join(parts)
-    return f"({text[2:]})" if text.startswith("+ ") else f"(0l {text})"
+    return scalar.dim_text(d, names, plain, _DIMS)
 
 
 def dim_symbols(d: Dim) -> list[str]:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Required, TypedDict, Unpack
 
 from dovetail.codegen import vmath
 from dovetail.codegen.target import Target
@@ -111,89 +111,54 @@ class Kernel:
     library: str = ""
 
 
-def make_kernel(
-    template: str,
-    *,
-    params: Iterable[Param],
-    dims: Iterable[Dim],
-    workspace_bytes: Dim = 0,
-    flops: Dim = 0,
-    bytes: Dim = 0,
-    tactic: str,
-    config: tuple[object, ...] = (),
-) -> Kernel:
+class Facts(TypedDict, total=False):
+    """What the makers are told of a kernel besides its text; see `Kernel`, which has the same names."""
+
+    params: Required[Iterable[Param]]
+    dims: Required[Iterable[Dim]]
+    workspace_bytes: Dim
+    flops: Dim
+    bytes: Dim
+    tactic: Required[str]
+    config: tuple[object, ...]
+
+
+def make_kernel(template: str, **facts: Unpack[Facts]) -> Kernel:
     """Name a kernel by its text: every `@ENTRY@` in `template` becomes the entry name.
 
     Static helper functions of the kernel should carry `@ENTRY@` as a prefix so that several kernels
     share one translation unit.
     """
-    entry = entry_name(template)
-    return Kernel(
-        source=template.replace(ENTRY, entry),
-        entry=entry,
-        params=tuple(params),
-        dims=tuple(dims),
-        workspace_bytes=workspace_bytes,
-        flops=flops,
-        bytes=bytes,
-        tactic=tactic,
-        config=config,
-    )
+    return _named(template, template, **facts)
 
 
-def make_triton_kernel(
-    template: str,
-    *,
-    params: Iterable[Param],
-    dims: Iterable[Dim],
-    launch: Launch,
-    workspace_bytes: Dim = 0,
-    flops: Dim = 0,
-    bytes: Dim = 0,
-    tactic: str,
-    config: tuple[object, ...] = (),
-) -> Kernel:
+def make_triton_kernel(template: str, *, launch: Launch, **facts: Unpack[Facts]) -> Kernel:
     """Name a Triton kernel by its text and by all that its machine code depends on besides.
 
     The template is the text of a Python module behind `triton_prelude`: the function `@ENTRY@`, and helper functions whose
     names start with `@ENTRY@_`.
     """
-    given = tuple(params)
-    assert len(given) == len(launch.types) == len(launch.aligned), "one type and alignment per parameter"
     blocks = [None if m is None else m.block for m in launch.maps]
     options = (launch.warps, launch.stages, launch.types, launch.aligned, blocks, launch.pdl)
-    entry = entry_name(f"{options}\n{template}")
-    return Kernel(
-        source=template.replace(ENTRY, entry),
-        entry=entry,
-        params=given,
-        dims=tuple(dims),
-        workspace_bytes=workspace_bytes,
-        flops=flops,
-        bytes=bytes,
-        tactic=tactic,
-        config=config,
-        launch=launch,
-    )
+    kernel = replace(_named(template, f"{options}\n{template}", **facts), launch=launch)
+    assert len(kernel.params) == len(launch.types) == len(launch.aligned), "one type and alignment per parameter"
+    return kernel
 
 
-def make_library_kernel(
-    library: str,
-    description: Mapping[str, Any],
-    *,
-    params: Iterable[Param],
-    dims: Iterable[Dim],
-    workspace_bytes: Dim = 0,
-    flops: Dim = 0,
-    bytes: Dim = 0,
-    tactic: str,
-    config: tuple[object, ...] = (),
-) -> Kernel:
+def make_library_kernel(library: str, description: Mapping[str, Any], **facts: Unpack[Facts]) -> Kernel:
     """A step that calls a library; `description` is JSON data that `device.cuda` understands."""
     text = json.dumps(description, sort_keys=True)
+    return replace(_named(text, f"{library}\n{text}", **facts), library=library)
+
+
+def _named(
+    template: str, identity: str, *, params: Iterable[Param], dims: Iterable[Dim], workspace_bytes: Dim = 0, flops: Dim = 0,
+    bytes: Dim = 0, tactic: str, config: tuple[object, ...] = (),
+) -> Kernel:  # fmt: skip
+    """The kernel of a template, named by the text that identifies it."""
+    entry = entry_name(identity)
     return Kernel(
-        text, entry_name(f"{library}\n{text}"), tuple(params), tuple(dims), workspace_bytes, flops, bytes, tactic, config,
-        library=library,
+        template.replace(ENTRY, entry), entry, tuple(params), tuple(dims), workspace_bytes, flops, bytes, tactic, config
     )  # fmt: skip
 
 

@@ -27,14 +27,12 @@ from dovetail.codegen.loop_ir import (
     RowRef,
     Scope,
 )
+from dovetail.codegen.scalar import OPERATORS, neutral
 from dovetail.codegen.schedule import all_axes
 from dovetail.core.dims import Dim, Symbol
 from dovetail.core.dtypes import BOOL, DType
+from dovetail.core.dtypes import dtype as dtype_of
 
-_INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",
-    "or": "|", "xor": "^", "bitand": "&", "bitor": "|", "bitxor": "^",
-}  # fmt: skip
 _CALLS = {
     "exp": "np.exp", "log": "np.log", "tanh": "np.tanh", "sin": "np.sin", "cos": "np.cos", "tan": "np.tan",
     "asin": "np.arcsin", "acos": "np.arccos", "atan": "np.arctan", "sinh": "np.sinh", "cosh": "np.cosh",
@@ -145,8 +143,8 @@ class _Nest:
             return self.row(e)
         assert isinstance(e, Call)
         args = [self.emit(a) for a in e.args]
-        if e.fn in _INFIX:
-            text = f"({args[0]} {_INFIX[e.fn]} {args[1]})"
+        if e.fn in OPERATORS:
+            text = f"({args[0]} {OPERATORS[e.fn]} {args[1]})"
         elif e.fn == "cast":
             text = f"{args[0]}"
         elif e.fn == "div":
@@ -172,14 +170,14 @@ class _Nest:
         for a in e.axes:
             shape[self.place[a.name]] = self.dim(a.extent)
         value = self.emit(e.value)
-        neutral = f"neutral({e.kind!r}, {value}.dtype)"
+        start = f"neutral({e.kind!r}, {value}.dtype)"
         if e.where:
-            value = f"np.where({self.mask(e.where)}, {value}, {neutral})"
+            value = f"np.where({self.mask(e.where)}, {value}, {start})"
         full = f"full({value}, ({', '.join(shape)},))"
         places = tuple(self.place[a.name] for a in e.axes)
         function = {"sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum"}[e.kind]
         dtype = f"np.{_name(e.dtype)}"
-        return f"np.{function}.reduce({full}, axis={places}, keepdims=True, initial={neutral}, dtype={dtype})"
+        return f"np.{function}.reduce({full}, axis={places}, keepdims=True, initial={start}, dtype={dtype})"
 
     def row(self, e: Row) -> str:
         shape = ["1"] * self.rank
@@ -214,14 +212,7 @@ def _guarded(source: Any, offset: Any, mask: Any) -> Any:
 
 
 def _neutral(kind: str, dtype: Any) -> Any:
-    if kind in ("sum", "prod"):
-        return dtype.type(0 if kind == "sum" else 1)
-    if dtype.kind == "f":
-        return dtype.type(-np.inf if kind == "max" else np.inf)
-    if dtype.kind == "b":
-        return np.bool_(kind == "min")
-    info = np.iinfo(dtype)
-    return dtype.type(info.min if kind == "max" else info.max)
+    return dtype.type(neutral(kind, dtype_of(dtype)))
 
 
 def _pick(source: Any, places: dict[int, Any]) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dovetail.codegen import triton_scalar
+from dovetail.codegen import scalar, triton_scalar
 from dovetail.codegen.loop_ir import Call, Const, Expr, Leaf
 from dovetail.codegen.lower.context import NotLowerable
 from dovetail.codegen.lower.epilogue import Elementwise, side_inputs
@@ -50,7 +50,7 @@ def epilogue_reason(body: Graph, anchor: Node) -> str | None:
         return f"{anchor.op} has {len(anchor.outputs)} results"
     values = [anchor.output, *side_inputs(body, anchor)]
     for value in (*values, *body.outputs):
-        if not isinstance(value.type, TensorType) or value.tensor.dtype.name not in triton_scalar.DTYPES:
+        if not isinstance(value.type, TensorType) or value.tensor.dtype.name not in scalar.DTYPES:
             return f"{value.name} is {value.type}, which has no generated code"
     try:
         epilogue_code(body, {v: f"x{i}" for i, v in enumerate(values)})

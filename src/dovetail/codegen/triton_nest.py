@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product as combinations
 
-from dovetail.codegen import triton_scalar
+from dovetail.codegen import scalar, triton_scalar
 from dovetail.codegen.index import Ranges
 from dovetail.codegen.loop_ir import (
     Axis,
@@ -83,15 +83,7 @@ def _combined(kind: str, a: str, b: str, dtype: DType) -> str:
 
 def _neutral(kind: str, dtype: DType) -> str:
     """What a reduction starts from."""
-    if kind in ("sum", "prod"):
-        return triton_scalar.full(0 if kind == "sum" else 1, dtype)
-    if dtype.is_float:
-        return triton_scalar.full(float("-inf") if kind == "max" else float("inf"), dtype)
-    if dtype == BOOL:
-        return triton_scalar.full(kind == "min", dtype)
-    signed = dtype.kind == "int"
-    low, high = (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1) if signed else (0, 2**dtype.bits - 1)
-    return triton_scalar.full(low if kind == "max" else high, dtype)
+    return triton_scalar.full(scalar.neutral(kind, dtype), dtype)
 
 
 @dataclass

@@ -5,17 +5,16 @@ Every text is an expression over Triton tensors (or scalars) of compute dtypes: 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
-from dovetail.core.dims import Dim, Symbol
-from dovetail.core.dtypes import BF16, BOOL, F16, F32, F64, DType
+from dovetail.codegen import scalar
+from dovetail.codegen.scalar import FUNCTIONS, INTEGERS, OPERATORS, DimSyntax
+from dovetail.core.dims import Dim
+from dovetail.core.dtypes import BF16, BOOL, F16, F32, DType
 
 # Element types of buffers and of local values. A bool is a byte in memory.
 _POINTER = {"f16": "fp16", "bf16": "bf16", "f32": "fp32", "f64": "fp64", "bool": "i8"}
 _LOCAL = {"f16": "tl.float16", "bf16": "tl.bfloat16", "f32": "tl.float32", "f64": "tl.float64", "bool": "tl.int1"}
-INTEGERS = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
-DTYPES = (*_POINTER, *INTEGERS)
 
 
 def pointer_type(dtype: DType) -> str:
@@ -26,7 +25,7 @@ def pointer_type(dtype: DType) -> str:
 def tensor_type(dtype: DType) -> str:
     """The dtype of a local tensor: `tl.float32`, `tl.int64`."""
     if dtype.name in INTEGERS:
-        return f"tl.{'u' if dtype.kind == 'uint' else ''}int{dtype.bits}"
+        return f"tl.{scalar.integer_name(dtype)}"
     return _LOCAL[dtype.name]
 
 
@@ -36,11 +35,8 @@ def literal(value: float | int | bool, dtype: DType) -> str:
         return "True" if value else "False"
     if dtype.is_float:
         number = float(value)
-        if math.isnan(number):
-            return 'float("nan")'
-        if math.isinf(number) or (dtype == F32 and abs(number) >= 2.0**128):
-            return f'float("{"-" if number < 0 else ""}inf")'
-        return repr(number)
+        special = scalar.non_finite(number, dtype)
+        return f'float("{special}")' if special else repr(number)
     return str(int(value)) if value >= 0 else f"({int(value)})"
 
 
@@ -65,35 +61,22 @@ def narrow(text: str, dtype: DType) -> str:
     return f"({text}).to({tensor_type(dtype)})"
 
 
-_BINARY = {
-    "add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "&",
-    "or": "|", "xor": "!=", "bitand": "&", "bitor": "|", "bitxor": "^",
-}  # fmt: skip
-# Functions that Triton has itself, and those of the device library.
+# Those of `FUNCTIONS` that Triton has itself; the others are of the device library.
 _OWN = frozenset(["exp", "log", "erf", "floor", "ceil", "sigmoid", "sin", "cos"])
-_LIBRARY = {
-    "expm1": "expm1", "log1p": "log1p", "tanh": "tanh", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan",
-    "sinh": "sinh", "cosh": "cosh", "asinh": "asinh", "acosh": "acosh", "atanh": "atanh", "pow": "pow", "fmod": "fmod",
-    "rint": "rint", "trunc": "trunc", "copysign": "copysign",
-}  # fmt: skip
-_DOUBLE_TOO = frozenset(["exp", "log", "floor", "ceil", "sqrt", "rint", "trunc"])
+_DOUBLE = frozenset(["exp", "log", "floor", "ceil", "rint", "trunc"])
 
 
 def unsupported(fn: str, dtype: DType) -> str | None:
     """None if function `fn` exists on operands of `dtype`, else the reason."""
-    if dtype == F64 and (fn in _OWN or fn in _LIBRARY) and fn not in _DOUBLE_TOO:
-        return f"{fn} is not generated in double precision"
-    return None
+    return scalar.double_reason(fn, dtype, _DOUBLE)
 
 
 def function(fn: str, args: list[str], operand: DType, dtype: DType) -> str:
     """The expression of `fn`; `operand` is the dtype of its (last) operand, `dtype` of its result."""
-    if fn in _BINARY:
-        return f"({args[0]} {_BINARY[fn]} {args[1]})"
-    if operand.is_float and fn in _OWN:
-        return f"tl.{fn}({args[0]})"
-    if operand.is_float and fn in _LIBRARY:
-        return f"libdevice.{_LIBRARY[fn]}({', '.join(args)})"
+    if fn in OPERATORS:
+        return f"({args[0]} {OPERATORS[fn]} {args[1]})"
+    if fn in FUNCTIONS and operand.is_float:
+        return f"{'tl' if fn in _OWN else 'libdevice'}.{fn}({', '.join(args)})"
     return _SPECIAL[fn](args, operand, dtype)
 
 
@@ -114,8 +97,7 @@ def _rem(a: list[str], operand: DType, dtype: DType) -> str:
 def _cast(a: list[str], operand: DType, dtype: DType) -> str:
     if dtype == BOOL:
         return f"({a[0]} != 0)"
-    if operand.is_float and dtype.is_int and dtype.bits < 64:
-        # Through int64: values beyond the range keep their low bits.
+    if scalar.wraps(operand, dtype):
         return f"({a[0]}).to(tl.int64).to({tensor_type(dtype)})"
     return f"({a[0]}).to({tensor_type(dtype)})"
 
@@ -155,30 +137,17 @@ _SPECIAL: Mapping[str, Callable[[list[str], DType, DType], str]] = {
 }
 
 
-def dim_text(d: Dim, names: Mapping[str, str], plain: Callable[[Dim], bool] = lambda d: True) -> str:
-    """A Dim as an integer expression; `plain(d)` says that d is known not to be negative.
+def _floored(op: str, a: str, b: str) -> str:
+    """Device division truncates: the remainder is made positive, and the quotient is what is left without it."""
+    remainder = f"((({a}) % ({b})) + ({b})) % ({b})"
+    return f"(({a} - {remainder}) // ({b}))" if op == "//" else f"({remainder})"
 
-    Device division truncates: where an operand may be negative, the quotient is corrected to the floor.
-    """
-    if isinstance(d, int):
-        return str(d) if d >= 0 else f"({d})"
-    parts: list[str] = []
-    for monomial, factor in d.terms:
-        words = [str(abs(factor))] if abs(factor) != 1 or not monomial else []
-        for atom in monomial:
-            if isinstance(atom, Symbol):
-                words.append(names[atom.name])
-                continue
-            a, b = (dim_text(x, names, plain) for x in atom.args)
-            if atom.op in ("//", "%"):
-                if all(plain(x) for x in atom.args):
-                    words.append(f"({a} {atom.op} {b})")
-                elif atom.op == "//":
-                    words.append(f"(({a} - ((({a}) % ({b})) + ({b})) % ({b})) // ({b}))")
-                else:
-                    words.append(f"(((({a}) % ({b})) + ({b})) % ({b}))")
-            else:
-                words.append(f"tl.{'maximum' if atom.op == 'max' else 'minimum'}({a}, {b})")
-        parts.append(("- " if factor < 0 else "+ ") + " * ".join(words))
-    text = " ".join(parts)
-    return f"({text[2:]})" if text.startswith("+ ") else f"(0 {text})"
+
+_DIMS = DimSyntax(
+    suffix="", quotient="//", remainder="%", floored=_floored, extreme=lambda op, a, b: f"tl.{op}imum({a}, {b})",
+)  # fmt: skip
+
+
+def dim_text(d: Dim, names: Mapping[str, str], plain: Callable[[Dim], bool] = lambda d: True) -> str:
+    """A Dim as an integer expression; `plain(d)` says that d is known not to be negative."""
+    return scalar.dim_text(d, names, plain, _DIMS)

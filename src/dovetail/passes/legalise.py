@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from dovetail.codegen import triton_scalar
+from dovetail.codegen.scalar import DTYPES
 from dovetail.codegen.tactic import tactics
 from dovetail.codegen.target import Target
 from dovetail.core.dims import Dim, floor_div, minimum, sym
@@ -80,7 +80,7 @@ def tabulate_non_zero(node: Node, rewrite: Rewrite) -> str | None:
     x = node.input(0)
     if x.time != Time.RUN:
         return "known before the run"
-    if x.tensor.rank == 0 or x.tensor.dtype.name not in triton_scalar.DTYPES:
+    if x.tensor.rank == 0 or x.tensor.dtype.name not in DTYPES:
         return f"no kernel takes {x.tensor}"
     table, count = rewrite.emit_node("NonZeroTable", x).outputs
     rewrite.replace(node, _used(rewrite, table, count, node.attrs["symbols"], 1))

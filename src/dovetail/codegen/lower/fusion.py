@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from dovetail.codegen import c_scalar
+from dovetail.codegen import c_scalar, scalar
 from dovetail.codegen.loop_ir import (
     Axis,
     Buffer,
@@ -74,7 +74,7 @@ def lower(
 
 
 def _buffer(role: str, position: int, kind: TensorType) -> Buffer:
-    if kind.dtype.name not in c_scalar.DTYPES:
+    if kind.dtype.name not in scalar.DTYPES:
         raise NotLowerable(f"{kind.dtype} has no generated code")
     return Buffer(role, position, kind.dtype, kind.shape, kind.placement.strides(kind.shape))
 
@@ -144,7 +144,7 @@ def _reason_not_lowerable(node: Node) -> str | None:
     for value in (*node.operands, *node.outputs):
         if not isinstance(value.type, TensorType):
             return f"{node.op}: {value.name} is not a tensor"
-        if value.tensor.dtype.name not in c_scalar.DTYPES:
+        if value.tensor.dtype.name not in scalar.DTYPES:
             return f"{node.op} on {value.tensor.dtype} is not generated"
     scope = Scope()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dovetail.codegen import triton_scalar
+from dovetail.codegen import scalar, triton_scalar
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Emitted, Operand, Step
 from dovetail.codegen.target import CudaTarget
@@ -67,7 +67,7 @@ class Scatter:
 def reason(shape: Scatter) -> str | None:
     """None if these kernels compute it, else why not."""
     for t in (shape.x, shape.indices):
-        if t.dtype.name not in triton_scalar.DTYPES:
+        if t.dtype.name not in scalar.DTYPES:
             return f"an operand is {t.dtype}"
     if shape.axis is None and shape.width == 0:
         return "indices name no axis"

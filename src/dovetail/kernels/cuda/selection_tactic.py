@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dovetail.codegen import triton_scalar
+from dovetail.codegen import scalar
 from dovetail.codegen.tactic import ANY, ROW_MAJOR, Config, Emitted, Group, Tactic, tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.dims import evaluate, symbols
@@ -117,7 +117,7 @@ class Tables(Tactic):
         if anchor is None or anchor.op not in ("NonZeroTable", "SuppressionTable"):
             return "the group is not built around a table"
         x = group.inputs[0].tensor
-        if anchor.op == "NonZeroTable" and (x.rank == 0 or x.dtype.name not in triton_scalar.DTYPES):
+        if anchor.op == "NonZeroTable" and (x.rank == 0 or x.dtype.name not in scalar.DTYPES):
             return f"the input is {x}"
         if anchor.op == "SuppressionTable" and anchor.input(2).tensor.dtype not in (I32, I64):
             return f"the maximum is {anchor.input(2).tensor.dtype}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dovetail.codegen import triton_scalar
+from dovetail.codegen import scalar
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Operand, Step
 from dovetail.codegen.target import CudaTarget
@@ -267,7 +267,7 @@ def _radix(shape: TopK, target: CudaTarget, tactic: str, config: Config) -> Kern
 
 def reason(x: TensorType) -> str | None:
     """None if elements of such a type have keys, else why not."""
-    if x.dtype.name not in triton_scalar.DTYPES or x.dtype.name == "bool":
+    if x.dtype.name not in scalar.DTYPES or x.dtype.name == "bool":
         return f"elements are {x.dtype}"
     return None
 
