@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -366,6 +369,26 @@ def test_a_reduction_of_reductions():
 
 
 # ---------------------------------------------------------------- weights
+_PRINTED = """
+from dovetail.codegen.print_triton import print_kernel
+from dovetail.codegen.target import Target
+from dovetail.core.dtypes import F32
+from dovetail.kernels.weight_loops import Structure, loops_of
+
+apart = (F32, (None, None, None, None))
+loops = loops_of(Structure((apart, apart), (("Relu", (), (0,), F32),), 4))
+print(print_kernel(loops, Target.parse("cuda:sm_90")).source)
+"""
+
+
+def test_a_source_is_the_same_in_every_process():
+    def printed(seed: str) -> str:
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        return subprocess.run([sys.executable, "-c", _PRINTED], capture_output=True, text=True, check=True, env=env).stdout
+
+    assert len({printed(seed) for seed in "123"}) == 1
+
+
 @pytest.mark.parametrize(
     "build",
     [

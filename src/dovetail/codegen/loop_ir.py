@@ -391,7 +391,7 @@ class Rewriter:
         """The rewritten index polynomial."""
         data = {
             name: self.scope.data(self(self.scope.values[name]))
-            for name in symbols(d)
+            for name in sorted(symbols(d))
             if name[0] == "#"
         }
         changed: Mapping[str, Dim] = {n: v for n, v in data.items() if v != sym(n)}

@@ -261,7 +261,7 @@ class NestPrinter:
     def _dim(self, d: Dim) -> str:
         """An index polynomial as text."""
         names: dict[str, str] = {}
-        for name in symbols(d):
+        for name in sorted(symbols(d)):  # in an order that does not depend on the process
             if name[0] == "@":
                 names[name] = self._index[name]
             elif name[0] == "#":
