@@ -127,7 +127,8 @@ class Machine:
         for kernel in self.kernels.values():
             c = self.compiled[kernel.entry]
             launch = CudaLaunch(c.threads, c.shared, c.scratch, c.scratch_align, c.pdl, c.cluster, c.descriptors)
-            found.append(KernelRef(kernel.entry, len(kernel.params), len(kernel.dims), launch=launch))
+            writes = tuple(i for i, p in enumerate(kernel.params) if p.role != "in")
+            found.append(KernelRef(kernel.entry, len(kernel.params), len(kernel.dims), launch=launch, writes=writes))
         return tuple(found)
 
     def step(self, name: str, *buffers: int, dims=(N,), **kw) -> Step:
@@ -242,12 +243,12 @@ def looped(m: Machine) -> Program:
 
 def forked(m: Machine) -> Program:
     """y = (2 x + 2) + (x + 2), two of the steps beside each other."""
-    beside = (m.step("double", 1, 2, barrier=False), m.step("increment", 1, 3))
+    beside = (m.step("double", 1, 2), m.step("increment", 1, 3, lane=1, waits=(0,)))
     return Program(
         (Buffer(0, "input", "f32", postfix(N), "x"), *(Buffer(i, "arena", "f32", postfix(N)) for i in (1, 2, 3)),
          Buffer(4, "output", "f32", postfix(N), "y")),
         (Port("x", tensor(0, N)),), (Port("y", tensor(4, N)),),
-        (NativeSegment((m.step("increment", 0, 1), *beside, m.step("add", 2, 3, 4))),),
+        (NativeSegment((m.step("increment", 0, 1), *beside, m.step("add", 2, 3, 4, waits=(2,)))),),
     )  # fmt: skip
 
 

@@ -78,7 +78,8 @@ def _launch(name):
     return CudaLaunch(128, 0, scratch, 128, pdl=True, descriptors=maps)
 
 
-KERNELS = tuple(KernelRef(n, *_SHAPES.get(n, (2, 1)), launch=_launch(n)) for n in FUNCTIONS)
+WRITES = {"k_add": (2,), "k_scale": (2,), "k_counted": (1, 2)}
+KERNELS = tuple(KernelRef(n, *_SHAPES.get(n, (2, 1)), launch=_launch(n), writes=WRITES.get(n, (1,))) for n in FUNCTIONS)
 BUNDLE = cubins.pack({name: name.encode() for name in FUNCTIONS})
 
 

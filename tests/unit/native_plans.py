@@ -43,12 +43,12 @@ _BODIES = {
     "k_scale": (_XYZ, "z[i] = x[i] * y[i % d[1]]"),
 }
 KERNELS = {
-    "k_double": KernelRef("k_double", 2, 1),
-    "k_increment": KernelRef("k_increment", 2, 1),
-    "k_reverse": KernelRef("k_reverse", 2, 1),
-    "k_copy": KernelRef("k_copy", 2, 1),
-    "k_add": KernelRef("k_add", 3, 1),
-    "k_scale": KernelRef("k_scale", 3, 2),
+    "k_double": KernelRef("k_double", 2, 1, writes=(1,)),
+    "k_increment": KernelRef("k_increment", 2, 1, writes=(1,)),
+    "k_reverse": KernelRef("k_reverse", 2, 1, writes=(1,)),
+    "k_copy": KernelRef("k_copy", 2, 1, writes=(1,)),
+    "k_add": KernelRef("k_add", 3, 1, writes=(2,)),
+    "k_scale": KernelRef("k_scale", 3, 2, writes=(2,)),
 }
 
 

@@ -72,8 +72,8 @@ def test_in_place_chains_share_one_buffer():
     assert len(roots) == 1
 
 
-def test_steps_without_a_barrier_keep_their_buffers_apart():
-    def program(barrier):
+def test_lanes_keep_their_buffers_apart():
+    def program(lane):
         return Program(
             (
                 buffer(0, "input", N, name="x"),
@@ -87,16 +87,18 @@ def test_steps_without_a_barrier_keep_their_buffers_apart():
                 NativeSegment(
                     (
                         step("k_double", 0, 1),
-                        step("k_double", 1, 3, barrier=barrier),
-                        step("k_double", 0, 2),
+                        step("k_double", 1, 3),
+                        step("k_double", 0, 2, lane=lane),
                     )
                 ),
             ),
         )
 
-    apart, together = lifetimes(program(True)), lifetimes(program(False))
-    assert not overlap(apart[1], apart[2])
-    assert overlap(together[1], together[2])
+    def total(lane):
+        lives = lifetimes(program(lane))
+        return place([64, 64], [lives[1], lives[2]])[1]
+
+    assert (total(0), total(1)) == (64, 128)
 
 
 def test_outputs_live_to_the_end():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from dovetail.core.dtypes import DTYPES
 from dovetail.core.errors import PlanFormatError
+from dovetail.engine import order
 from dovetail.engine.plan import (
     Attr,
     ControlSegment,
@@ -23,6 +24,7 @@ from dovetail.engine.plan import (
     Postfix,
     Program,
     Segment,
+    Step,
     TensorRef,
 )
 
@@ -48,6 +50,9 @@ def check(plan: Plan) -> None:
             names = {f"d{i}" for i in range(kernel.dims)}
             for extent in kernel.extents:
                 _expect(_names(extent) <= names, where, "extents over its dims")
+        if kernel.writes is not None:
+            _expect(list(kernel.writes) == sorted(set(kernel.writes)), where, "distinct positions in order as what it writes")
+            _expect(all(0 <= w < kernel.pointers for w in kernel.writes), where, "what it writes among its pointers")
         _launch(kernel, where)
         kernels[kernel.entry] = kernel
     _distinct((w.name for w in plan.weights), "plan.weights")
@@ -202,6 +207,7 @@ class _Checker:
                         _expect(root in written, at, f"host buffer {root} to be written before")
                     _expect(program.buffers[root].dtype != "str", at, "numbers")
                     written.add(root)
+            self._order(segment.steps, program, roots, where)
             return
         for i, ref in enumerate(segment.inputs):
             if ref is not None:
@@ -238,6 +244,20 @@ class _Checker:
             if kind == "host" and ref.shape is not None:
                 _expect(ref.strides is None and ref.offset == (0,), at, "a whole host buffer")
             written.add(roots[ref.buffer])
+
+    def _order(self, steps: Sequence[Step], program: Program, roots: Sequence[int], where: str) -> None:
+        """Lanes and waits that name steps, and that order all steps which cannot run at the same time."""
+        for i, step in enumerate(steps):
+            at = f"{where}.steps[{i}]"
+            _expect(0 <= step.lane < order.MAX_LANES, at, f"a lane of 0 to {order.MAX_LANES - 1}")
+            _expect(list(step.waits) == sorted(set(step.waits)), at, "distinct waits in order")
+            _expect(all(0 <= w < i and steps[w].lane != step.lane for w in step.waits), at, "waits for earlier steps of other lanes")
+        if order.lanes_of(steps) == 1:
+            return
+        clocks = order.clocks(steps)
+        for earlier, later in order.conflicts(order.uses(steps, program.buffers, roots, self._kernels)):
+            if not clocks.precedes(earlier, later):
+                raise _error(f"{where}.steps[{later}]", f"to follow step {earlier}, with which it shares memory that one of them writes")
 
     def _control(self, segment: ControlSegment, known: set[str], where: str, depth: int) -> None:
         carried, count = segment.carried, len(segment.inputs)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.engine.order import Clock, clocks, lanes_of
 from dovetail.engine.plan import HostSegment, NativeSegment, Program
 
 ALIGNMENT = 64
@@ -23,10 +24,23 @@ _REPAIRS = 16
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """First and last position (inclusive) at which a buffer is in use."""
+    """First and last position (inclusive) at which a buffer is in use, in program order.
+
+    Where steps run in several lanes: per lane, `since` which position all steps before are over when it first comes into use, and
+    `until` which position it is in use; both empty else.
+    """
 
     first: int
     last: int
+    since: tuple[int, ...] = ()
+    until: tuple[int, ...] = ()
+
+    def joined(self, other: Lifetime) -> Lifetime:
+        """The lifetime of what is in use in both."""
+        return Lifetime(
+            min(self.first, other.first), max(self.last, other.last), tuple(map(min, self.since, other.since)),
+            tuple(map(max, self.until, other.until)),
+        )  # fmt: skip
 
 
 def roots(program: Program) -> list[int]:
@@ -43,16 +57,20 @@ def roots(program: Program) -> list[int]:
 def lifetimes(program: Program) -> dict[int, Lifetime]:
     """Lifetimes of root buffers (see `roots`); a buffer that nothing uses has none.
 
-    A position is a segment or, within a native segment, a maximal run of steps that no barrier
-    separates: these may overlap in time, so their buffers must not share memory.
+    A position is a segment or a step of a native segment.
     """
     root = roots(program)
     found: dict[int, Lifetime] = {}
+    lanes = max((lanes_of(s.steps) for s in program.segments if isinstance(s, NativeSegment)), default=1)
 
-    def use(buffer: int, position: int) -> None:
+    def use(buffer: int, position: int, lane: int = 0, before: Clock | None = None) -> None:
+        life = Lifetime(position, position)
+        if lanes > 1:
+            # What is outside of native segments follows everything ahead of it.
+            until = tuple(position + 1 if n == lane else 0 for n in range(lanes))
+            life = Lifetime(position, position, before or (position,) * lanes, until)
         known = found.get(root[buffer])
-        first = position if known is None else known.first
-        found[root[buffer]] = Lifetime(first, position)
+        found[root[buffer]] = life if known is None else known.joined(life)
 
     position = 0
     for port in program.inputs:
@@ -60,10 +78,12 @@ def lifetimes(program: Program) -> dict[int, Lifetime]:
     for segment in program.segments:
         position += 1
         if isinstance(segment, NativeSegment):
-            for step in segment.steps:
+            clock = clocks(segment.steps, lanes).before if lanes > 1 else [()] * len(segment.steps)
+            for number, step in enumerate(segment.steps):
+                before = tuple(position + c for c in clock[number])
                 for arg in step.args:
-                    use(arg.buffer, position)
-                position += step.barrier
+                    use(arg.buffer, position + number, step.lane, before)
+            position += len(segment.steps)
         else:
             for ref in segment.inputs + segment.outputs:
                 if ref is not None:
@@ -76,7 +96,7 @@ def lifetimes(program: Program) -> dict[int, Lifetime]:
 
 
 def lower_bound(sizes: Sequence[int], lives: Sequence[Lifetime]) -> int:
-    """The most bytes that are in use at one position; no placement needs less."""
+    """The most bytes that are in use at one position in program order; no placement needs less."""
     changes: dict[int, int] = {}
     for size, life in zip(sizes, lives, strict=True):
         padded = _align(size)
@@ -102,6 +122,9 @@ def place(sizes: Sequence[int], lives: Sequence[Lifetime]) -> tuple[list[int], i
     bound = lower_bound(sizes, lives)
     first = np.array([life.first for life in lives], np.int64)
     last = np.array([life.last for life in lives], np.int64)
+    since, until = first[:, None], last[:, None] + 1
+    if count and lives[0].until:
+        since, until = (np.array([getattr(life, name) for life in lives], np.int64) for name in ("since", "until"))
     orders: tuple[Callable[[], list[int]], ...] = (
         lambda: sorted(range(count), key=lambda i: (-padded[i], first[i], i)),
         lambda: _by_load(padded, first, last),
@@ -112,7 +135,7 @@ def place(sizes: Sequence[int], lives: Sequence[Lifetime]) -> tuple[list[int], i
     best_order: list[int] = []
     for make in orders:
         order = make()
-        offsets, total = _place_in(order, padded, first, last)
+        offsets, total = _place_in(order, padded, since, until)
         if best_total < 0 or total < best_total:
             best, best_total, best_order = offsets, total, order
         if best_total <= bound:
@@ -121,7 +144,7 @@ def place(sizes: Sequence[int], lives: Sequence[Lifetime]) -> tuple[list[int], i
     for _ in range(_REPAIRS if best_total > bound else 0):
         top = [i for i in order if offsets[i] + padded[i] == total]
         order = top + [i for i in order if i not in top]
-        offsets, total = _place_in(order, padded, first, last)
+        offsets, total = _place_in(order, padded, since, until)
         if total < best_total:
             best, best_total = offsets, total
         if best_total <= bound:
@@ -143,13 +166,13 @@ def _by_load(padded: Sequence[int], first: Ints, last: Ints) -> list[int]:
     return sorted(range(len(padded)), key=lambda i: (when[i], -padded[i], i))
 
 
-def _place_in(order: Sequence[int], padded: Sequence[int], first: Ints, last: Ints) -> tuple[Ints, int]:
-    """Offsets when buffers are placed in this order, and the arena's size."""
+def _place_in(order: Sequence[int], padded: Sequence[int], since: Ints, until: Ints) -> tuple[Ints, int]:
+    """Offsets when buffers are placed in this order, and the arena's size; times are per buffer and lane."""
     at = np.asarray(order, np.int64)
-    firsts, lasts = first[at], last[at]
+    begin, end = since[at], until[at]
     starts, ends, offsets = (np.zeros(len(at), np.int64) for _ in range(3))
     for rank, index in enumerate(order):
-        clash = (firsts[:rank] <= lasts[rank]) & (lasts[:rank] >= firsts[rank])
+        clash = _follow(begin[:rank], end[rank]) & _follow(begin[rank], end[:rank])
         begins = starts[:rank][clash]
         by_start = np.argsort(begins, kind="stable")
         size = padded[index]
@@ -157,6 +180,13 @@ def _place_in(order: Sequence[int], padded: Sequence[int], first: Ints, last: In
         starts[rank], ends[rank] = offset, offset + size
         offsets[index] = offset
     return offsets, int(ends.max(initial=0))
+
+
+def _follow(since: Ints, until: Ints) -> NDArray[np.bool_]:
+    """Whether a use may come before the end of another one, which need not be over in some lane."""
+    if since.shape[-1] == 1:
+        return since[..., 0] < until[..., 0]
+    return np.any(since < until, axis=-1)  # type: ignore[no-any-return]  # never a scalar: one side has a row per buffer
 
 
 def _best_gap(begins: list[int], ends: list[int], size: int) -> int:

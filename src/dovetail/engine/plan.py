@@ -138,19 +138,21 @@ class Arg:
 class Step:
     """One kernel call of a native segment: `kernel(tid, nt, args, dims)`.
 
-    `barrier` False: the next step does not depend on this one (nor on the ones before that lack a
-    barrier), so that the team need not wait. `max_threads` 0 means the whole team. `origin` holds
-    the names of the ONNX nodes. `grid` counts the programs of a CUDA kernel along three axes.
+    Steps of one `lane` follow one another; `waits` names steps of other lanes of the segment, by
+    position, that must be over first. What a step does not follow from may run beside it (see
+    `engine.order`). `max_threads` 0 means the whole team. `origin` holds the names of the ONNX nodes.
+    `grid` counts the programs of a CUDA kernel along three axes.
     """
 
     kernel: str
     args: tuple[Arg, ...]
     dims: tuple[Postfix, ...] = ()
-    barrier: bool = True
     max_threads: int = 0
     origin: tuple[str, ...] = ()
     tactic: str = ""
     grid: tuple[Postfix, ...] = ()
+    lane: int = 0
+    waits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,11 @@ class SymbolDef:
 
 @dataclass(frozen=True, slots=True)
 class NativeSegment:
-    """A straight-line table of kernel steps, run in one native call."""
+    """A straight-line table of kernel steps, run in one native call.
+
+    The order is one in which they may run; on a GPU lanes run beside each other. All lanes start with the segment, and it ends
+    with the last of them.
+    """
 
     steps: tuple[Step, ...]
 
@@ -311,6 +317,8 @@ class KernelRef:
     `launch` is given for kernels of a GPU. `library` names the library that a step calls instead ("cublaslt", "cudnn"), and
     `call` says what, as data that `device.cuda` understands.
 
+    `writes` are the positions of the pointers that it writes through; None if it may be any.
+
     `extents`, where given, bounds what the kernel touches: bytes from each pointer, as postfix
     programs over `d0`, `d1`, ... (its dims). Binding then refuses a step that would leave its
     buffers.
@@ -323,6 +331,7 @@ class KernelRef:
     launch: CudaLaunch | None = None
     library: str = ""
     call: Mapping[str, Json] = field(default_factory=dict)
+    writes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

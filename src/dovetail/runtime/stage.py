@@ -21,7 +21,7 @@ from dovetail.core.errors import ExecutionError, PlanFormatError
 from dovetail.device.cpu.host import NO_BARRIER, STEP_WORDS
 from dovetail.device.cpu.memory import address, aligned_bytes
 from dovetail.device.cpu.pool import MAX_THREADS
-from dovetail.engine import memory
+from dovetail.engine import memory, order
 from dovetail.engine.plan import (
     Arg,
     Attr,
@@ -226,6 +226,7 @@ class NativeCode(Bound):
         self.dynamic: list[tuple[int, int, int]] = []  # pointer, root buffer, byte offset
         self.static: list[tuple[int, Buffer, int, int]] = []  # pointer, buffer, offset, need
         self.team = 1
+        barriers = order.barriers(segment.steps)
         at, dim_at = 0, 0
         for row, step in enumerate(segment.steps):
             entry, kernel = kernels[step.kernel]
@@ -235,7 +236,7 @@ class NativeCode(Bound):
                 entry,
                 address(pointers) + 8 * at,
                 address(dims) + 8 * dim_at,
-                (0 if step.barrier else NO_BARRIER) | step.max_threads << 32,
+                (0 if barriers[row] else NO_BARRIER) | step.max_threads << 32,
             )
             dims[dim_at : dim_at + len(values)] = values
             dim_at += len(values)

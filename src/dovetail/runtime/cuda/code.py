@@ -91,22 +91,13 @@ def prepare(
     return found
 
 
-def _groups(prepared: Sequence[Prepared]) -> list[list[int]]:
-    """The steps in order, those together that no barrier separates."""
-    groups: list[list[int]] = []
-    open_ = False
-    for number, one in enumerate(prepared):
-        if open_:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-        open_ = not one.step.barrier
-    return groups
-
-
 @dataclass(slots=True, eq=False)
 class _Item:
-    """One launch or library call; `node` is where the graph has it."""
+    """One launch or library call; `node` is where the graph has it.
+
+    `launch` says whether it may start early where all steps follow one another in one stream, `early` where each lane has its
+    own. `waits` are items of other lanes that must be over, `joined` is the number of the event by which others wait for this one.
+    """
 
     launch: Launch | None
     call: LibraryCall | None = None
@@ -114,6 +105,10 @@ class _Item:
     workspace: int = 0
     maps: dict[int, TensorMap] = field(default_factory=dict)
     node: Node = None
+    lane: int = 0
+    waits: tuple[int, ...] = ()
+    early: bool = False
+    joined: int = -1
     empty: bool = False  # no programs: nothing to launch
 
 
@@ -121,11 +116,12 @@ class CudaCode(Bound):
     """See the module.
 
     The first run launches step by step, the second captures a graph; from then on one call queues all of it. Where an input
+    Steps that are launched one by one follow one another; in graphs each lane has a stream of its own.
     or output moves, the nodes that use it get new arguments; library calls cannot be changed and are captured again.
     """
 
     __slots__ = (
-        "__weakref__", "_destroy", "_driver", "_dynamic", "_graph", "_groups", "_items", "_known", "_stale", "_static", "_used",
+        "__weakref__", "_destroy", "_driver", "_dynamic", "_graph", "_items", "_known", "_stale", "_static", "_used",
         "fixed", "outer", "roots", "watched", "written",
     )  # fmt: skip
 
@@ -138,8 +134,9 @@ class CudaCode(Bound):
         base: Sequence[int],
         kernels: Mapping[str, tuple[Any, KernelRef]],
         prepared: Sequence[Prepared],
-        workspace: int,
+        workspaces: Mapping[int, int],
         driver: Driver,
+        """`workspaces` are addresses of what library calls share, by lane."""
     ) -> None:
         super().__init__(segment)
         self._driver = driver
@@ -153,13 +150,11 @@ class CudaCode(Bound):
         self._used = False
         roots: set[int] = set()
         ahead = False  # the launch before is a kernel of ours, so that this one may wait for it by itself
-        self._groups = _groups(prepared)
-        beside = {i for group in self._groups if len(group) > 1 for i in group}
         for number, one in enumerate(prepared):
-            item = self._item(one, kernels, workspace, ahead and number not in beside)
+            item = self._item(one, kernels, workspaces.get(one.step.lane, 0), ahead)
             self._items.append(item)
             if not item.empty:
-                ahead = item.launch is not None and number not in beside
+                ahead = item.launch is not None
             reach = extents_of(one.ref, one.dims)
             descriptors = iter(one.ref.launch.descriptors if one.ref.launch is not None else ())
             for position, arg in enumerate(one.step.args):
@@ -186,17 +181,31 @@ class CudaCode(Bound):
     def _item(self, one: Prepared, kernels: Mapping[str, tuple[Any, KernelRef]], workspace: int, ahead: bool) -> _Item:
         count = len(one.step.args)
         if one.call is not None:
-            return _Item(None, one.call, [0] * count, workspace)
+            return _Item(None, one.call, [0] * count, workspace, lane=one.step.lane, waits=one.step.waits)
         launch = one.ref.launch
         assert launch is not None
         ranks = [0 if a.map is None else len(a.map.shape) for a in one.step.args]
         arguments = Arguments(ranks, one.dims, one.scratch_address)
         if 0 in one.grid:
-            return _Item(None, empty=True, pointers=[0] * count)
+            return _Item(None, empty=True, pointers=[0] * count, lane=one.step.lane, waits=one.step.waits)
         function = kernels[one.step.kernel][0]
         return _Item(
-            Launch(function, one.grid, launch.threads, launch.shared, arguments, launch.pdl and ahead, launch.cluster)
-        )
+            Launch(function, one.grid, launch.threads, launch.shared, arguments, launch.pdl and ahead, launch.cluster),
+            lane=one.step.lane, waits=one.step.waits, early=launch.pdl,
+        )  # fmt: skip
+
+    def _link(self) -> None:
+        """Number the events that lanes wait for; a kernel that waits for none starts early behind one of ours in its lane."""
+        waited = sorted({w for item in self._items for w in item.waits})
+        for event, number in enumerate(waited):
+            self._items[number].joined = event
+        ahead: dict[int, bool] = {}  # by lane
+        for item in self._items:
+            if item.waits:
+                ahead[item.lane] = False
+            item.early = item.early and ahead.get(item.lane, False)
+            if not item.empty:
+                ahead[item.lane] = item.launch is not None
 
     def _set(self, number: int, parameter: int, pointer: int) -> None:
         item = self._items[number]
@@ -234,8 +243,11 @@ class CudaCode(Bound):
     def run(self, addresses: Sequence[int], queue: Queue) -> None:
         """Queue the segment."""
         self.move(addresses)
-        if queue.capturing or not self._used:
-            self._used = self._used or not queue.capturing
+        if queue.capturing:  # for a graph of the caller
+            self._fork(queue, queue.stream)
+            return
+        if not self._used:
+            self._used = True
             self.launch(queue, 0, len(self._items))
             return
         if self._graph is not None and self._stale and not self._update():
@@ -249,7 +261,7 @@ class CudaCode(Bound):
     def launch(self, queue: Queue, start: int, stop: int) -> None:
         """Queue some steps one by one."""
         for item in self._items[start:stop]:
-            self._launch(item, queue.stream)
+            self._launch(item, queue.stream, early=item.launch is not None and item.launch.pdl)
 
     def timed(self, queue: Queue, start: int, stop: int) -> list[float]:
         """Run some steps and wait for them; returns the nanoseconds of each.
@@ -264,7 +276,7 @@ class CudaCode(Bound):
             driver.record(events[0], stream, external=True)
             for item, event in zip(self._items[start:stop], events[1:], strict=True):
                 # A time stamp stands before each kernel: none may start early.
-                self._launch(item if item.launch is None else replace(item, launch=replace(item.launch, pdl=False)), stream)
+                self._launch(item, stream, early=False)
                 driver.record(event, stream, external=True)
         except BaseException:
             driver.abandon_capture(stream)
@@ -278,9 +290,10 @@ class CudaCode(Bound):
             driver.destroy_event(event)
         return times
 
-    def _launch(self, item: _Item, stream: int) -> None:
+    def _launch(self, item: _Item, stream: int, early: bool) -> None:
         if item.launch is not None:
-            self._driver.launch(item.launch, stream)
+            launch = item.launch
+            self._driver.launch(launch if launch.pdl == early else replace(launch, pdl=early), stream)
         elif item.call is not None:
             item.call.launch(item.pointers, item.workspace, stream)
 
@@ -289,33 +302,36 @@ class CudaCode(Bound):
         driver, stream = self._driver, queue.own
         driver.begin_capture(stream)
         try:
-            for group in self._groups:
-                self._capture_group([self._items[i] for i in group], queue)
+            self._fork(queue, stream)
         except BaseException:
             driver.abandon_capture(stream)
             raise
         self._stale.clear()
         return driver.end_capture(stream)
 
-    def _capture_group(self, items: list[_Item], queue: Queue) -> None:
-        """Record steps that do not depend on each other: the first in the queue's stream, each further one in a stream beside it."""
-        driver, stream = self._driver, queue.own
-        # Library calls share a workspace, so they follow one another.
-        aside = [item for item in items[1:] if item.launch is not None]
-        if aside:
-            driver.record(queue.fork, stream)
-        for item in items:
-            where = stream
-            if item in aside:
-                where, joined = queue.side(aside.index(item))
-                driver.wait(where, queue.fork)
-            self._launch(item, where)
-            if item.launch is not None:
+    def _fork(self, queue: Queue, stream: int) -> None:
+        """Record all steps, each lane in a stream of its own that leaves the given one and joins it again."""
+        driver = self._driver
+        lanes = {0: stream}
+        events = 1 + max((item.joined for item in self._items), default=-1)
+        if any(item.lane for item in self._items):
+            driver.record(queue.event(events), stream)
+        for item in self._items:
+            where = lanes.get(item.lane)
+            if where is None:
+                where = lanes[item.lane] = queue.side(item.lane - 1)
+                driver.wait(where, queue.event(events))
+            for number in item.waits:
+                driver.wait(where, queue.event(self._items[number].joined))
+            self._launch(item, where, item.early)
+            if item.launch is not None and not queue.capturing:
                 item.node = driver.captured(where)
-            if where != stream:
-                driver.record(joined, where)
-        for number in range(len(aside)):
-            driver.wait(stream, queue.side(number)[1])
+            if item.joined >= 0:
+                driver.record(queue.event(item.joined), where)
+        for lane, where in lanes.items():
+            if lane:
+                driver.record(queue.event(events + lane), where)
+                driver.wait(stream, queue.event(events + lane))
 
     def _update(self) -> bool:
         """Bring the graph up to date; False where it must be captured again."""

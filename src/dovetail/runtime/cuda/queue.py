@@ -34,9 +34,9 @@ class Queue:
         self._fetched: list[tuple[Array, Array | None]] = []  # where to, and the staged copy if there is one
         self._sources: list[Array] = []  # pageable arrays that a copy under way may still read
         self._ordered: list[int] = []
-        self.fork: Event = driver.create_event()
-        self._sides: list[tuple[Stream, Event]] = []
-        self._finalizer = weakref.finalize(self, _close, driver, self.own, [self._done, self.fork], self._sides)
+        self._sides: list[Stream] = []
+        self._events: list[Event] = []
+        self._finalizer = weakref.finalize(self, _close, driver, self.own, self._done, self._sides, self._events)
         self._finalizer.atexit = False
 
     def begin(self, stream: Stream | None, capturing: bool) -> None:
@@ -86,11 +86,17 @@ class Queue:
         if self._fetched or self._sources:
             self.synchronize()
 
-    def side(self, number: int) -> tuple[Stream, Event]:
-        """A stream beside the context's own, for captures that fork, and the event that joins it."""
+    def side(self, number: int) -> Stream:
+        """A stream beside the run's, for captures that fork."""
         while len(self._sides) <= number:
-            self._sides.append((self.driver.create_stream(), self.driver.create_event()))
+            self._sides.append(self.driver.create_stream())
         return self._sides[number]
+
+    def event(self, number: int) -> Event:
+        """An event that one stream of a capture waits for in another."""
+        while len(self._events) <= number:
+            self._events.append(self.driver.create_event())
+        return self._events[number]
 
     # --- copies ---------------------------------------------------------------------------------
 
@@ -145,11 +151,11 @@ class Queue:
         return pointer
 
 
-def _close(driver: Driver, stream: Stream, events: list[Event], sides: list[tuple[Stream, Event]]) -> None:
+def _close(driver: Driver, stream: Stream, done: Event, sides: list[Stream], events: list[Event]) -> None:
     with driver.active():
-        for event in [*events, *(event for _, event in sides)]:
+        for event in (done, *events):
             driver.destroy_event(event)
-        for other in [stream, *(other for other, _ in sides)]:
+        for other in (stream, *sides):
             driver.destroy_stream(other)
 
 

@@ -44,7 +44,7 @@ class CudaStage(Stage):
     _driver: Driver
     _counters: DeviceMemory | None
     _prepared: dict[int, list[Prepared]]
-    _workspace: int
+    _workspaces: dict[int, int]
 
     def _place(self, layout: Layout, blocks: list[Any]) -> None:
         assert isinstance(blocks, Blocks)
@@ -63,9 +63,12 @@ class CudaStage(Stage):
             if isinstance(segment, NativeSegment)
         }
         steps = [one for prepared in self._prepared.values() for one in prepared]
-        # Launches overlap, so each has scratch of its own; library calls follow one another.
+        # Launches overlap, so each has scratch of its own; library calls of a lane follow one another.
         scratch, own = parts([one.scratch for one in steps])
-        shared = max((one.workspace for one in steps), default=0)
+        wanted: dict[int, int] = {}
+        for one in steps:
+            wanted[one.step.lane] = max(wanted.get(one.step.lane, 0), one.workspace)
+        workspaces, shared = parts(list(wanted.values()))
         total = -(-total // 256) * 256
         if total + own + shared:
             self.block = blocks.reserve(self.number, total + own + shared)
@@ -74,7 +77,8 @@ class CudaStage(Stage):
                 self.frame.addresses[root] = base + offset
             for one, offset in zip(steps, scratch, strict=True):
                 one.scratch_address = base + total + offset if one.scratch else 0
-        self._workspace = self.block.address + total + own if self.block is not None else 0
+        first = self.block.address + total + own if self.block is not None else 0
+        self._workspaces = {lane: first + offset for lane, offset in zip(wanted, workspaces, strict=True)}
         counters = [r for r in mine if buffers[r].kind == "counters"]
         if counters:
             offsets, total = parts([self.sizes[r] or 0 for r in counters])
@@ -91,6 +95,6 @@ class CudaStage(Stage):
             addresses = self.frame.addresses
             prepared = self._prepared.pop(index)
             return CudaCode(
-                segment, layout, self.env, self.sizes, addresses, self._kernels, prepared, self._workspace, self._driver
+                segment, layout, self.env, self.sizes, addresses, self._kernels, prepared, self._workspaces, self._driver
             )
         return CallCode(segment, index, layout, self.env)
