@@ -105,11 +105,11 @@ class _Item:
     workspace: int = 0
     maps: dict[int, TensorMap] = field(default_factory=dict)
     node: Node = None
+    empty: bool = False  # no programs: nothing to launch
     lane: int = 0
     waits: tuple[int, ...] = ()
     early: bool = False
     joined: int = -1
-    empty: bool = False  # no programs: nothing to launch
 
 
 class CudaCode(Bound):
@@ -171,6 +171,7 @@ class CudaCode(Bound):
                     self._set(number, position, base[root] + offset)
                 else:
                     self._dynamic.setdefault(root, []).append((number, position, offset))
+        self._link()
         self.roots = frozenset(roots)
         self.watched: tuple[int, ...] | None = None  # filled in by the program's runner: what it keeps track of
         self.written: tuple[int, ...] = ()
