@@ -116,8 +116,8 @@ class CudaCode(Bound):
     """See the module.
 
     The first run launches step by step, the second captures a graph; from then on one call queues all of it. Where an input
-    Steps that are launched one by one follow one another; in graphs each lane has a stream of its own.
     or output moves, the nodes that use it get new arguments; library calls cannot be changed and are captured again.
+    Steps that are launched one by one follow one another; in graphs each lane has a stream of its own.
     """
 
     __slots__ = (
@@ -136,8 +136,8 @@ class CudaCode(Bound):
         prepared: Sequence[Prepared],
         workspaces: Mapping[int, int],
         driver: Driver,
-        """`workspaces` are addresses of what library calls share, by lane."""
     ) -> None:
+        """`workspaces` are addresses of what library calls share, by lane."""
         super().__init__(segment)
         self._driver = driver
         self._items: list[_Item] = []
