@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dovetail import builder
 from dovetail.api.building import chooser, finish
-from dovetail.builder.restore import options_of, restore
+from dovetail.builder.restore import options_of, ranges_of, restore
 from dovetail.core.errors import UsageError
 from dovetail.engine.plan import digests
 
@@ -54,7 +54,9 @@ def tune(
     # The engine was built for a part by name; from here on that part must be here.
     choose = chooser(replace(options, target=None) if kind == "cuda" else options, engine.threads, progress)
     weights = engine.weights()
-    built = builder.compile_module(restore(engine.graph, plan, weights), options, progress=progress, choose=choose)
+    built = builder.compile_module(
+        restore(engine.graph, plan, weights), options, progress=progress, choose=choose, ranges=ranges_of(plan)
+    )
     del choose  # with the memory on the device that it measured in
     return finish(
         built, replace(options, target=None) if kind == "cuda" else options, lambda: restore(engine.graph, plan, weights),

@@ -12,9 +12,11 @@ from pathlib import Path
 import dovetail.kernels.cpu
 import dovetail.kernels.cuda  # noqa: F401 - both register their tactics
 from dovetail.builder.emit import Emission, emit_plan
+from dovetail.builder.extents import require_extents
 from dovetail.builder.flops import contractions, require_precision
 from dovetail.builder.machine_code import compile_plan, source_text
 from dovetail.builder.options import BuildOptions, Progress
+from dovetail.builder.ranges import RangeDecision, Ranges, decide, measure
 from dovetail.builder.report import report_data
 from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, select
 from dovetail.codegen.kernel import Kernel
@@ -29,6 +31,7 @@ from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module, Node
 from dovetail.ir.printer import print_module
+from dovetail.ir.types import TensorType
 from dovetail.ir.verifier import (
     verify as verify_module,  # the submodule builder.verify has that name
 )
@@ -37,7 +40,7 @@ from dovetail.passes.horizontal import merge_siblings
 from dovetail.passes.io_formats import apply_formats
 from dovetail.passes.layout import Placement, assign_layouts
 from dovetail.passes.legalise import legalise
-from dovetail.passes.precision import PrecisionLog, lower_precision, split_casts
+from dovetail.passes.precision import Kept, PrecisionLog, lower_precision, split_casts
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 from dovetail.passes.weight_time import group_weights
@@ -61,6 +64,7 @@ class Built:
         weight_choices: what computes the groups of the weights program.
         weight_host: (node, reason) of its host steps.
         precision: what was lowered to a narrower type, and what was not.
+        ranges: what was kept in fp32 because of its size.
         formats: of inputs and outputs, as asked for.
     """
 
@@ -78,6 +82,7 @@ class Built:
     weight_choices: dict[Node, Choice]
     weight_host: list[tuple[str, str]]
     precision: PrecisionLog
+    ranges: RangeDecision
     formats: Mapping[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -113,39 +118,80 @@ def build(
     module.meta["strict_fp32"] = options.strict_fp32
     stages.done("import", module)
     optimise(module, after=lambda name: stages.done(name, module))
-    return _compile(module, options, choose, stages)
+    ranges = _measured(source, module, options)
+    stages.note("ranges")
+    return _compile(module, options, choose, stages, ranges)
 
 
 def compile_module(
-    module: Module, options: BuildOptions, *, progress: Progress | None = None, choose: Chooser = by_rule
+    module: Module,
+    options: BuildOptions,
+    *,
+    progress: Progress | None = None,
+    choose: Chooser = by_rule,
+    ranges: RangeDecision | None = None,
 ) -> Built:
     """Compile a module that has been through `optimise`, such as the stored graph of an engine.
+
+    Args:
+        ranges: what an earlier build of the module kept in fp32; nothing is measured here.
 
     Raises:
         dovetail.Error: it cannot be built as asked.
     """
-    return _compile(module, options, choose, _Stages(progress, None))
+    return _compile(module, options, choose, _Stages(progress, None), ranges or RangeDecision())
 
 
-def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _Stages) -> Built:
+def _measured(source: ModelSource, module: Module, options: BuildOptions) -> Ranges:
+    """The ranges of the values of a module after `optimise`, where they count and something may be run."""
+    if options.precision != "fp16":
+        return Ranges(False, f"the range of {options.precision} is that of fp32")
+    if options.verify == "off":
+        return Ranges(False, "verify='off'")
+
+    def single() -> Module:
+        found = import_onnx(source, {n: [1, *(d if isinstance(d, int) else str(d) for d in shape[1:])] for n, shape in shapes.items()})
+        optimise(found)
+        return found
+
+    shapes = {v.name: v.tensor.shape for v in module.main.inputs if isinstance(v.type, TensorType) and v.tensor.rank}
+    batched = any(isinstance(shape[0], int) and shape[0] > 1 for shape in shapes.values())
+    return measure(module, samples=options.samples or (), level=options.verify, single=single if batched else None)
+
+
+def _lower(
+    module: Module, options: BuildOptions, target: Target, kept: Kept, done: Callable[[str, Module], None] = lambda name, module: None
+) -> tuple[PrecisionLog, FusionLog]:
+    """The passes from *precision* to *fuse*, in place."""
+    lowered = lower_precision(module, options.precision, kept)
+    apply_formats(module, options.io_formats)
+    done("precision", module)
+    legalise(module, target)
+    simplify(module)
+    done("legalise", module)
+    merge_siblings(module)
+    split_casts(module.main, kept.largest)
+    done("horizontal", module)
+    fusion_log = fuse(module, target, reason_not_lowerable)
+    done("fuse", module)
+    return lowered, fusion_log
+
+
+def _compile(
+    module: Module, options: BuildOptions, choose: Chooser, stages: _Stages, ranges: Ranges | RangeDecision
+) -> Built:
     """Everything after *recognise*."""
     target = options.check()
     graph_text = print_module(module)
-    lowered = lower_precision(module, options.precision)
-    apply_formats(module, options.io_formats)
-    stages.done("precision", module)
-    legalise(module, target)
-    simplify(module)
-    stages.done("legalise", module)
-    merge_siblings(module)
-    split_casts(module.main)
-    stages.done("horizontal", module)
-    fusion_log = fuse(module, target, reason_not_lowerable)
-    stages.done("fuse", module)
+    if isinstance(ranges, Ranges):
+        ranges = decide(graph_text, module, ranges, lambda trial, kept: _lower(trial, options, target, kept))
+        stages.note("ranges")
+    lowered, fusion_log = _lower(module, options, target, ranges.kept, stages.done)
     works = contractions(module.main, target)
     reasons = dict(lowered.kept) | {node: f"runs on the host: {reason}" for node, reason in fusion_log.host}
     require_precision(works, options, module.meta.get("symbol_bounds", {}), reasons)
     placement = assign_layouts(module, target)
+    require_extents(module.main, target, module.meta.get("symbol_bounds", {}))
     stages.done("layout", module)
     choices = select(module, target, choose)
     stages.done("select", module)
@@ -159,7 +205,7 @@ def _compile(module: Module, options: BuildOptions, choose: Chooser, stages: _St
     stages.mark("compile")
     built = Built(
         code.plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
-        fusion_log, weight_choices, weight_host, lowered, dict(options.io_formats or {}), stages.seconds,
+        fusion_log, weight_choices, weight_host, lowered, ranges, dict(options.io_formats or {}), stages.seconds,
     )  # fmt: skip
     built.plan.meta.update(report_data(built, options, works))  # type: ignore[attr-defined]  # a dict until it is saved
     return built
@@ -203,13 +249,17 @@ class _Stages:
         if self.progress is not None and total:
             self.progress("compile", done, total)
 
-    def mark(self, name: str) -> None:
-        """A stage has ended."""
+    def note(self, name: str) -> None:
+        """Something between two stages has ended."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
-        self.count += 1
         _log.debug("%s: %.3f s", name, self.seconds[name])
+
+    def mark(self, name: str) -> None:
+        """A stage has ended."""
+        self.note(name)
+        self.count += 1
         if self.progress is not None:
             self.progress("build", self.count, len(PASSES) + 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dovetail.codegen.target import CUDA_ISAS, CudaTarget, Target
 from dovetail.core.errors import DeviceError, UsageError
@@ -32,6 +33,7 @@ class BuildOptions:
         optimization_level: 0 to 5: how many candidates compete on a GPU.
         allow_fallback: build although less than half of the arithmetic could be placed in the precision asked for.
         io_formats: element type and order of inputs and outputs by name, such as "f16:channels_last".
+        samples: inputs by name, as the model takes them, that verification runs instead of seeded ones: ranges of values, and the engine.
     """
 
     device: str = "cpu"
@@ -45,6 +47,7 @@ class BuildOptions:
     optimization_level: int = 3
     allow_fallback: bool = False
     io_formats: Mapping[str, str] | None = field(default=None, hash=False)
+    samples: Sequence[Mapping[str, Any]] | None = field(default=None, hash=False, compare=False)
 
     def check(self) -> Target:
         """The parsed target.

@@ -70,6 +70,11 @@ def _widened(array: Array, wide: np.dtype[Any]) -> Array:
     return array.astype(wide) if kind.is_float and kind.bits < 8 * wide.itemsize else array
 
 
+def short(value: float) -> float:
+    """Two significant digits: what changes from machine to machine stays out of what is recorded."""
+    return float(f"{value:.2g}")
+
+
 def relative_l2(got: Array, want: Array, scale: float | None = None) -> float:
     """||got - want|| / ||want||, or over `scale`; equal NaNs and infinities count as equal; inf if shapes differ.
 

@@ -44,6 +44,7 @@ def report_data(built: Built, options: BuildOptions, works: Sequence[Work]) -> d
             },
             "actual": {"target": str(built.target), "precision": actual_precision(works, options.precision), "tuned": tuned},
             "kept_in_fp32": [{"node": node, "reason": reason} for node, reason in built.precision.kept],
+            "ranges": built.ranges.data(),
             "groups": groups,
             "not_fused": [list(item) for item in built.fusion_log.declined],
             "host_steps": [{"node": node, "reason": reason} for node, reason in built.fusion_log.host],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.builder.options import BuildOptions
+from dovetail.builder.ranges import RangeDecision
 from dovetail.builder.select import Chooser, Decision, by_rule
 from dovetail.codegen.tactic import Config, Group, Tactic
 from dovetail.codegen.target import Target
@@ -54,6 +55,16 @@ def options_of(plan: Plan) -> BuildOptions:
         tune=False, verify="off", allow_fallback=True,
         io_formats={str(k): str(v) for k, v in formats.items()} if isinstance(formats, dict) else None,
     )  # fmt: skip
+
+
+def ranges_of(plan: Plan) -> RangeDecision:
+    """What a plan keeps in fp32 because of its size, as its report states it.
+
+    Raises:
+        PlanFormatError: damaged data.
+    """
+    report = plan.meta.get("report")
+    return RangeDecision.parse(report.get("ranges") if isinstance(report, dict) else None)
 
 
 def as_recorded(plan: Plan) -> Chooser:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.benchmark.flops import model_flops
-from dovetail.builder.oracle import relative_l2
+from dovetail.builder.oracle import relative_l2, short
 from dovetail.builder.samples import Bounds, free_symbols, graph_inputs, sizes_to_try
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import Error, VerificationError
@@ -64,14 +64,12 @@ def expect(module: Module, level: str) -> Expected:
     impure = next((n for n in all_nodes(graph) if n.attrs.get("impure")), None)
     if impure is not None:
         return Expected({}, reason=f"{impure.where} draws random numbers")
-    bounds: Bounds = module.meta.get("symbol_bounds", {})
     reason = ""
-    for sizes in sizes_to_try(free_symbols(v.type for v in graph.inputs), bounds):
-        seconds = model_flops(module, sizes) / _ORACLE_FLOPS
-        seeds = _SEEDS if 2 * seconds <= _SAMPLE_S or level == "full" else _SEEDS[:1]
-        if level != "full" and seconds > _SAMPLE_S:
-            reason = f"the oracle would take about {seconds:.0f} s; verify='full' does it"
+    for sizes, seconds, refusal in sizes_within(module, level):
+        if refusal:
+            reason = refusal
             continue
+        seeds = _SEEDS if 2 * seconds <= _SAMPLE_S or level == "full" else _SEEDS[:1]
         feeds = [graph_inputs(graph, sizes, np.random.default_rng(seed)) for seed in seeds]
         try:
             with np.errstate(all="ignore"):
@@ -81,6 +79,15 @@ def expect(module: Module, level: str) -> Expected:
             continue
         return Expected(sizes, tuple(feeds), outputs)
     return Expected({}, reason=reason)
+
+
+def sizes_within(module: Module, level: str) -> Iterator[tuple[dict[str, int], float, str]]:
+    """(sizes, estimated seconds of the oracle, why that is too long or "") for sizes of the symbols of the inputs, best first."""
+    bounds: Bounds = module.meta.get("symbol_bounds", {})
+    for sizes in sizes_to_try(free_symbols(v.type for v in module.main.inputs), bounds):
+        seconds = model_flops(module, sizes) / _ORACLE_FLOPS
+        slow = level != "full" and seconds > _SAMPLE_S
+        yield sizes, seconds, f"the oracle would take about {seconds:.0f} s; verify='full' does it" if slow else ""
 
 
 def all_nodes(graph: Graph) -> Iterator[Node]:
@@ -119,16 +126,16 @@ def verify_engine(
     moved: Arrays | None = None
     for name, want in expected.outputs[0].items():
         errors = [distance(g[name], w[name]) for g, w in zip(got, expected.outputs, strict=True)]
-        row: dict[str, Any] = {"name": name, "relative_l2": _short(max(errors)), "max_abs": _short(_largest(got[0][name], want))}
+        row: dict[str, Any] = {"name": name, "relative_l2": short(max(errors)), "max_abs": short(_largest(got[0][name], want))}
         varied = _variation([w[name] for w in expected.outputs])
         if varied:
-            row["relative_to_variation"] = _short(distance(got[0][name], want, varied))
+            row["relative_to_variation"] = short(distance(got[0][name], want, varied))
         allowed = max(tolerance, _epsilon(want))
         if not max(errors) <= allowed:
             if moved is None:
                 moved = _moved(module(), expected.inputs[0], precision, formats or {})
             floor = distance(moved[name], want)
-            row["rounding_moves_it_by"] = _short(floor)
+            row["rounding_moves_it_by"] = short(floor)
             if not max(errors) <= (_CONDITION if precision == "fp32" and not formats else _NARROW_CONDITION) * floor:
                 raise VerificationError(
                     f"output {name!r}: the engine differs from the reference, got a relative error of {max(errors):.2e}, "
@@ -218,7 +225,3 @@ def _rounded(module: Module, feed: Arrays, ulp: float) -> tuple[Module, Arrays]:
     module.weights = {name: moved(array) for name, array in module.weights.items()}
     return module, {name: moved(array) for name, array in feed.items()}
 
-
-def _short(value: float) -> float:
-    """Two significant digits: what changes from machine to machine stays out of the certificate."""
-    return float(f"{value:.2g}")

@@ -25,7 +25,11 @@ Array = Any
 
 
 def evaluate(
-    module: Module, inputs: Mapping[str, Array], *, also: Iterable[str] | None = None
+    module: Module,
+    inputs: Mapping[str, Array],
+    *,
+    also: Iterable[str] | None = None,
+    observe: Callable[[Value, Array], None] | None = None,
 ) -> dict[str, Array]:
     """Run the main graph of `module` and return its outputs by name.
 
@@ -33,6 +37,7 @@ def evaluate(
         module: the model; `Fusion` nodes run as their body.
         inputs: one array per graph input, by name.
         also: IR names of other values of the main graph to return as well.
+        observe: called with every value of the main graph and what it is, in the order of execution.
 
     Raises:
         BindingError: an input is missing, unknown, or of another dtype or rank.
@@ -48,7 +53,7 @@ def evaluate(
             f"add {missing} and remove {sorted(unknown)}"
         )
     kept = set(also or ())
-    run = _Run(module, graph, {}, keep=kept)
+    run = _Run(module, graph, {}, keep=kept, observe=observe)
     outputs = run([inputs[v.name] for v in graph.inputs])
     names = module.meta.get("output_names") or [v.name for v in graph.outputs]
     absent = kept - set(run.saved)
@@ -68,9 +73,14 @@ class _Run:
     """One execution of one graph: the values so far and the symbols bound so far."""
 
     def __init__(
-        self, module: Module, graph: Graph, symbols: Mapping[str, int], keep: set[str] | None = None
+        self,
+        module: Module,
+        graph: Graph,
+        symbols: Mapping[str, int],
+        keep: set[str] | None = None,
+        observe: Callable[[Value, Array], None] | None = None,
     ) -> None:
-        self.module, self.graph = module, graph
+        self.module, self.graph, self.observe = module, graph, observe
         self.symbols = dict(symbols)
         self.values: dict[Value, Array] = {}
         self.keep = keep or set()
@@ -149,6 +159,8 @@ class _Run:
         self.values[value] = array
         if value.name in self.keep:
             self.saved[value.name] = array
+        if self.observe is not None:
+            self.observe(value, array)
 
     def _check(self, type_: TensorType, array: np.ndarray[Any, Any], where: str) -> None:
         if dtype(array.dtype) != type_.dtype or array.ndim != type_.rank:

@@ -15,6 +15,8 @@ stored narrow. Contractions, norms, softmax, attention, activations, pooling and
 narrow, too: gates saturate, and their references and kernels keep the state in fp32 within the op.
 
 Finite numbers beyond the range (masks of -3.4e38) become its ends, never infinities; infinities stay, for they hide.
+Values that a run in fp32 has shown to be too large for fp16 (`Kept`) are stored in fp32: what computes them and what reads
+them is wide. A contraction of narrow operands goes on to multiply these, and only its result is widened before it is stored.
 Inputs, outputs and regions of control flow keep their types.
 """
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +36,11 @@ from dovetail.ops.registry import OpKind, find
 from dovetail.passes.identities import is_exact_cast
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
-_NARROW = {"fp16": F16, "bf16": BF16}
-_LARGEST = {F16: 65504.0, BF16: 2.0**127 * (2 - 2.0**-7)}
+NARROW = {"fp16": F16, "bf16": BF16}
+"""The element type of the precisions that this pass lowers to."""
+
+LARGEST = {F16: 65504.0, BF16: 2.0**127 * (2 - 2.0**-7)}
+"""The largest finite number of an element type."""
 
 
 class Level(enum.IntEnum):
@@ -52,6 +57,19 @@ class Wish(enum.Enum):
     NARROW = enum.auto()
     MIXED = enum.auto()
     WIDE = enum.auto()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Values that are kept in fp32 because of their size.
+
+    Attributes:
+        largest: name of a value → the largest magnitude that was seen of it.
+        strict: those of them that a contraction gives and nothing widens as it is stored; the whole contraction is then wide.
+    """
+
+    largest: Mapping[str, float] = field(default_factory=dict)
+    strict: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -105,30 +123,38 @@ _REORDERINGS = frozenset({"Reshape", "Transpose", "Concat"})
 _WIDENINGS = frozenset({"Expand", "Tile", "Pad"})
 _WINDOWS = frozenset({"MaxPool", "AveragePool", "LRN"})
 _DATA_SELECTS = frozenset({"Resize", "GridSample", "RoiAlign", "MaxRoiPool", "MaxUnpool", "OneHot"})
+# Contractions whose kernels store what follows them: a Cast to fp32 right behind one is its epilogue.
+_WIDENED = frozenset({"Conv", "ConvTranspose", "MatMul"})
 _CLAMPED_ATTRIBUTES = ("value", "min", "max", "extrapolation_value")
 _SEARCH = 64
 
 
-def lower_precision(module: Module, precision: str) -> PrecisionLog:
+def lower_precision(module: Module, precision: str, kept: Kept = Kept()) -> PrecisionLog:
     """Retype the run-time fp32 values of the main graph in place; tf32 and fp32 change nothing.
 
     Args:
         precision: one of `PRECISIONS`.
+        kept: values that must not be rounded to the narrow type.
     """
     log = PrecisionLog(precision)
-    if precision in _NARROW:
-        _Lowering(module.main, _NARROW[precision], log).run()
+    if precision in NARROW:
+        _Lowering(module.main, NARROW[precision], log, kept).run()
     return log
 
 
-def split_casts(graph: Graph) -> None:
+def split_casts(graph: Graph, kept: Collection[str] = ()) -> None:
     """Give every reader of a widening Cast one of its own, so that each can compute it inside its fusion.
 
     Shared, it would become a kernel that writes fp32; widening a value on each load costs nothing.
+
+    Args:
+        kept: names of values that are to be widened before they are stored; their Casts stay as they are.
     """
     for node in list(graph.nodes):
         for region in node.regions:
             split_casts(region)
+        if node.op == "Cast" and node.input(0).name in kept:
+            continue
         if node.op != "Cast" or graph.time_of(node) != Time.RUN:
             continue
         source, result = node.input(0).tensor.dtype, node.output
@@ -152,8 +178,8 @@ def _is_wide_float(value: Value | None) -> bool:
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, narrow: DType, log: PrecisionLog) -> None:
-        self.graph, self.narrow, self.log = graph, narrow, log
+    def __init__(self, graph: Graph, narrow: DType, log: PrecisionLog, kept: Kept) -> None:
+        self.graph, self.narrow, self.log, self.kept = graph, narrow, log, kept
         graph.update_times()
         self.nodes = [
             n
@@ -194,10 +220,21 @@ class _Lowering:
     def _classify(self, node: Node) -> None:
         levels = self._levels(node)
         level, reason = self._rule(node, levels)
+        reason = self._too_large(node) or reason
         if reason != "":
             self.fixed[node] = reason
         for value in node.outputs:
             self.level[value] = level
+
+    def _too_large(self, node: Node) -> str:
+        """Why a node that gives or reads values beyond the narrow range is wide; "" for others."""
+        largest, given = self.kept.largest, [v.name for v in node.outputs if v.name in self.kept.largest]
+        read = [v.name for v in node.operands if v.name in largest]
+        if read:
+            return f"reads values of up to {max(largest[n] for n in read):.2g}, beyond the safe range of {self.narrow}"
+        if not given or (node.op in _WIDENED and not self.kept.strict.intersection(given)):
+            return ""
+        return f"gives values of up to {max(largest[n] for n in given):.2g}, beyond the safe range of {self.narrow}"
 
     def _rule(self, node: Node, levels: list[Level]) -> tuple[Level, str | None]:
         """(level of the results, why the node is wide; None: it is narrow; "": either)."""
@@ -300,7 +337,9 @@ class _Lowering:
             return
         self.log.kept.append((node.where, self.wide[node]))
         for value in node.outputs:
-            if _is_wide_float(value) and self.level[value] is Level.NONE and self._wish(value) is not Wish.WIDE and value.uses:
+            if not _is_wide_float(value) or self.level[value] is not Level.NONE or value.name in self.kept.largest:
+                continue
+            if self._wish(value) is not Wish.WIDE and value.uses:
                 self.exports.add(value)
 
     # ------------------------------------------------------------------ retyping
@@ -333,7 +372,7 @@ class _Lowering:
 
     def _in_range(self, number: Any) -> Any:
         """A number of an attribute, moved into the narrow type's range unless it is infinite."""
-        limit = _LARGEST[self.narrow]
+        limit = LARGEST[self.narrow]
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             return number
         return number if abs(number) <= limit else math.copysign(limit, number)
