@@ -1,12 +1,13 @@
 """The driver of a real device against a stand-in for its API, packed arguments, device memory, arrays for others, library calls."""
 
 import ctypes
+import gc
 import struct
 
 import numpy as np
 import pytest
 
-from dovetail.core.errors import BindingError, DeviceError, UsageError
+from dovetail.core.errors import BindingError, DeviceError, DeviceLostError, UsageError
 from dovetail.device.cuda import (
     Arguments,
     DeviceMemory,
@@ -185,11 +186,44 @@ def test_packages_that_are_missing(monkeypatch):
 def test_every_failure_is_named(recorder):
     driver = CudaDriver(0)
     recorder.failing["cuStreamSynchronize"] = api.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
-    with pytest.raises(DeviceError, match=r"cuda:0: cuStreamSynchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS .* restart the process"):
+    with pytest.raises(DeviceError, match=r"cuda:0: cuStreamSynchronize failed with CUDA_ERROR_ILLEGAL_ADDRESS .* lost to this process"):
         driver.synchronize(5)
+    driver = CudaDriver(0)
     recorder.failing["cuMemAlloc"] = api.CUresult.CUDA_ERROR_OUT_OF_MEMORY
     with pytest.raises(DeviceError, match=r"cuda:0: cannot allocate 3.0 MiB, 5.0 of 10.0 MiB are free; use smaller shapes"):
         driver.allocate(3 << 20)
+
+
+def test_a_kernel_that_ends_the_context_is_the_last_thing_heard_of_the_device(recorder):
+    driver, raw = CudaDriver(0), ctypes.create_string_buffer(128)
+    recorder._cuMemHostAlloc = lambda *_: (ctypes.addressof(raw),)
+    with driver.active():
+        memory, staging = DeviceMemory(driver, 100), driver.host_memory(100)
+    reason = r"cuda:0: cuStreamSynchronize failed with CUDA_ERROR_MISALIGNED_ADDRESS \(the reason\): a kernel used an address that"
+    with pytest.raises(DeviceLostError, match=reason + r".* is lost to this process: restart it") as found, driver.active():
+        for name in ("cuStreamSynchronize", "cuCtxPopCurrent", "cuThreadExchangeStreamCaptureMode", "cuMemFree", "cuMemFreeHost"):
+            recorder.failing[name] = api.CUresult.CUDA_ERROR_MISALIGNED_ADDRESS
+        driver.synchronize(5)
+    assert found.value.__context__ is None, "the first error alone"
+    recorder.calls.clear()
+    for _ in range(2):
+        with pytest.raises(DeviceLostError, match=reason), driver.active():
+            raise AssertionError("not to be reached")
+    del memory, staging
+    gc.collect()
+    assert recorder.calls == [], "what the context had went with it"
+
+
+def test_functions_are_given_back(recorder):
+    driver = CudaDriver(0)
+    function = driver.load(b"code", "entry", 100)
+    module = recorder.next
+    driver.unload(function)
+    assert recorder.last("cuModuleUnload") == (module,)
+    recorder.failing["cuFuncSetAttribute"] = api.CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(DeviceError, match="cuFuncSetAttribute failed"):
+        driver.load(b"code", "entry", 100 << 10)
+    assert recorder.last("cuModuleUnload") == (module + 1,), "a function that cannot be had leaves no module"
 
 
 def test_a_forked_process_is_told_so(recorder, monkeypatch):

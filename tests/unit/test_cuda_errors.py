@@ -210,6 +210,22 @@ def members(path: Path) -> dict[str, bytes]:
         return {n: box.read(n) for n in box.namelist() if n.rpartition("/")[2] not in ("build.json", "signature", "manifest.json")}
 
 
+def wide_model(*shape: int | str) -> onnx.ModelProto:
+    """relu(x) of a shape."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="/relu")], "wide", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_tensors_that_no_kernel_of_a_gpu_can_index(no_gpu):
+    options: Any = {"target": TARGET, "verify": "off"}
+    for model, shapes in ((wide_model(1 << 16, 1 << 15), None), (wide_model("N", 1 << 15), {"x": (f"{1 << 16}..{1 << 17}", 1 << 15)})):
+        with pytest.raises(dovetail.BuildError, match=r"/relu: got a tensor of f32.*, which reaches 2147483648 elements, .*smaller"):
+            dovetail.build(model, shapes=shapes, **options)
+    dovetail.build(wide_model("N", 1 << 15), shapes={"x": (f"1..{1 << 17}", 1 << 15)}, **options)  # most runs are small
+    dovetail.build(wide_model(1 << 15, 1 << 15), **options)
+
+
 def test_builds_are_equal_byte_for_byte(files, tmp_path):
     """In another process, with another order of sets, and with kernels that are compiled again."""
     arguments = ["build", str(files / "model.onnx"), "-o", str(tmp_path / "again.plan"), "--target", TARGET, "--shapes", "x:[1..64,40]"]
@@ -313,6 +329,15 @@ def test_too_little_memory_at_load_and_in_a_run(files, loaded):
     driver.free_bytes += kept - 64
     check(engine)
     check(dovetail.load(files / "gpu.plan"))
+
+
+def test_a_run_that_no_kernel_of_a_gpu_can_index(monkeypatch):
+    plug_in(monkeypatch)
+    engine = dovetail.build(wide_model("N", 4), target=TARGET, verify="off", tune=False)
+    huge = np.broadcast_to(np.float32(-1.0), (1 << 29, 4))  # takes no memory
+    with pytest.raises(dovetail.ExecutionError, match=r"/relu: got (sizes|a tensor) of .*2147483648.* at most \d+ on a GPU; use"):
+        engine.run({"x": huge})
+    np.testing.assert_array_equal(engine.run({"x": huge[:3]})["y"], np.zeros((3, 4)))
 
 
 def damaged(source: Path, target: Path, member: str, change: Any) -> Path:

@@ -207,7 +207,7 @@ def test_grids_of_no_programs_launch_nothing():
 
 def test_tensors_and_grids_that_no_kernel_can_have(monkeypatch):
     tested = engine(plan(chain(*STEPS)))
-    monkeypatch.setattr(code, "_MAX_ELEMENTS", 100)
+    monkeypatch.setattr(code, "MAX_ELEMENTS", 100)
     with pytest.raises(ExecutionError, match=r"node0: got sizes of \[101\], expected at most 100 on a GPU; use smaller"):
         tested.run({"x": ramp(101)})
     with pytest.raises(ExecutionError, match="node0: got a tensor of 150 elements, expected at most 100 on a GPU; use smaller"):

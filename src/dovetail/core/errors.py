@@ -112,5 +112,9 @@ class DeviceError(ExecutionError):
     """The machine lacks what the engine needs."""
 
 
+class DeviceLostError(DeviceError):
+    """A kernel has ended this process's context of a device, which it cannot use again."""
+
+
 class UsageError(Error):
     """An option that makes no sense."""

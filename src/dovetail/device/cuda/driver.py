@@ -25,6 +25,9 @@ ALIGNMENT = 16
 MAP_BYTES = 128
 """Size of an encoded tensor map (CUtensorMap)."""
 
+MAX_ELEMENTS = (1 << 31) - (1 << 20)
+"""Elements that an operand of a kernel may reach: offsets are int32, and the masks of a last block count beyond the end."""
+
 Function = Any
 Stream = int
 Event = Any
@@ -148,14 +151,19 @@ class Launch:
 
 
 class Driver(Protocol):
-    """One device. Methods raise DeviceError: the call, what the driver says, a hint."""
+    """One device. Methods raise DeviceError: the call, what the driver says, a hint; or DeviceLostError, from then on in every use."""
 
     properties: Properties
+    lost: str
+    """Why this process cannot use the device any more; "" while it can. Memory, streams and graphs went with the context."""
 
     def active(self) -> AbstractContextManager[None]:
         """Makes the device's context the calling thread's, and the one before it again at the end.
 
         Inside, the thread may allocate, load and wait while other streams are being captured.
+
+        Raises:
+            DeviceLostError: there is none any more.
         """
         ...
 
@@ -203,6 +211,10 @@ class Driver(Protocol):
     # kernels
     def load(self, code: bytes, entry: str, shared: int) -> Function:
         """A function of a binary, allowed `shared` bytes of dynamic shared memory."""
+        ...
+
+    def unload(self, function: Function) -> None:
+        """Give a function of `load` back that no work under way and no graph uses."""
         ...
 
     def launch(self, launch: Launch, stream: Stream) -> None:

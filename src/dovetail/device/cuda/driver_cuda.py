@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.core.errors import DeviceError
+from dovetail.core.errors import DeviceError, DeviceLostError
 from dovetail.device.cpu.memory import address
 from dovetail.device.cuda.driver import (
     Event,
@@ -41,13 +41,28 @@ _HINTS = {
     "CUDA_ERROR_NO_BINARY_FOR_GPU": "build the engine for this device",
     "CUDA_ERROR_INVALID_IMAGE": "the driver may be too old for the compiler that made this code: update it, or rebuild the engine here",
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "update the driver",
-    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel reached outside its memory; the device's context is lost, restart the process and report this",
-    "CUDA_ERROR_LAUNCH_FAILED": "a kernel failed; the device's context is lost, restart the process and report this",
     "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "run once outside the capture first",
     "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "run once outside the capture first",
     "CUDA_ERROR_INVALID_DEVICE": "choose a device that exists",
     "CUDA_ERROR_NO_DEVICE": "check that the machine has an NVIDIA GPU that this process may see (CUDA_VISIBLE_DEVICES)",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "restart the machine after a driver update",
+}
+
+# After these errors every call fails: the context is gone.
+_LOST = {
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel reached outside its memory",
+    "CUDA_ERROR_MISALIGNED_ADDRESS": "a kernel used an address that is not aligned",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE": "a kernel used an address of the wrong kind",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION": "a kernel met an instruction that the device does not have",
+    "CUDA_ERROR_INVALID_PC": "a kernel jumped outside its code",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR": "a kernel ran out of stack",
+    "CUDA_ERROR_ASSERT": "a kernel stopped itself",
+    "CUDA_ERROR_LAUNCH_FAILED": "a kernel failed",
+    "CUDA_ERROR_LAUNCH_TIMEOUT": "a kernel took longer than the system lets it",
+    "CUDA_ERROR_TENSOR_MEMORY_LEAK": "a kernel left tensor memory behind",
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "the device's memory is damaged",
+    "CUDA_ERROR_CONTAINED": "the device has a fault",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED": "somebody has ended the context",
 }
 
 
@@ -65,6 +80,7 @@ class CudaDriver:
     """See `driver.Driver`."""
 
     def __init__(self, ordinal: int) -> None:
+        self.lost = ""
         self._api = _bindings()
         self._success = self._api.CUresult.CUDA_SUCCESS
         try:
@@ -97,7 +113,7 @@ class CudaDriver:
         )
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._process = os.getpid()
-        self._modules: list[Any] = []  # functions live as long as their modules
+        self._modules: dict[int, Any] = {}  # by function, which lives as long as its module
         self._relaxed_mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with self.active():
             self._keep_pool()
@@ -120,9 +136,17 @@ class CudaDriver:
         label = getattr(code, "name", str(code))
         failed, text = self._api.cuGetErrorString(code)
         reason = text.decode() if failed == self._success and text else "unknown error"
-        hint = _HINTS.get(label, "see NVIDIA's driver API documentation for this error")
         where = f"cuda:{self.properties.ordinal}" if hasattr(self, "properties") else "cuda"
+        if label in _LOST:
+            self.lost = self.lost or f"{name} failed with {label} ({reason}): {_LOST[label]}"
+            return self._gone()
+        hint = _HINTS.get(label, "see NVIDIA's driver API documentation for this error")
         return DeviceError(f"{where}: {name} failed with {label} ({reason}); {hint}")
+
+    def _gone(self) -> DeviceLostError:
+        return DeviceLostError(
+            f"cuda:{self.properties.ordinal}: {self.lost}; the device's context is lost to this process: restart it, and report this"
+        )
 
     def _keep_pool(self) -> None:
         """Let stream-ordered memory stay with the process between runs."""
@@ -138,6 +162,8 @@ class CudaDriver:
                 f"cuda:{self.properties.ordinal}: got a forked process, expected the one that opened the device; "
                 "start processes with the method spawn, or open the engine in the child only"
             )
+        if self.lost:
+            raise self._gone()
         self._call("cuCtxPushCurrent", self._context)
         try:
             # Whatever stream somebody captures: this thread may allocate, load and wait, for nothing of that concerns his graph.
@@ -145,9 +171,16 @@ class CudaDriver:
             try:
                 yield
             finally:
-                self._call("cuThreadExchangeStreamCaptureMode", before)
+                self._leave("cuThreadExchangeStreamCaptureMode", before)
         finally:
-            self._call("cuCtxPopCurrent")
+            self._leave("cuCtxPopCurrent")
+
+    def _leave(self, name: str, *arguments: Any) -> None:
+        """Call the driver at the end of a use; a lost context makes every call fail, and its first error is the one to hear of."""
+        if self.lost:
+            getattr(self._api, name)(*arguments)
+        else:
+            self._call(name, *arguments)
 
     # --- memory ---------------------------------------------------------------------------------
 
@@ -181,6 +214,8 @@ class CudaDriver:
         return np.frombuffer(raw, np.uint8)[:size]
 
     def _free_host(self, pointer: int) -> None:
+        if self.lost:
+            return
         with self.active():
             self._call("cuMemFreeHost", pointer)
 
@@ -217,12 +252,20 @@ class CudaDriver:
     def load(self, code: bytes, entry: str, shared: int) -> Function:
         """See `Driver.load`."""
         module = self._call("cuModuleLoadData", code)
-        self._modules.append(module)
-        function = self._call("cuModuleGetFunction", module, entry.encode())
-        if shared > _FREE_SHARED:
-            kind = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._call("cuFuncSetAttribute", function, kind, shared)
+        try:
+            function = self._call("cuModuleGetFunction", module, entry.encode())
+            if shared > _FREE_SHARED:
+                kind = self._api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._call("cuFuncSetAttribute", function, kind, shared)
+        except DeviceError:
+            self._api.cuModuleUnload(module)
+            raise
+        self._modules[int(function)] = module
         return function
+
+    def unload(self, function: Function) -> None:
+        """See `Driver.unload`."""
+        self._call("cuModuleUnload", self._modules.pop(int(function)))
 
     def launch(self, launch: Launch, stream: Stream) -> None:
         """See `Driver.launch`."""

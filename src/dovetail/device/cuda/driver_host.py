@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.core.errors import DeviceError
+from dovetail.core.errors import DeviceError, DeviceLostError
 from dovetail.device.cpu.memory import address
 from dovetail.device.cuda.driver import (
     Event,
@@ -50,13 +50,15 @@ class HostGraph:
 
 
 class HostDriver:
-    """See `driver.Driver`. `log` counts the calls by name."""
+    """See `driver.Driver`. `log` counts the calls by name; a kernel that raises DeviceLostError ends the device's context."""
 
     def __init__(self, run: Run, ordinal: int = 0, capability: int = 90, memory: int = 1 << 40) -> None:
         self.properties = Properties(ordinal, "host memory", capability, 4, memory, 13000)
+        self.lost = ""
         self.log: dict[str, int] = {}
         self.free_bytes = memory
         self._run = run
+        self._loaded: dict[str, int] = {}
         self._blocks: dict[int, NDArray[np.uint8]] = {}
         self._starts: list[int] = []
         self._lock = threading.RLock()  # a collection may free memory while this thread allocates
@@ -87,6 +89,8 @@ class HostDriver:
     @contextmanager
     def active(self) -> Iterator[None]:
         """See `Driver.active`."""
+        if self.lost:
+            raise DeviceLostError(f"cuda:{self.properties.ordinal}: {self.lost}; the device's context is lost")
         self._local.depth = getattr(self._local, "depth", 0) + 1
         try:
             yield
@@ -200,7 +204,22 @@ class HostDriver:
     def load(self, code: bytes, entry: str, shared: int) -> Function:
         """See `Driver.load`."""
         self._note("load")
+        with self._lock:
+            self._loaded[entry] = self._loaded.get(entry, 0) + 1
         return (code, entry)
+
+    def unload(self, function: Function) -> None:
+        """See `Driver.unload`."""
+        self._note("unload")
+        with self._lock:
+            self._loaded[function[1]] -= 1
+            if not self._loaded[function[1]]:
+                del self._loaded[function[1]]
+
+    @property
+    def functions(self) -> int:
+        """Functions that are loaded."""
+        return sum(self._loaded.values())
 
     def launch(self, launch: Launch, stream: Stream) -> None:
         """See `Driver.launch`."""
@@ -221,7 +240,12 @@ class HostDriver:
 
     def _execute(self, launch: Launch, values: Any) -> None:
         code, entry = launch.function
-        self._run(code, entry, launch.grid, values)
+        assert entry in self._loaded, f"{entry}: it was given back"
+        try:
+            self._run(code, entry, launch.grid, values)
+        except DeviceLostError as error:
+            self.lost = str(error)
+            raise
 
     def encode(self, described: TensorMap) -> bytes:
         """See `Driver.encode`."""

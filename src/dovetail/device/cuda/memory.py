@@ -32,6 +32,8 @@ class DeviceMemory:
 
 
 def _free(driver: Driver, pointer: int) -> None:
+    if driver.lost:
+        return
     with driver.active():
         driver.free(pointer)
 

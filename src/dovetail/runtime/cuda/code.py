@@ -15,7 +15,15 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import DeviceError, ExecutionError, PlanFormatError
 from dovetail.core.log import logger
 from dovetail.device.cuda import libraries
-from dovetail.device.cuda.driver import Arguments, Driver, Graph, Launch, Node, TensorMap
+from dovetail.device.cuda.driver import (
+    MAX_ELEMENTS,
+    Arguments,
+    Driver,
+    Graph,
+    Launch,
+    Node,
+    TensorMap,
+)
 from dovetail.device.cuda.libraries import LibraryCall
 from dovetail.engine.plan import Arg, Buffer, KernelRef, NativeSegment, Step
 from dovetail.runtime.cuda.queue import Queue
@@ -25,7 +33,6 @@ PLACED_KINDS = ("arena", "workspace", "counters")
 """Buffers that a stage places; inputs, outputs and host buffers are where the run says."""
 
 _log = logger("runtime")
-_MAX_ELEMENTS = (1 << 31) - 1
 _MAX_GRID = ((1 << 31) - 1, 65535, 65535)
 
 
@@ -80,8 +87,8 @@ def prepare(
         if ref.launch is None:
             raise PlanFormatError(f"plan: kernel {ref.entry} has no launch, expected one in a plan for a GPU; rebuild the engine")
         x, y, z = (run_program(d, env) for d in step.grid)
-        if any(not -_MAX_ELEMENTS <= d <= _MAX_ELEMENTS for d in dims):
-            raise ExecutionError(f"{_origin(step)}: got sizes of {dims}, expected at most {_MAX_ELEMENTS} on a GPU; use smaller shapes")
+        if any(not -MAX_ELEMENTS <= d <= MAX_ELEMENTS for d in dims):
+            raise ExecutionError(f"{_origin(step)}: got sizes of {dims}, expected at most {MAX_ELEMENTS} on a GPU; use smaller shapes")
         grid = (x * ref.launch.cluster, y, z)
         if any(not 0 <= n <= limit for n, limit in zip(grid, _MAX_GRID, strict=True)):
             raise ExecutionError(
@@ -355,6 +362,8 @@ class CudaCode(Bound):
 
 
 def _destroy(driver: Driver, graph: Graph) -> None:
+    if driver.lost:
+        return
     with driver.active():
         driver.destroy_graph(graph)
 
@@ -389,9 +398,9 @@ def _check_elements(step: Step, buffer: Buffer, size: int) -> None:
     """Kernels compute offsets in int32."""
     # A workspace counts bytes, of elements that only its kernel knows.
     itemsize = 4 if buffer.kind == "workspace" else dtype(buffer.dtype).itemsize
-    if size > _MAX_ELEMENTS * itemsize:
+    if size > MAX_ELEMENTS * itemsize:
         raise ExecutionError(
-            f"{_origin(step)}: got a tensor of {size // itemsize} elements, expected at most {_MAX_ELEMENTS} on a GPU; use smaller shapes, "
+            f"{_origin(step)}: got a tensor of {size // itemsize} elements, expected at most {MAX_ELEMENTS} on a GPU; use smaller shapes, "
             "for example a smaller batch"
         )
 

@@ -152,6 +152,8 @@ class Queue:
 
 
 def _close(driver: Driver, stream: Stream, done: Event, sides: list[Stream], events: list[Event]) -> None:
+    if driver.lost:
+        return
     with driver.active():
         for event in (done, *events):
             driver.destroy_event(event)
