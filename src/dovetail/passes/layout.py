@@ -196,8 +196,10 @@ class _Sweep:
         copy = body.add("Copy", (inner,), types=[TensorType(value.tensor.dtype, value.tensor.shape)])
         body.set_outputs([copy.output])
         origin = value.producer.origin if value.producer is not None else ()
+        # A weight that is copied to where a run wants it is copied in each run: the place is the run's, and reused within it.
+        attrs = {"kind": "loop"} if value.time == Time.RUN else {"kind": "loop", "impure": True}
         fusion = self.graph.add(
-            "Fusion", (value,), {"kind": "loop"}, types=[TensorType(value.tensor.dtype, value.tensor.shape, layout)],
+            "Fusion", (value,), attrs, types=[TensorType(value.tensor.dtype, value.tensor.shape, layout)],
             names=[f"{value.name}.copy"], regions=[body], origin=origin, before=before,
         )  # fmt: skip
         fusion.output.type = fusion.output.tensor.with_layout(layout)
