@@ -19,11 +19,11 @@ from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
-from dovetail.core.dtypes import F32, I32
 from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue
 from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
 from dovetail.kernels.cuda.matmul import more_steps
+from dovetail.kernels.cuda.split_sum import Finish, last_arrival
 from dovetail.kernels.cuda.writer import (
     Rows,
     Writer,
@@ -148,11 +148,11 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
         lines += prefetch_sides(w, group, inner, tile)
     lines += step_loop(body, tiles.steps, tile.split)
     total = tiles.rows * tiles.columns * tiles.blocks
-    finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
-    lines += finish
+    end = finish_tile(w, tile, total, epilogue.late)
+    lines += end.lines
     return w.kernel(
         lines, grid=(total, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name,
-        config=tile.config, flops=conv.flops, bytes=conv.bytes, workspace_bytes=workspace, counters=counters,
+        config=tile.config, flops=conv.flops, bytes=conv.bytes, workspace_bytes=end.workspace, counters=end.counters,
     )  # fmt: skip
 
 
@@ -378,30 +378,26 @@ def prefetch_sides(w: Writer, group: Group, rows: Rows, tile: Tile) -> list[str]
     return lines
 
 
-def finish_tile(w: Writer, tile: Tile, total: Dim, late: Sequence[str]) -> tuple[list[str], int, int]:
-    """(statements from a sum, or a part of one, to the results; counters; bytes of workspace).
-
-    Parts go through memory; the last program adds them in order and goes on.
+def finish_tile(w: Writer, tile: Tile, total: Dim, late: Sequence[str]) -> Finish:
+    """What follows a sum `acc`, or a part of one: `late` makes results of it.
 
     Args:
         total: number of tiles; this one's is in `tile`, the part's in `part`.
-        late: what makes results of the sum `acc`.
     """
     if tile.split == 1:
-        return list(late), 0, 0
-    assert isinstance(total, int), "split sums need a known number of tiles"
+        return Finish(late)
     size = tile.bm * tile.bn
-    parts, counter = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
-    load = f"tl.load({parts} + tile * {tile.split * size} + {{}} + po, cache_modifier=\".cg\")"
-    lines = [
-        f"po = (tl.arange(0, {tile.shape[0]}) * {tile.shape[1]})[:, None] + tl.arange(0, {tile.shape[1]})[None, :]",
-        f"tl.store({parts} + (tile * {tile.split} + part) * {size} + po, acc)",
-        "tl.debug_barrier()",
-        f"arrived = tl.atomic_add({counter} + tile, 1, sem=\"acq_rel\")",
-        f"if arrived == {tile.split - 1}:",
-        f"    tl.store({counter} + tile, 0)",
-        f"    acc = {load.format(0)}",
-        *(f"    acc += {load.format(n * size)}" for n in range(1, tile.split)),
-        *("    " + line for line in late),
-    ]
-    return lines, total, total * tile.split * size * 4
+
+    def write(parts: str) -> list[str]:
+        return [
+            f"po = (tl.arange(0, {tile.shape[0]}) * {tile.shape[1]})[:, None] + tl.arange(0, {tile.shape[1]})[None, :]",
+            f"tl.store({parts} + (tile * {tile.split} + part) * {size} + po, acc)",
+        ]
+
+    def add(parts: str, clear: str) -> list[str]:
+        loads = [
+            f'tl.load({parts} + tile * {tile.split * size} + {n * size} + po, cache_modifier=".cg")' for n in range(tile.split)
+        ]
+        return [clear, f"acc = {loads[0]}", *(f"acc += {load}" for load in loads[1:]), *late]
+
+    return last_arrival(w, tile.split, total, size, "tile", write, add)

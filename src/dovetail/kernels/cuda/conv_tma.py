@@ -124,11 +124,11 @@ def tma(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
         lines += prefetch_sides(w, group, clamped, tile)
     lines += ["k = 0", *loop] if steps == tile.split == 1 else loop
     total = tiles * columns
-    finish, counters, workspace = finish_tile(w, tile, total, epilogue.late)
-    lines += finish
+    end = finish_tile(w, tile, total, epilogue.late)
+    lines += end.lines
     return w.kernel(
         lines, grid=(total, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=name, config=tile.config,
-        flops=conv.flops, bytes=conv.bytes, workspace_bytes=workspace, counters=counters,
+        flops=conv.flops, bytes=conv.bytes, workspace_bytes=end.workspace, counters=end.counters,
     )  # fmt: skip
 
 

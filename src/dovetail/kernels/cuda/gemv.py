@@ -13,10 +13,10 @@ from dovetail.codegen import triton_scalar
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
-from dovetail.core.dims import Dim, ceil_div
+from dovetail.core.dims import ceil_div
 from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.matmul import base_offset, batch_indices, finish, outside
-from dovetail.kernels.cuda.matmul_problem import Problem
+from dovetail.kernels.cuda.matmul_problem import Problem, traffic
 from dovetail.kernels.cuda.writer import Rows, Writer, known_early, scaled, tile_epilogue
 
 UNROLLED = 8
@@ -87,7 +87,7 @@ def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str
         return [f"v = {left}", f"sums += {right} * v{depth_at}"]
 
     out = tile_epilogue(
-        w, group, Rows("rm", tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)), (p.column.axis, "rn"), "acc", "",
+        w, group, Rows("rm", p.row_axes), (p.column.axis, "rn"), "acc", "",
         f"rn < {w.dim(p.column.extent)}" if outside(p.column.extent, bn) else "", base,
     )  # fmt: skip
     if strip.split == 1:
@@ -106,21 +106,11 @@ def emit(group: Group, p: Problem, strip: Strip, target: CudaTarget, tactic: str
         lines += [f"    {load_matrix(f'w{n}', f'k + {n}')}" for n in range(together)]
         lines += [f"    {line}" for n in range(together) for line in add(f"w{n}", f"k + {n}")]
     lines.append(f"acc = tl.sum(sums, {axis})[None, :]")
-    workspace: Dim = 0
-    counters = 0
-    if strip.split > 1:
-        total = tiles * p.n_batch
-        assert isinstance(total, int), "a sum is cut into parts only where the number of tiles is known"
-        workspace, counters = total * strip.split * bn * 4, total
-        lines += finish(w, out, strip.split, (1, bn), "tile")
-    else:
-        lines += out.late
-    itemsize = p.dtype.itemsize
-    moved = (group.inputs[p.left].tensor.size + group.inputs[p.right].tensor.size) * itemsize
-    moved = moved + sum((v.tensor.size * v.tensor.dtype.itemsize for v in group.outputs), 0)
+    end = finish(w, out, strip.split, tiles * p.n_batch, (1, bn), "tile")
+    lines += end.lines
     return w.kernel(
         lines, grid=(tiles * p.n_batch, strip.split, 1), warps=strip.warps, stages=1, tactic=tactic, config=config, flops=p.flops,
-        bytes=moved, workspace_bytes=workspace, counters=counters,
+        bytes=traffic(group, p), workspace_bytes=end.workspace, counters=end.counters,
     )  # fmt: skip
 
 

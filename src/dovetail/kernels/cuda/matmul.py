@@ -14,9 +14,9 @@ from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, floor_div
-from dovetail.core.dtypes import F32, I32
 from dovetail.kernels.cuda.configuration import Configuration
-from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis
+from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis, traffic
+from dovetail.kernels.cuda.split_sum import Finish, last_arrival
 from dovetail.kernels.cuda.writer import (
     Rows,
     TileEpilogue,
@@ -141,12 +141,11 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     parts = blocks(bn)
     lines += [f"rm = pm * {bm} + tl.arange(0, {bm})", *column_indices(bn), f"rk = tl.arange(0, {bk})"]
 
-    axes = tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)
-    rows = Rows("rm", axes)
+    rows = Rows("rm", p.row_axes)
     loaded_rows = rows
     if outside(p.n_rows, bm):
         lines.append(f"am = rm % {w.dim(p.n_rows)}")
-        loaded_rows = Rows("am", axes)
+        loaded_rows = Rows("am", p.row_axes)
     columns = "rn"
     if outside(p.column.extent, bn):
         lines += [f"bn{c.name} = rn{c.name} % {w.dim(p.column.extent)}" for c in parts]
@@ -178,21 +177,12 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     lines += [f"acc{c.name} = tl.zeros({(c.width, bm) if tile.swap else (bm, c.width)}, tl.float32)" for c in parts]
     lines += _loop(w, p, tile, target, (depth_in_left, depth_in_right))
     lines += [] if tile.early else w.release
-    workspace: Dim = 0
-    counters = 0
-    if tile.split > 1:
-        total = tiles * p.n_batch
-        assert isinstance(total, int) and len(parts) == 1, "a sum is cut into parts only where the number of tiles is known"
-        workspace, counters = total * tile.split * bm * bn * 4, total
-        lines += finish(w, out, tile.split, shape, whole)
-    else:
-        lines += out.late
-    itemsize = p.dtype.itemsize
-    moved = (group.inputs[p.left].tensor.size + group.inputs[p.right].tensor.size) * itemsize
-    moved = moved + sum((v.tensor.size * v.tensor.dtype.itemsize for v in group.outputs), 0)
+    assert tile.split == 1 or len(parts) == 1, "a sum in parts is one block"
+    end = finish(w, out, tile.split, tiles * p.n_batch, shape, whole)
+    lines += end.lines
     return w.kernel(
         lines, grid=(tiles * p.n_batch, tile.split, 1), warps=tile.warps, stages=tile.stages, tactic=tactic, config=config,
-        flops=p.flops, bytes=moved, workspace_bytes=workspace, counters=counters,
+        flops=p.flops, bytes=traffic(group, p), workspace_bytes=end.workspace, counters=end.counters,
     )  # fmt: skip
 
 
@@ -347,35 +337,37 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def finish(w: Writer, out: TileEpilogue, split: int, shape: tuple[int, int], tile: str) -> list[str]:
-    """Statements behind a partial sum `acc`: write it, and if all others have arrived, add them up and go on with the epilogue.
+def finish(w: Writer, out: TileEpilogue, split: int, total: Dim, shape: tuple[int, int], tile: str) -> Finish:
+    """What follows a sum `acc`, or a part of one: the epilogue, once all parts are added up.
 
     Args:
-        w: the kernel; gets a workspace and one counter per tile.
-        out: the epilogue, of the variable `acc`.
+        w: the kernel.
+        out: the epilogue, of the variable `acc`; without parts its early loads stand elsewhere.
         split: parts of a sum, along the grid's second axis.
+        total: tiles of the whole grid.
         shape: of `acc`.
         tile: variable that numbers the tiles of the whole grid.
     """
+    if split == 1:
+        return Finish(out.late)
     size = shape[0] * shape[1]
-    parts, counters = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
     spot = f"tl.arange(0, {shape[0]})[:, None] * {shape[1]} + tl.arange(0, {shape[1]})[None, :]"
-    # Parts go through the L2 cache, which all programs share; the barrier stands before the count, so that what is counted is written.
-    return [
-        f"parts = {parts} + {tile} * {split * size} + {spot}",
-        f'tl.store(parts + tl.program_id(1) * {size}, acc, cache_modifier=".cg")',
-        "tl.debug_barrier()",
-        f'arrived = tl.atomic_add({counters} + {tile}, 1, sem="acq_rel")',
-        f"if arrived == {split - 1}:",
-        *(
-            f"    {line}"
-            for line in [
-                'acc = tl.load(parts, cache_modifier=".cg")',
-                f"for part in range(1, {split}):",
-                f'    acc += tl.load(parts + part * {size}, cache_modifier=".cg")',
-                f"tl.store({counters} + {tile}, 0)",
-                *out.early,
-                *out.late,
-            ]
-        ),
-    ]
+
+    # Parts go through the L2 cache, which all programs share.
+    def write(parts: str) -> list[str]:
+        return [
+            f"parts = {parts} + {tile} * {split * size} + {spot}",
+            f'tl.store(parts + tl.program_id(1) * {size}, acc, cache_modifier=".cg")',
+        ]
+
+    def add(parts: str, clear: str) -> list[str]:
+        return [
+            'acc = tl.load(parts, cache_modifier=".cg")',
+            f"for part in range(1, {split}):",
+            f'    acc += tl.load(parts + part * {size}, cache_modifier=".cg")',
+            clear,
+            *out.early,
+            *out.late,
+        ]
+
+    return last_arrival(w, split, total, size, tile, write, add)

@@ -64,6 +64,11 @@ class Problem:
         return product(axis.extent for axis in self.rows)
 
     @property
+    def row_axes(self) -> tuple[tuple[int, Dim], ...]:
+        """(logical axis of the result, extent) of the rows, outermost first."""
+        return tuple((x.axis, x.extent) for x in self.rows if x.axis is not None)
+
+    @property
     def n_batch(self) -> Dim:
         """Products of their own."""
         return product(axis.extent for axis in self.batch)
@@ -136,3 +141,9 @@ def by_axis(axes: Sequence[Axis], right: bool, rank: int) -> list[Dim]:
         if axis.axis is not None:
             strides[axis.axis] = axis.right if right else axis.left
     return strides
+
+
+def traffic(group: Group, p: Problem) -> Dim:
+    """Bytes of the product's operands and of the results."""
+    operands = [group.inputs[p.left], group.inputs[p.right]]
+    return sum((v.tensor.size * v.tensor.dtype.itemsize for v in (*operands, *group.outputs)), 0)

@@ -24,7 +24,7 @@ from dovetail.kernels.cuda.matmul import (
     prefetch,
     tile_indices,
 )
-from dovetail.kernels.cuda.matmul_problem import Problem, by_axis
+from dovetail.kernels.cuda.matmul_problem import Problem, by_axis, traffic
 from dovetail.kernels.cuda.writer import (
     ALIGNMENT,
     Rows,
@@ -83,7 +83,7 @@ def side(p: Problem, type_: TensorType, right: bool, rank: int) -> Side | None:
         step: Dim | None = p.column.right
         extent = p.column.extent
     else:
-        rows = Rows("rm", tuple((x.axis, x.extent) for x in p.rows if x.axis is not None))
+        rows = Rows("rm", p.row_axes)
         step, extent = rows.step(by_axis(p.rows, False, rank)), p.n_rows
     depth_step = p.right_step if right else p.left_step
     if step is None:
@@ -124,7 +124,7 @@ def stored(group: Group, p: Problem) -> TensorMap | None:
         return None
     kind = group.outputs[0].tensor
     strides = broadcast_strides(kind, group.anchor.output.tensor.rank)
-    pitch = Rows("rm", tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)).step(strides)
+    pitch = Rows("rm", p.row_axes).step(strides)
     if strides[p.column.axis] != 1 or pitch is None or pitch == 0 or not is_aligned(kind):
         return None
     if not is_multiple(pitch * kind.dtype.itemsize, ALIGNMENT) or kind.dtype.name not in ("f16", "bf16", "f32"):
@@ -146,7 +146,6 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     tiles = tiles_m * tiles_n
     steps = ceil_div(p.depth, bk)
 
-    axes = tuple((x.axis, x.extent) for x in p.rows if x.axis is not None)
     body = [
         *place,
         f"rm = pm * {bm} + tl.arange(0, {bm})",
@@ -163,7 +162,7 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
     ]
     result = stored(group, p) if tile.store else None
     out = epilogue(
-        w, group, p, bm, bn, tile.warps, Rows("rm", axes), store=None if result is None else _store(w, group, tile, result)
+        w, group, p, bm, bn, tile.warps, Rows("rm", p.row_axes), store=None if result is None else _store(w, group, tile, result)
     )  # fmt: skip
     programs: Dim = tiles
     if tile.persistent:
@@ -178,11 +177,9 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
             pointer = w.pointer(Operand("in", p.right), group.inputs[p.right].tensor)
             lines += [f"cn = rn % {w.dim(p.column.extent)}", *prefetch(w, p, (bn, bk), 1, pointer, "cn")]
         lines += [*w.wait, *w.release, *body[indices:], *out.early, *out.late]
-    itemsize = p.dtype.itemsize
-    moved = (group.inputs[p.left].tensor.size + group.inputs[p.right].tensor.size) * itemsize
-    moved = moved + sum((v.tensor.size * v.tensor.dtype.itemsize for v in group.outputs), 0)
     return w.kernel(
-        lines, grid=(programs, 1, 1), warps=tile.warps, stages=tile.stages, tactic=tactic, config=config, flops=p.flops, bytes=moved
+        lines, grid=(programs, 1, 1), warps=tile.warps, stages=tile.stages, tactic=tactic, config=config, flops=p.flops,
+        bytes=traffic(group, p),
     )  # fmt: skip
 
 
