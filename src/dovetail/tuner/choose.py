@@ -24,7 +24,7 @@ from dovetail.device.cpu import KernelLibrary
 from dovetail.ir.graph import Time
 from dovetail.ops.registry import CONTRACTION, find
 from dovetail.passes.layout import fulfils
-from dovetail.tuner.launch import host_pool, symbols_of
+from dovetail.tuner.launch import host_pool, sizes_of
 from dovetail.tuner.measure import Candidate, measure
 from dovetail.tuner.timing_cache import TimingCache, timing_key
 
@@ -34,7 +34,6 @@ NOISE = 0.03
 # Below this many operations a run costs less than the differences that could be measured.
 _MIN_FLOPS = 2_000_000
 _MAX_CANDIDATES = 6
-_DEFAULT_SIZE = 64
 _log = logger("tune")
 
 Decision = tuple[Tactic, tuple[tuple[str, int | str], ...], tuple[tuple[str, float], ...]]
@@ -107,22 +106,12 @@ class Tuner:
         found = candidates(group, able, target)
         if len(found) < 2:
             return None
-        sizes = self._sizes(group)
+        sizes = sizes_of(group, self.sizes)
         flops = _flops(group, sizes)
         if flops < _MIN_FLOPS:
             return None
         key = timing_key(group, sizes, target, self.threads)
         return _Contest(group, found, sizes, key, self.cache.get(key), weight=float(flops))
-
-    def _sizes(self, group: Group) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for value in (*group.inputs, *group.outputs, *group.body.inputs):
-            for name in symbols_of(value.tensor):
-                sizes.setdefault(name, _DEFAULT_SIZE)
-            for axis, d in enumerate(value.tensor.shape):
-                for name in sorted(dims.symbols(d)):
-                    sizes[name] = min(sizes.get(name, _DEFAULT_SIZE), 1 if axis == 0 else _DEFAULT_SIZE)
-        return sizes | {k: v for k, v in self.sizes.items() if k in sizes}
 
     def _measure(self, contests: list[_Contest], target: Target) -> None:
         start = time.monotonic()

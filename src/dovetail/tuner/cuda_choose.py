@@ -23,7 +23,7 @@ from dovetail.core.log import logger
 from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Time
 from dovetail.passes.layout import fulfils
-from dovetail.tuner.launch import symbols_of
+from dovetail.tuner.launch import sizes_of
 from dovetail.tuner.measure import Candidate
 from dovetail.tuner.timing_cache import TimingCache, template_version
 
@@ -38,7 +38,6 @@ _RIVALS, _CLOSE, _GAIN, _REPLAYS = 4, 1.15, 0.0015, 15
 
 # Candidates of one group that are compiled at optimization levels 0 to 5.
 CANDIDATES = (1, 4, 10, 24, 48, 96)
-_DEFAULT_SIZE = 64
 _COMPILE_SHARE = 0.85  # of the budget; without the rest, what was compiled could not be measured
 _FIRST = 8  # candidates of each tactic that are compiled before the others of any group
 _log = logger("tune")
@@ -183,23 +182,13 @@ class CudaTuner:
 
     # ------------------------------------------------------------------ candidates
     def _key(self, group: Group, target: CudaTarget) -> tuple[str, dict[str, int]]:
-        sizes = self._sizes(group)
+        sizes = sizes_of(group, self.sizes)
         outer = ";".join(f"{v.type} {v.time.name} {v.producer is None}" for v in (*group.inputs, *group.outputs))
         environment = "" if self.timer is None else self.timer.environment
         parts = (
             fingerprint(group.body, sizes), outer, repr(target), environment, triton_version(), template_version(), str(self.level),
         )  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40], sizes
-
-    def _sizes(self, group: Group) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for value in (*group.inputs, *group.outputs, *group.body.inputs):
-            for name in symbols_of(value.tensor):
-                sizes.setdefault(name, _DEFAULT_SIZE)
-            for axis, d in enumerate(value.tensor.shape):
-                for name in sorted(dims.symbols(d)):
-                    sizes[name] = min(sizes.get(name, _DEFAULT_SIZE), 1 if axis == 0 else _DEFAULT_SIZE)
-        return sizes | {k: v for k, v in self.sizes.items() if k in sizes}
 
     def _contenders(self, group: Group, able: Sequence[Tactic], target: CudaTarget) -> list[Contender]:
         fitting = [t for t in able if t is able[0] or _accepts(t, group, target)]

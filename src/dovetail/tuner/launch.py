@@ -34,6 +34,9 @@ from dovetail.ops.infer import infer
 Array = np.ndarray[Any, Any]
 Sizes = Mapping[str, int]
 
+DEFAULT_SIZE = 64
+"""What tuning takes a symbol for where nobody says better."""
+
 _GUARD_BYTES = 4 * ALIGNMENT
 # As fp32 this is a NaN, so that values read from outside an operand show in the results.
 _GUARD_BYTE = 0xFF
@@ -114,6 +117,18 @@ def symbols_of(type_: TensorType) -> frozenset[str]:
     layout = type_.placement
     where = (*layout.strides(type_.shape), layout.base(type_.shape))
     return frozenset().union(*(symbols(d) for d in (*type_.shape, *where)))
+
+
+def sizes_of(group: Group, given: Sizes) -> dict[str, int]:
+    """The sizes to measure a group at: those `given`, else `DEFAULT_SIZE`, and 1 for symbols of first axes, which are batches."""
+    sizes: dict[str, int] = {}
+    for value in (*group.inputs, *group.outputs, *group.body.inputs):
+        for name in sorted(symbols_of(value.tensor)):
+            sizes.setdefault(name, DEFAULT_SIZE)
+        for axis, d in enumerate(value.tensor.shape):
+            for name in sorted(symbols(d)):
+                sizes[name] = min(sizes[name], 1 if axis == 0 else DEFAULT_SIZE)
+    return sizes | {k: v for k, v in given.items() if k in sizes}
 
 
 def with_packs(group: Group, tactic: Tactic, config: Config, target: Target) -> Group:
