@@ -245,7 +245,7 @@ def _suppress(a: Attributes, boxes: Any, scores: Any, most: Any = None, overlap:
     a.only(center_point_box=0)
     if most is None:
         return torch.zeros((0, 3), dtype=torch.int64)
-    limit, kept = (0.0 if overlap is None else float(overlap)), []
+    limit, highest, kept = (0.0 if overlap is None else float(overlap)), int(most), []
     for sample, corners in enumerate(boxes):
         low, high = torch.minimum(corners[:, :2], corners[:, 2:]), torch.maximum(corners[:, :2], corners[:, 2:])
         area = (high - low).prod(-1)
@@ -253,9 +253,9 @@ def _suppress(a: Attributes, boxes: Any, scores: Any, most: Any = None, overlap:
         clear = (shared / (area[:, None] + area - shared) <= limit).cpu().numpy()
         for label, score in enumerate(scores[sample]):
             ranked = score.argsort(descending=True, stable=True)
-            order = (ranked if least is None else ranked[score[ranked] > float(least)]).cpu().numpy()
+            order = (ranked if least is None else ranked[score[ranked] > least]).cpu().numpy()
             count = 0
-            while len(order) and count < int(most):
+            while len(order) and count < highest:
                 best, order, count = order[0], order[1:], count + 1
                 kept.append([sample, label, int(best)])
                 order = order[clear[best, order]]
