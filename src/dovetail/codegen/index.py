@@ -24,6 +24,16 @@ from dovetail.core.dims import (
 )
 
 
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def is_multiple(d: Dim, of: int) -> bool:
+    """Whether a dim is a multiple of a number whatever its symbols are."""
+    return d % of == 0 if isinstance(d, int) else all(factor % of == 0 for _, factor in d.terms)
+
+
 def coefficient(d: Dim, name: str) -> Dim | None:
     """The factor of a symbol that d is linear in (0 if absent); None if it is not linear."""
     if name not in symbols(d):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product as combinations
 
 from dovetail.codegen import scalar, triton_scalar
-from dovetail.codegen.index import Ranges
+from dovetail.codegen.index import Ranges, is_multiple
 from dovetail.codegen.loop_ir import (
     Axis,
     Buffer,
@@ -34,7 +34,6 @@ from dovetail.codegen.triton_schedule import (
     Plan,
     Space,
     extents_of,
-    is_multiple,
     is_small,
     total_of,
 )

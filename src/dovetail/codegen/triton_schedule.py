@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dovetail.codegen.index import Ranges, coefficient
+from dovetail.codegen.index import Ranges, coefficient, power_of_two
 from dovetail.codegen.loop_ir import (
     Axis,
     Expr,
@@ -181,16 +181,6 @@ def total_of(axes: Iterable[Axis]) -> Dim:
     return product(a.extent for a in axes)
 
 
-def power(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << max(0, n - 1).bit_length()
-
-
-def is_multiple(d: Dim, of: int) -> bool:
-    """Whether a dim is a multiple of a number whatever its symbols are."""
-    return d % of == 0 if isinstance(d, int) else all(factor % of == 0 for _, factor in d.terms)
-
-
 def lane_reductions(nest: Nest, scope: Scope) -> list[Reduce]:
     """The reductions of a prepared nest that go across lanes: long ones that depend on axes of the nest alone."""
     own = {a.name for a in nest.axes}
@@ -246,7 +236,7 @@ def _flat(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> P
     while (each > least or warps > 1) and at_least(total) < each * warps * 32 * multiprocessors:
         each, warps = (each // 2, warps) if each > least else (each, warps // 2)
     points = number(total)
-    block = options.get("block", max(1, min(each * warps * 32, power(points))))
+    block = options.get("block", max(1, min(each * warps * 32, power_of_two(points))))
     return Plan("flat", nest, nest.axes, (block,), options.get("warps", warps))
 
 
@@ -270,7 +260,7 @@ def _tile(nest: Nest, tile: tuple[Axis, Axis], multiprocessors: int, options: Op
     while points > 1024 and at_least(total_of(nest.axes)) < points * multiprocessors:
         points //= 2
     points = options.get("block", points)
-    y, x = (power(number(a.extent)) for a in tile)
+    y, x = (power_of_two(number(a.extent)) for a in tile)
     side = 1 << (points.bit_length() // 2)
     across = min(x, side)
     along = min(y, max(1, points // across))
@@ -291,15 +281,15 @@ def _plane(nest: Nest, scope: Scope, multiprocessors: int, options: Options) -> 
     if not indirect:
         return None
     extent = number(inner.extent)
-    lanes = min(128, power(extent))
+    lanes = min(128, power_of_two(extent))
     if isinstance(inner.extent, int) and any(coefficient(x.offset, inner.name) == 1 for x in indirect):
         even = extent & -extent
-        lanes = min(1024, even if even >= 64 else power(extent))
+        lanes = min(1024, even if even >= 64 else power_of_two(extent))
     rows = total_of(outer)
     size = max(1, 1024 // lanes)
     while size > 1 and at_least(rows) * max(1, extent // lanes) < size * multiprocessors:
         size //= 2
-    size = max(1, min(options.get("rows", size), power(number(rows))))
+    size = max(1, min(options.get("rows", size), power_of_two(number(rows))))
     warps = options.get("warps", max(1, min(8, size * lanes // 256)))
     return Plan("rows", nest, outer, (size,), warps, None, {inner.name: Space(inner, lanes, True)}, inner, True)
 
@@ -334,7 +324,7 @@ def _rows(
     size, blocks = _row_blocks(list(rewriter.spaces.values()), rows, column, multiprocessors, options)
     if spread:
         assert inner is not None
-        chunk = min(power(number(inner.extent)), max(1024 // size, 1))
+        chunk = min(power_of_two(number(inner.extent)), max(1024 // size, 1))
         blocks[inner.name] = Space(inner, chunk, True)
     widest = size * max(s.block for s in blocks.values())
     each = 8 if widest <= 4096 else 16
@@ -346,25 +336,25 @@ def _row_blocks(
     spaces: Sequence[Axis], rows: Dim, column: bool, multiprocessors: int, options: Options
 ) -> tuple[int, dict[str, Space]]:  # fmt: skip
     """(rows of a block, the lane spaces)."""
-    widest = max(power(number(a.extent)) for a in spaces)
+    widest = max(power_of_two(number(a.extent)) for a in spaces)
     if column:
         size, least, wanted, most = 64, 16, multiprocessors, 8192
     else:
         size, least, wanted, most = max(1, 1024 // widest), 1, 2 * multiprocessors, RESIDENT
     while size > least and at_least(rows) < size * wanted:
         size //= 2
-    size = max(1, min(options.get("rows", size), power(number(rows))))
+    size = max(1, min(options.get("rows", size), power_of_two(number(rows))))
     most = max(16, most // size)
     found = {}
     for axis in spaces:
         extent = axis.extent
-        whole = isinstance(extent, int) and power(extent) <= most
+        whole = isinstance(extent, int) and power_of_two(extent) <= most
         if whole:
             assert isinstance(extent, int)
-            found[axis.name] = Space(axis, power(extent), True)
+            found[axis.name] = Space(axis, power_of_two(extent), True)
         else:
             chunk = max(1, (2048 if isinstance(extent, int) else 1024) // size)
-            found[axis.name] = Space(axis, options.get("lanes", min(chunk, power(number(extent)))), False)
+            found[axis.name] = Space(axis, options.get("lanes", min(chunk, power_of_two(number(extent)))), False)
     return size, found
 
 

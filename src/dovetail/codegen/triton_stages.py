@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dovetail.codegen.index import Ranges
+from dovetail.codegen.index import Ranges, power_of_two
 from dovetail.codegen.loop_ir import (
     Buffer,
     Expr,
@@ -34,7 +34,6 @@ from dovetail.codegen.triton_schedule import (
     lane_reductions,
     number,
     plan_nest,
-    power,
     prepared,
     total_of,
 )
@@ -110,7 +109,7 @@ def _cut(total: Dim, count: int) -> tuple[Dim, int]:
     """(elements of a part, number of parts): what a block holds exactly, where the total is known."""
     if not isinstance(total, int):
         return ceil_div(total, count * _STEP) * _STEP, count
-    chunk = power(-(-total // count) + 1) // 2
+    chunk = power_of_two(-(-total // count) + 1) // 2
     return chunk, -(-total // chunk)
 
 

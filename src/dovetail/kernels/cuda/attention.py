@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dovetail.codegen import triton_scalar
+from dovetail.codegen.index import is_multiple, power_of_two
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Operand, Step
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
 from dovetail.core.dtypes import BOOL, F32, I32, I64
 from dovetail.ir.types import TensorType
-from dovetail.kernels.cuda.writer import Writer, dot_precision, is_multiple, scaled
+from dovetail.kernels.cuda.writer import Writer, dot_precision, scaled
 
 _LOG2_E = math.log2(math.e)
 
@@ -130,9 +131,9 @@ class Part(NamedTuple):
 
 def parts(depth: int) -> tuple[Part, ...]:
     """A head size as one or two blocks: 80 is 64 + 16, which multiplies less padding than 128."""
-    whole = max(16, 1 << (depth - 1).bit_length())
+    whole = max(16, power_of_two(depth))
     half = whole // 2
-    rest = max(16, 1 << max(0, depth - half - 1).bit_length())
+    rest = max(16, power_of_two(depth - half))
     if half < 16 or depth <= half or half + rest >= whole:
         return (Part(0, whole, depth),)
     return Part(0, half, half), Part(half, rest, depth - half)

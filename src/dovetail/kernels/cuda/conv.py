@@ -13,8 +13,9 @@ With `split` the sum is cut into parts of one program each; the last one to arri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from dovetail.codegen.index import is_multiple, power_of_two
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
@@ -25,10 +26,11 @@ from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of
 from dovetail.kernels.cuda.matmul import more_steps
 from dovetail.kernels.cuda.split_sum import Finish, last_arrival
 from dovetail.kernels.cuda.writer import (
+    LINE_BYTES,
+    MAX_LINES,
     Rows,
     Writer,
     dot_precision,
-    is_multiple,
     known_early,
     scaled,
     tile_epilogue,
@@ -37,9 +39,6 @@ from dovetail.kernels.fused import sides
 
 MAX_TAPS = 31
 """Taps of an axis whose bits fit one word."""
-
-LINE_BYTES, MAX_LINES = 128, 4096
-"""What a prefetch asks for, and of how many lines a program does so at most."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +69,8 @@ class Tile(Configuration):
     @property
     def config(self) -> Config:
         """The configuration of a tile; what does nothing is left out."""
-        found = [("bm", self.bm), ("bn", self.bn), ("bk", self.bk), ("warps", self.warps), ("stages", self.stages)]
-        extra = [("split", self.split), ("pack", self.pack)]
-        switches = [("swap", self.swap), ("ahead", self.ahead), ("fetch", self.fetch)]
-        return (*found, *(e for e in extra if e[1] != 1), *(e for e in switches if e[1] != 0))
+        given = ((f, getattr(self, f.name)) for f in fields(self))
+        return tuple((f.name, value) for f, value in given if value != f.default)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -257,7 +254,7 @@ def _prefetch(conv: Convolution, tiles: _Tiles, tile: Tile, f: str) -> list[str]
     share = -(-tiles.steps // tile.split)
     # A part's filters are neighbours where blocks of channels are not cut.
     own = min(row, share * tile.bk) if tile.split > 1 else row
-    count = min(1 << (-(-own // per_line) - 1).bit_length(), max(1, MAX_LINES // tile.bn))
+    count = min(power_of_two(-(-own // per_line)), max(1, MAX_LINES // tile.bn))
     start = f"part * {own} + " if tile.split > 1 else ""
     lines = f"({start}tl.arange(0, {count}) * {per_line}) % {row}" if count > 1 else f"{start}tl.zeros((1,), tl.int32)"
     return [f"prefetch_l2({f} + fr[:, None] + ({lines})[None, :])"]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from dovetail.codegen.index import power_of_two
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dtypes import F32
 from dovetail.kernels.cuda.conv import Tile
@@ -172,8 +173,8 @@ def grouped_tiles(conv: Convolution, target: CudaTarget) -> list[Tile]:
     packs = [p for p in (1, 2, 4, 8, 16) if conv.groups % p == 0 and (p == 1 or conv.depth * p <= 64)]
     for pack in packs:
         depth, width = conv.depth * pack, conv.width * pack
-        bk = max(16, min(64, 1 << (depth - 1).bit_length()))
-        bn = max(16, min(128, 1 << (width - 1).bit_length()))
+        bk = max(16, min(64, power_of_two(depth)))
+        bn = max(16, min(128, power_of_two(width)))
         for bm in (32, 64, 128, 256):
             for stages in (3, 2, 4):
                 found.append(Tile(bm, bn, bk, 8 if bm * bn >= 128 * 128 else 4, stages, pack=pack))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dovetail.codegen.index import power_of_two
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import (
     ANY,
@@ -181,7 +182,7 @@ class Stem(Tactic):
         total = conv.window.taps * conv.depth
         pixels = typical(conv.window.pixels, TYPICAL)
         exact = _exact(conv, CudaTarget.of(target))
-        bn = max(16, min(64 if exact else 128, 1 << (conv.filters - 1).bit_length()))
+        bn = max(16, min(64 if exact else 128, power_of_two(conv.filters)))
         columns = -(-conv.filters // bn)
         depths = [bk for bk in ((32, 16) if exact else (32, 64, 16)) if bk < 2 * total or bk == 16]
         found = []

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dovetail.codegen.index import is_multiple
 from dovetail.codegen.kernel import Kernel, TensorMap
 from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Pack, Tactic, single, tactic
 from dovetail.codegen.target import CudaTarget, Target
@@ -31,7 +32,6 @@ from dovetail.kernels.cuda.writer import (
     Rows,
     Writer,
     is_aligned,
-    is_multiple,
     tile_epilogue,
     typical,
 )

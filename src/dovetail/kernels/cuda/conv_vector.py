@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dovetail.codegen.index import power_of_two
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Group, Operand, Tactic, single, tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_scalar import widen
+from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.conv_config import TYPICAL
 from dovetail.kernels.cuda.conv_shape import conv_reason, convolution_of, corner, image_layouts
 from dovetail.kernels.cuda.writer import Writer, known_early, tile_epilogue, typical
@@ -26,16 +28,11 @@ _HELD = 96
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Part(Configuration):
     """A configuration: filters of a program, and its warps."""
 
     bn: int
     warps: int
-
-    @property
-    def config(self) -> Config:
-        """The configuration of a part."""
-        return (("bn", self.bn), ("warps", self.warps))
 
 
 def vector(group: Group, part: _Part, target: CudaTarget, name: str) -> Kernel:
@@ -78,7 +75,7 @@ def vector(group: Group, part: _Part, target: CudaTarget, name: str) -> Kernel:
 
 def _cut(depth: int) -> tuple[int, int]:
     """(channels of a chunk, chunks)."""
-    bk = min(_CHUNK, max(16, 1 << (depth - 1).bit_length()))
+    bk = min(_CHUNK, max(16, power_of_two(depth)))
     return bk, -(-depth // bk)
 
 
@@ -128,5 +125,5 @@ class Vector(Tactic):
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
         """One kernel."""
-        part = _Part(**{name: int(value) for name, value in config})
+        part = _Part.of(config)
         return single(vector(group, part, CudaTarget.of(target), self.name), in_place(group, sides(group)))

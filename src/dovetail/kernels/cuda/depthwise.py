@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dovetail.codegen import triton_scalar
+from dovetail.codegen.index import is_multiple
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Group, Operand
 from dovetail.codegen.target import CudaTarget
@@ -20,7 +21,7 @@ from dovetail.core.dims import Dim, ceil_div, product
 from dovetail.ir.graph import Value
 from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.conv_shape import Window
-from dovetail.kernels.cuda.writer import Rows, Writer, is_multiple, scaled, tile_epilogue
+from dovetail.kernels.cuda.writer import Rows, Writer, scaled, tile_epilogue
 
 UNROLLED = 30
 """Taps up to which all loads of a strip are written out."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dovetail.codegen.index import is_multiple, power_of_two
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
@@ -18,22 +19,18 @@ from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis, traffic
 from dovetail.kernels.cuda.split_sum import Finish, last_arrival
 from dovetail.kernels.cuda.writer import (
+    LINE_BYTES,
+    MAX_LINES,
     Rows,
     TileEpilogue,
     Writer,
     dot_precision,
-    is_multiple,
     known_early,
     scaled,
     tile_epilogue,
 )
 
 Store = Callable[[str, int, int], str]
-
-LINE_BYTES = 128
-"""What a prefetch asks for."""
-
-_PREFETCHES = 4096
 
 
 @dataclass(frozen=True)
@@ -320,8 +317,8 @@ def prefetch(w: Writer, p: Problem, block: tuple[int, int], split: int, right: s
     start = f"first * {bk}" if split > 1 else "0"
     along = p.right_step == 1
     across = bn if along else max(1, bn // per_line)
-    count = _power(max(1, -(-depth // per_line) if along else depth))
-    count = max(1, min(count, _PREFETCHES // across))
+    count = power_of_two(max(1, -(-depth // per_line) if along else depth))
+    count = max(1, min(count, MAX_LINES // across))
     stride_k, stride_n = (per_line, 1) if along else (1, per_line)
     k = f"({start} + tl.arange(0, {count}) * {stride_k}) % {p.depth}" if count > 1 else f"tl.zeros((1,), tl.int32) + {start}"
     n = columns if along else f"(pn * {bn} + tl.arange(0, {across}) * {stride_n}) % {w.dim(p.column.extent)}"
@@ -330,11 +327,6 @@ def prefetch(w: Writer, p: Problem, block: tuple[int, int], split: int, right: s
         f"pc = {n}",
         f"prefetch_l2({right}{base} + ({_times(w, 'pk', p.right_step)})[:, None] + ({_times(w, 'pc', p.column.right)})[None, :])",
     ]
-
-
-def _power(n: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << (n - 1).bit_length()
 
 
 def finish(w: Writer, out: TileEpilogue, split: int, total: Dim, shape: tuple[int, int], tile: str) -> Finish:

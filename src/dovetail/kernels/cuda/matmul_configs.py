@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from dovetail.codegen.index import power_of_two
 from dovetail.codegen.tactic import Group
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, evaluate, symbols
@@ -74,11 +75,6 @@ def sizes(group: Group, p: Problem) -> Sizes:
     return Sizes(m, n, k, batch, p.dtype.itemsize, out, constant, moved)
 
 
-def power(n: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << max(0, n - 1).bit_length()
-
-
 def unit(p: Problem, tile: Tile, target: CudaTarget) -> str:
     """What computes a tile; see `cost.Machine`."""
     if p.dtype == F32:
@@ -144,23 +140,23 @@ def _half(given: Sizes, target: CudaTarget) -> Iterator[Tile]:
         for bn in (16, 32, 64, 96, 128, 192, 256):
             if bn in (96, 192) and (bm < 64 or (given.n % bn and given.n < 4 * bn)):
                 continue  # two products a step: worth it where it fills the last wave
-            if bm > max(16, power(given.m)) or bn > max(16, power(given.n)) or bm * bn > 128 * 256:
+            if bm > max(16, power_of_two(given.m)) or bn > max(16, power_of_two(given.n)) or bm * bn > 128 * 256:
                 continue
             for bk in depths:
-                if bk > max(32, power(given.k)):
+                if bk > max(32, power_of_two(given.k)):
                     continue
                 for warps in (4, 8):
                     if (warps == 8) != (bm * bn > 128 * 128) and (warps == 4 or bm * bn != 128 * 128):
                         continue
                     yield Tile(bm, bn, bk, warps, 3)
-                    if target.capability >= 90 and bm <= 64 <= bn and given.m <= 64 and bn == power(bn):
+                    if target.capability >= 90 and bm <= 64 <= bn and given.m <= 64 and bn == power_of_two(bn):
                         yield Tile(bm, bn, bk, warps, 3, swap=1)
 
 
 def _exact(given: Sizes) -> Iterator[Tile]:
     """Tiles of fp32 operands that are multiplied one by one."""
     for bm, bn, warps in ((16, 32, 4), (32, 32, 4), (32, 64, 4), (64, 64, 4), (64, 64, 8), (128, 64, 8), (64, 128, 8), (128, 128, 8)):
-        if bm <= max(16, power(given.m)) and bn <= max(32, power(given.n)):
+        if bm <= max(16, power_of_two(given.m)) and bn <= max(32, power_of_two(given.n)):
             for bk in (16, 32):
                 yield Tile(bm, bn, bk, warps, 3)
 
@@ -177,7 +173,8 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
         count = -(-given.m // tile.bm) * -(-given.n // tile.bn) * given.batch
         steps = -(-given.k // tile.bk)
         for split in (1, 2, 3, 4, 6, 8, 12, 16):
-            if split > 1 and (not known or tile.bn != power(tile.bn) or count * split > 2 * target.multiprocessors or split * 2 > steps):
+            able = known and tile.bn == power_of_two(tile.bn) and count * split <= 2 * target.multiprocessors and split * 2 <= steps
+            if split > 1 and not able:
                 break
             if -(-steps // -(-steps // split)) != split:
                 continue  # the last part would be empty
@@ -222,7 +219,7 @@ def strips(group: Group, p: Problem, target: CudaTarget) -> list[Strip]:
     for bn in (1, 2, 4, 8, 16) if along else (16, 32, 64, 128, 256):
         for bk in (128, 256, 512, 1024) if along else (16, 32, 64, 128):
             block = bn * bk
-            if not 1024 <= block <= 8192 or bn > power(given.n) or bk > max(power(given.k), 16 if not along else 128):
+            if not 1024 <= block <= 8192 or bn > power_of_two(given.n) or bk > max(power_of_two(given.k), 16 if not along else 128):
                 continue
             steps = -(-given.k // bk)
             count = -(-given.n // bn) * given.batch
@@ -274,7 +271,7 @@ def copied(group: Group, p: Problem, target: CudaTarget) -> list[matmul_tma.Tile
     stores = matmul_tma.stored(group, p) is not None
     found: list[tuple[float, matmul_tma.Tile]] = []
     for bm, bn, warps in _COPIED:
-        if bm > max(64, power(given.m)) or bn > max(64, power(given.n)) or (bn == 192 and given.n % bn and given.n < 4 * bn):
+        if bm > max(64, power_of_two(given.m)) or bn > max(64, power_of_two(given.n)) or (bn == 192 and given.n % bn and given.n < 4 * bn):
             continue
         count = -(-given.m // bm) * -(-given.n // bn)
         staging = bm * bn * group.outputs[0].tensor.dtype.itemsize

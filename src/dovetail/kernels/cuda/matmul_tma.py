@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dovetail.codegen import triton_scalar
+from dovetail.codegen.index import is_multiple
 from dovetail.codegen.kernel import Kernel, TensorMap
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
@@ -31,7 +32,6 @@ from dovetail.kernels.cuda.writer import (
     Writer,
     dot_precision,
     is_aligned,
-    is_multiple,
     known_early,
 )
 from dovetail.kernels.fused import broadcast_strides

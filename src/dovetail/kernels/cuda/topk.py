@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dovetail.codegen import scalar
+from dovetail.codegen.index import power_of_two
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.tactic import Config, Emitted, Operand, Step
 from dovetail.codegen.target import CudaTarget
@@ -127,7 +128,7 @@ class _Row:
 def _short(shape: TopK, extent: int, target: CudaTarget, tactic: str, config: Config) -> Kernel:
     """Ranks the elements of several short rows at once: experts, boxes' classes."""
     w = Writer(target)
-    width = max(2, 1 << (extent - 1).bit_length())
+    width = max(2, power_of_two(extent))
     block = _COMPARED // width**2
     lines = [*w.wait, f"row = tl.program_id(0) * {block} + tl.arange(0, {block})", f"i = tl.arange(0, {width})[None, :]"]
     row = _Row(shape, w, lines)

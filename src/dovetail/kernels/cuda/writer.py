@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from dovetail.codegen import triton_scalar
+from dovetail.codegen.index import is_multiple
 from dovetail.codegen.kernel import Kernel, Launch, Param, TensorMap, make_triton_kernel
 from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
@@ -28,12 +29,8 @@ from dovetail.kernels.fused import Side, broadcast_strides, sides
 ALIGNMENT = 16
 """Bytes of one wide access; the runtime gives buffers that start at a multiple of it."""
 
-
-def is_multiple(d: Dim, of: int) -> bool:
-    """Whether a dim is a multiple of a number whatever its symbols are."""
-    if isinstance(d, int):
-        return d % of == 0
-    return all(factor % of == 0 for _, factor in d.terms)
+LINE_BYTES, MAX_LINES = 128, 4096
+"""What a prefetch asks for, and of how many lines a program does so at most."""
 
 
 def is_aligned(type_: TensorType) -> bool:
