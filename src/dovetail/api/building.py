@@ -29,6 +29,7 @@ from dovetail.ir.graph import Module
 from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
 from dovetail.tuner.cuda_choose import CudaTuner, Timer
+from dovetail.tuner.cuda_plans import PlanTimer
 from dovetail.tuner.cuda_time import GraphTimer
 
 _log = logger("build")
@@ -49,6 +50,7 @@ def build(
     optimization_level: int = 3,
     allow_fallback: bool = False,
     io_formats: Mapping[str, str] | None = None,
+    branches: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile an ONNX model.
@@ -69,6 +71,8 @@ def build(
         allow_fallback: build although less than half of the arithmetic could be placed in `precision`.
         io_formats: element type and order in memory of inputs and outputs by name: "f16", "channels_last" or
             "f16:channels_last". Shapes stay as they are in the model.
+        branches: how many chains of kernels that do not depend on each other may run beside each other on a GPU, 1 (one kernel
+            after the other) to 8; default: as many as are measured to be fastest, or without a GPU what a cautious rule says.
         progress: called as progress(stage, done, total).
 
     Raises:
@@ -79,11 +83,14 @@ def build(
     """
     start = time.perf_counter()
     options = BuildOptions(
-        device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats
-    )
+        device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
+        branches,
+    )  # fmt: skip
     choose = chooser(options, default_threads() if threads is None else threads, progress)
     with WeightHashes() as hashing:
-        built = builder.build(model, options, progress=progress, choose=choose, after=hashing.after)
+        built = builder.build(
+            model, options, progress=progress, choose=choose, timer=plan_timer(choose, progress), after=hashing.after
+        )
         hashes = hashing.of(built.module.weights)
     del choose  # with the memory on the device that it measured in
     return finish(
@@ -157,6 +164,15 @@ def chooser(options: BuildOptions, threads: int, progress: Progress | None) -> C
     return CudaTuner(timer, options.budget(target), options.optimization_level, progress=report)
 
 
+def plan_timer(choose: Chooser, progress: Progress | None) -> PlanTimer | None:
+    """What times whole plans, where candidates are measured on a GPU and there is time for that."""
+    if not isinstance(choose, CudaTuner) or not isinstance(choose.timer, GraphTimer) or choose.budget_s <= 0:
+        return None
+    report = progress or (lambda stage, done, total: None)
+    timer = choose.timer
+    return PlanTimer(timer.driver, timer.environment, choose.cache, report, wanted=lambda: not choose.interrupted)
+
+
 def _timer(options: BuildOptions, target: CudaTarget) -> Timer | None:
     """What times kernels on the GPU of the options; None where that one is not here, or is another part."""
     try:
@@ -176,7 +192,7 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
         "requested": {"device": options.device, "target": options.target, "precision": options.precision,
                       "strict_fp32": options.strict_fp32, "verify": options.verify,
                       "optimization_level": options.optimization_level, "allow_fallback": options.allow_fallback,
-                      "io_formats": dict(options.io_formats or {})},
+                      "io_formats": dict(options.io_formats or {}), "branches": options.branches},
         "actual": report["actual"],
     }  # fmt: skip
 

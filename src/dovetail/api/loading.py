@@ -105,7 +105,7 @@ def _compile(
 ) -> remade.Remade:
     """Everything after *recognise*, with the recorded tactics."""
     from dovetail import builder
-    from dovetail.builder.restore import as_recorded, options_of, ranges_of, restore
+    from dovetail.builder.restore import as_recorded, lanes_of, options_of, ranges_of, restore
 
     stored = file.plan(target)
     arrays = file.weights() if weights is None else weights
@@ -113,7 +113,9 @@ def _compile(
         raise EngineError(f"{file.path}: got no weights in the file, expected them or load(…, weights=…)")
     try:
         module = restore(file.graph, stored, arrays)
-        built = builder.compile_module(module, options_of(stored), choose=as_recorded(stored), ranges=ranges_of(stored))
+        built = builder.compile_module(
+            module, options_of(stored), choose=as_recorded(stored), ranges=ranges_of(stored), lanes=lanes_of(stored)
+        )
     except CompileError as error:
         package = "'dovetail[cuda]'" if target.startswith("cuda") else "ziglang"
         raise TrustError(

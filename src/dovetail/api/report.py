@@ -51,6 +51,8 @@ class Report:
             f"{d['host_calls']} host steps, {len(d['copies'])} copies",
             "tactics: " + (", ".join(f"{name} {count}" for name, count in d["tactics"].items()) or "none"),
         ]
+        if d.get("branches", {}).get("lanes", 1) > 1:
+            lines.append(f"branches: up to {d['branches']['lanes']} kernels beside each other, {d['branches']['reason']}")
         if d["gflop"]:
             lines.append("arithmetic: " + ", ".join(f"{v:.3g} GFLOP in {k}" for k, v in d["gflop"].items()) + _at(d["sizes"]))
         used = d["memory"]

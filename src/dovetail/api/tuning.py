@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dovetail import builder
-from dovetail.api.building import chooser, finish
+from dovetail.api.building import chooser, finish, plan_timer
 from dovetail.builder.restore import options_of, ranges_of, restore
 from dovetail.core.errors import UsageError
 from dovetail.engine.plan import digests
@@ -55,7 +55,8 @@ def tune(
     choose = chooser(replace(options, target=None) if kind == "cuda" else options, engine.threads, progress)
     weights = engine.weights()
     built = builder.compile_module(
-        restore(engine.graph, plan, weights), options, progress=progress, choose=choose, ranges=ranges_of(plan)
+        restore(engine.graph, plan, weights), options, progress=progress, choose=choose,
+        timer=plan_timer(choose, progress), ranges=ranges_of(plan),
     )
     del choose  # with the memory on the device that it measured in
     return finish(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dovetail.kernels.cpu
 import dovetail.kernels.cuda  # noqa: F401 - both register their tactics
+from dovetail.builder import branches
 from dovetail.builder.emit import Emission, emit_plan
 from dovetail.builder.extents import require_extents
 from dovetail.builder.flops import contractions, require_precision
@@ -18,7 +19,7 @@ from dovetail.builder.machine_code import compile_plan, source_text
 from dovetail.builder.options import BuildOptions, Progress
 from dovetail.builder.ranges import RangeDecision, Ranges, decide, measure
 from dovetail.builder.report import report_data
-from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, select
+from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, optima, select
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.lower import reason_not_lowerable
 from dovetail.codegen.target import Target
@@ -44,6 +45,7 @@ from dovetail.passes.precision import Kept, PrecisionLog, lower_precision, split
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 from dovetail.passes.weight_time import group_weights
+from dovetail.tuner.cuda_plans import PlanTimer
 
 PASSES = ("import", "simplify", "recognise", "precision", "legalise", "horizontal", "fuse", "layout", "select", "weights")
 _log = logger("builder")
@@ -65,6 +67,7 @@ class Built:
         weight_host: (node, reason) of its host steps.
         precision: what was lowered to a narrower type, and what was not.
         ranges: what was kept in fp32 because of its size.
+        branches: how many lanes the plan has, and why.
         formats: of inputs and outputs, as asked for.
     """
 
@@ -83,6 +86,7 @@ class Built:
     weight_host: list[tuple[str, str]]
     precision: PrecisionLog
     ranges: RangeDecision
+    branches: branches.Decision
     formats: Mapping[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -102,11 +106,13 @@ def build(
     *,
     progress: Progress | None = None,
     choose: Chooser = by_rule,
+    timer: PlanTimer | None = None,
     after: Callable[[str, Module], None] | None = None,
 ) -> Built:
     """Compile a model.
 
     Args:
+        timer: measures whole plans on a GPU.
         after: called with (pass name, module) after each pass of `PASSES`.
 
     Raises:
@@ -120,7 +126,7 @@ def build(
     optimise(module, after=lambda name: stages.done(name, module))
     ranges = _measured(source, module, options)
     stages.note("ranges")
-    return _compile(module, options, choose, stages, ranges)
+    return _compile(module, options, choose, stages, ranges, timer)
 
 
 def compile_module(
@@ -129,17 +135,21 @@ def compile_module(
     *,
     progress: Progress | None = None,
     choose: Chooser = by_rule,
+    timer: PlanTimer | None = None,
     ranges: RangeDecision | None = None,
+    lanes: int | None = None,
 ) -> Built:
     """Compile a module that has been through `optimise`, such as the stored graph of an engine.
 
     Args:
-        ranges: what an earlier build of the module kept in fp32; nothing is measured here.
+        timer: measures whole plans on a GPU.
+        ranges: what an earlier build of the module kept in fp32; no ranges are measured here.
+        lanes: how many an earlier build of the module decided on.
 
     Raises:
         dovetail.Error: it cannot be built as asked.
     """
-    return _compile(module, options, choose, _Stages(progress, None), ranges or RangeDecision())
+    return _compile(module, options, choose, _Stages(progress, None), ranges or RangeDecision(), timer, lanes)
 
 
 def _measured(source: ModelSource, module: Module, options: BuildOptions) -> Ranges:
@@ -178,8 +188,9 @@ def _lower(
 
 
 def _compile(
-    module: Module, options: BuildOptions, choose: Chooser, stages: _Stages, ranges: Ranges | RangeDecision
-) -> Built:
+    module: Module, options: BuildOptions, choose: Chooser, stages: _Stages, ranges: Ranges | RangeDecision,
+    timer: PlanTimer | None, lanes: int | None = None,
+) -> Built:  # fmt: skip
     """Everything after *recognise*."""
     target = options.check()
     graph_text = print_module(module)
@@ -203,9 +214,18 @@ def _compile(
     emission.plan.meta[WEIGHTS_KEY] = _weights_key(emission, target)  # type: ignore[index]  # a dict until it is saved
     code = compile_plan(emission.plan, emission.kernels, target, stages.compiling)
     stages.mark("compile")
+    optimum = optima(module)
+
+    def measured(plans: Sequence[Plan]) -> Sequence[float] | None:
+        return None if timer is None else timer(plans, code.binary, module.weights, branches.sizes_of(plans[0], optimum))
+
+    plan, decision = branches.decide(
+        code.plan, emission.kernels, target, options.branches, recorded=lanes, optima=optimum, measure=measured
+    )
+    stages.note("branches")
     built = Built(
-        code.plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
-        fusion_log, weight_choices, weight_host, lowered, ranges, dict(options.io_formats or {}), stages.seconds,
+        plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
+        fusion_log, weight_choices, weight_host, lowered, ranges, decision, dict(options.io_formats or {}), stages.seconds,
     )  # fmt: skip
     built.plan.meta.update(report_data(built, options, works))  # type: ignore[attr-defined]  # a dict until it is saved
     return built

@@ -8,12 +8,14 @@ from typing import Any
 
 from dovetail.codegen.target import CUDA_ISAS, CudaTarget, Target
 from dovetail.core.errors import DeviceError, UsageError
+from dovetail.engine.order import MAX_LANES
 from dovetail.passes.io_formats import IOFormat
 from dovetail.passes.precision import PRECISIONS
 
 Progress = Callable[[str, int, int], None]
 VERIFY_LEVELS = ("full", "sample", "off")
 LEVELS = range(6)
+BRANCHES = range(1, MAX_LANES + 1)
 _BUDGETS = {"cpu": 6.0, "cuda": 60.0}
 
 
@@ -33,6 +35,7 @@ class BuildOptions:
         optimization_level: 0 to 5: how many candidates compete on a GPU.
         allow_fallback: build although less than half of the arithmetic could be placed in the precision asked for.
         io_formats: element type and order of inputs and outputs by name, such as "f16:channels_last".
+        branches: how many chains of kernels may run beside each other on a GPU, 1 to 8; None = what is measured to be fastest.
         samples: inputs by name, as the model takes them, that verification runs instead of seeded ones: ranges of values, and the engine.
     """
 
@@ -47,6 +50,7 @@ class BuildOptions:
     optimization_level: int = 3
     allow_fallback: bool = False
     io_formats: Mapping[str, str] | None = field(default=None, hash=False)
+    branches: int | None = None
     samples: Sequence[Mapping[str, Any]] | None = field(default=None, hash=False, compare=False)
 
     def check(self) -> Target:
@@ -65,6 +69,8 @@ class BuildOptions:
             raise UsageError(f"optimization_level: got {self.optimization_level!r}, expected 0 to 5")
         if self.time_budget is not None and not self.time_budget >= 0:
             raise UsageError(f"time_budget: got {self.time_budget!r}, expected a number of seconds, 0 or more")
+        if self.branches is not None and self.branches not in BRANCHES:
+            raise UsageError(f"branches: got {self.branches!r}, expected 1 to {BRANCHES[-1]}, or None for what is fastest")
         for name, text in (self.io_formats or {}).items():
             IOFormat.parse(name, text)
         if self.target not in (None, "cuda"):
@@ -80,6 +86,8 @@ class BuildOptions:
                 f"precision: got {self.precision!r} for {target}, expected 'fp32': a CPU computes in fp32 so far; "
                 "build with device='cuda' (--device cuda), or for a named GPU with target='sm_90' (--target sm_90)"
             )
+        if self.branches not in (None, 1):
+            raise UsageError(f"branches: got {self.branches!r} for {target}, expected None or 1: a CPU's threads share each kernel")
         return target
 
     @property

@@ -40,11 +40,12 @@ def report_data(built: Built, options: BuildOptions, works: Sequence[Work]) -> d
             "requested": {
                 "device": options.device if options.target is None else built.target.device,
                 "precision": options.precision, "strict_fp32": options.strict_fp32,
-                "io_formats": dict(options.io_formats or {}),
+                "io_formats": dict(options.io_formats or {}), "branches": options.branches,
             },
             "actual": {"target": str(built.target), "precision": actual_precision(works, options.precision), "tuned": tuned},
             "kept_in_fp32": [{"node": node, "reason": reason} for node, reason in built.precision.kept],
             "ranges": built.ranges.data(),
+            "branches": built.branches.json(),
             "groups": groups,
             "not_fused": [list(item) for item in built.fusion_log.declined],
             "host_steps": [{"node": node, "reason": reason} for node, reason in built.fusion_log.host],

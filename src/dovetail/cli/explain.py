@@ -56,6 +56,7 @@ def select(report: dict[str, Any], wanted: str = "") -> dict[str, Any]:
         "host_steps": [s for s in report["host_steps"] if _mentions(wanted, s["node"])],
         "copies": [entry for entry in report["copies"] if _mentions(wanted, *map(str, entry))],
         "guards": [entry for entry in report["guards"] if _mentions(wanted, *map(str, entry))],
+        "branches": report.get("branches", {}),
     }
 
 
@@ -72,7 +73,17 @@ def text(data: dict[str, Any]) -> str:
     lines += _section("on the reference (no kernel)", [f"{s['node']}: {s['reason']}" for s in data["host_steps"]])
     lines += _section("copies that could not be avoided", [_because(entry) for entry in data["copies"]])
     lines += _section("weights whose values the build relied on", [f"{w}: {why} (value {shown})" for w, why, shown in data["guards"]])
+    if data["branches"]:
+        lines.append(_branches(data["branches"]))
     return "\n".join(lines)
+
+
+def _branches(decided: dict[str, Any]) -> str:
+    """How many kernels may run beside each other, and why; `inspect --steps` shows which."""
+    lanes = decided["lanes"]
+    how = "one kernel after the other" if lanes == 1 else f"up to {lanes} kernels beside each other"
+    times = ", ".join(f"{us:.1f} us with {count}" for count, us in decided["measured_us"])
+    return f"branches: {how}, {decided['reason']}{f' ({times})' if times else ''}"
 
 
 def _group(group: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
 from dovetail.engine import cubins
 from dovetail.engine.file import EngineFile, kernels_member
+from dovetail.engine.order import lanes_of
 from dovetail.engine.plan import (
     Buffer,
     ControlSegment,
@@ -176,12 +177,13 @@ def _fixed_bytes(buffer: Buffer) -> int | None:
 
 
 def _steps(program: Program, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Every step in order; those of regions carry their depth."""
+    """Every step in order; those of regions carry their depth, kernels their place in the segment, their lane and what they wait for."""
     for segment in program.segments:
         if isinstance(segment, NativeSegment):
-            for step in segment.steps:
+            for number, step in enumerate(segment.steps):
                 yield {"kind": "kernel", "depth": depth, "kernel": step.kernel, "tactic": step.tactic,
-                       "dims": [_dim(d) for d in step.dims], "origin": list(step.origin)}  # fmt: skip
+                       "dims": [_dim(d) for d in step.dims], "origin": list(step.origin),
+                       "step": number, "lane": step.lane, "waits": list(step.waits), "lanes": lanes_of(segment.steps)}  # fmt: skip
         elif isinstance(segment, HostSegment):
             yield {"kind": "host", "depth": depth, "op": segment.op, "origin": list(segment.origin)}
         elif isinstance(segment, ControlSegment):
@@ -223,10 +225,18 @@ def _order(binding: dict[str, Any]) -> str:
     return f" <{','.join(map(str, binding['order']))}>" if binding["order"] else ""
 
 
+def _place(step: dict[str, Any]) -> str:
+    """Where a step stands among lanes: "12 | lane 2 after 7 11: "; nothing where there is one lane."""
+    if step["lanes"] == 1:
+        return ""
+    waits = f" after {' '.join(map(str, step['waits']))}" if step["waits"] else ""
+    return f"{step['step']} | lane {step['lane']}{waits}: "
+
+
 def _step_line(step: dict[str, Any]) -> str:
     indent = "  " * (step["depth"] + 1)
     nodes = ", ".join(step["origin"])
     if step["kind"] == "kernel":
         dims = f" [{', '.join(map(str, step['dims']))}]" if step["dims"] else ""
-        return f"{indent}{step['kernel']} {step['tactic']}{dims}  # {nodes}"
+        return f"{indent}{_place(step)}{step['kernel']} {step['tactic']}{dims}  # {nodes}"
     return f"{indent}{step['kind']} {step['op']}  # {nodes}"

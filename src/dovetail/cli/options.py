@@ -82,6 +82,10 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         "--io-format", type=io_format, nargs="+", action="extend", metavar="NAME=F", default=[],
         help="element type and order of an input or output: x=f16, x=channels_last, x=f16:channels_last",
     )  # fmt: skip
+    group.add_argument(
+        "--branches", type=positive, metavar="N",
+        help="chains of kernels that may run beside each other on a GPU: 1 for none, up to 8 (default: what is fastest)",
+    )  # fmt: skip
     group.add_argument("--strict-fp32", action="store_true", help="forbid Winograd and other inexact transforms")
     group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
     add_tuning(group)  # type: ignore[arg-type]  # likewise
@@ -124,6 +128,7 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
         "optimization_level": args.optimization_level,
         "allow_fallback": args.allow_fallback,
         "io_formats": dict(args.io_format) or None,
+        "branches": args.branches,
     }
 
 

@@ -6,13 +6,16 @@ neither follows from may run at the same time, so one must not write what the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dovetail.engine.plan import Buffer, KernelRef, Postfix, Step
 
 MAX_LANES = 8
 """Most lanes of a segment."""
+
+Pairs = Iterable[tuple[int, int]]
+"""Steps that must follow one another, the earlier one first."""
 
 Clock = tuple[int, ...]
 """Per lane the number of the segment's steps, counted in program order, before which all of that lane's are over."""
@@ -34,7 +37,7 @@ class Clocks:
         """Append a step that waits for earlier ones."""
         clock = self._after[lane]
         for wait in waits:
-            clock = _later(clock, self.after(wait))
+            clock = later(clock, self.after(wait))
         self._lane.append(lane)
         self.before.append(clock)
         self._after[lane] = self.after(len(self.before) - 1)
@@ -53,7 +56,8 @@ class Clocks:
         return self.before[second][self._lane[first]] > first
 
 
-def _later(a: Clock, b: Clock) -> Clock:
+def later(a: Clock, b: Clock) -> Clock:
+    """What is over when both are."""
     return tuple(map(max, a, b))
 
 
