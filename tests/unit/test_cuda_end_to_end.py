@@ -34,6 +34,47 @@ def model():
     return made, w, b
 
 
+def rows():
+    """What exporters write after attention (heads merged, axes swapped, a flat product, all of it undone, the residual), and windows."""
+    w, b, v = (RNG.standard_normal(s).astype(np.float32) for s in ((8, 8), (8,), (8, 16)))
+    shapes = {"flat": (-1, 8), "rows": (5, -1, 8), "split": (-1, 2, 2, 2, 3, 8), "merged": (-1, 6, 8)}
+    make = helper.make_node
+    nodes = [
+        make("Relu", ["x"], ["a"]), make("Transpose", ["a"], ["t"], perm=[2, 0, 1, 3]),
+        make("Reshape", ["t", "flat"], ["f"]), make("Gemm", ["f", "w", "b"], ["g"]),
+        make("Reshape", ["g", "rows"], ["q"]), make("Transpose", ["q"], ["u"], perm=[1, 0, 2]), make("Add", ["u", "r"], ["y"]),
+        make("Reshape", ["image", "split"], ["p"]), make("Transpose", ["p"], ["o"], perm=[0, 1, 3, 2, 4, 5]),
+        make("Reshape", ["o", "merged"], ["m"]), make("MatMul", ["m", "v"], ["z"]),
+    ]  # fmt: skip
+    value = helper.make_tensor_value_info
+    inputs = {"x": ["N", 2, 5, 4], "r": ["N", 5, 8], "image": ["N", 4, 6, 8]}
+    graph = helper.make_graph(
+        nodes, "g", [value(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [value("y", TensorProto.FLOAT, ["N", 5, 8]), value("z", TensorProto.FLOAT, ["M", 6, 16])],
+        [numpy_helper.from_array(a, n) for n, a in (("w", w), ("b", b), ("v", v))]
+        + [numpy_helper.from_array(np.array(s), n) for n, s in shapes.items()],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    return made, w, b, v
+
+
+def test_rows_move_within_the_kernels_around_a_product():
+    from dovetail.codegen.triton_host import host_driver
+
+    onnx_model, w, b, v = rows()
+    built = builder.build(onnx_model, BuildOptions(device="cuda", target="cuda:sm_90", verify="off"))
+    assert [len(s.steps) for s in built.plan.main.segments if isinstance(s, NativeSegment)] == [3]
+    engine = runtime.make(built.plan, [built.binary], None, built.module.weights, None, None, driver=host_driver(built.kernels))
+    context = engine.context()
+    for n in (3, 1, 0):
+        x, r, image = (RNG.standard_normal(s).astype(np.float32) for s in ((n, 2, 5, 4), (n, 5, 8), (n, 4, 6, 8)))
+        found = context.run({"x": x, "r": r, "image": image})
+        np.testing.assert_allclose(found["y"], np.maximum(x, 0).transpose(0, 2, 1, 3).reshape(n, 5, 8) @ w + b + r, atol=1e-5)
+        windows = image.reshape(n, 2, 2, 2, 3, 8).transpose(0, 1, 3, 2, 4, 5).reshape(4 * n, 6, 8)
+        np.testing.assert_allclose(found["z"], windows @ v, atol=1e-5)
+
+
 def reference(x, w, b):
     a = np.maximum(x @ w + b, 0)
     s = np.exp(a - a.max(-1, keepdims=True))

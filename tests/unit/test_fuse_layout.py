@@ -173,6 +173,17 @@ def test_attention_heads_move_no_data() -> None:
     assert placement.copies == []
 
 
+def test_what_reads_rows_that_lie_apart_writes_for_the_merge_that_follows() -> None:
+    net = _Net()
+    x = net("Relu", net("Transpose", net.input(sym("N"), 4, 7, 8), perm=(0, 2, 1, 3)))
+    placement = net.compile(net("Softmax", net("Reshape", x, shape=(sym("N") * 7, 4, 8)), axis=-1))
+    assert placement.copies == [] and is_row_major(net.fusions()[0].output.tensor)
+    net = _Net()
+    x = net("Relu", net("Transpose", net.input(sym("N"), 4, 7, 8), perm=(0, 2, 1, 3)))
+    net.compile(net("Softmax", net("Reshape", x, shape=(sym("N"), 7, 4, 2, 4)), axis=-1))
+    assert not is_row_major(net.fusions()[0].output.tensor)  # nothing is merged: all stays in the order in which it comes
+
+
 def test_outputs_are_dense() -> None:
     net = _Net()
     net.compile(net.conv(net.input(1, 8, 6, 6), 8))

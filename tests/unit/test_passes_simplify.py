@@ -61,6 +61,16 @@ def flattened(b: Builder) -> Value:
     return b("Reshape", y, shape=(2, 3, 5))
 
 
+def swapped(b: Builder) -> Value:
+    """Rows with the axes ahead of them swapped."""
+    return b("Transpose", b.input(3, 2, 4), perm=(1, 0, 2))
+
+
+def turned_heads(b: Builder) -> Value:
+    """Heads ahead of rows put behind them, samples last of what is ahead of the heads."""
+    return b("Transpose", b.input(2, 2, 3, 2), perm=(2, 0, 1, 3))
+
+
 def windowed_norm(perm: tuple[int, ...] = (0, 1, 3, 2, 4, 5), axis: int = 3, shape: tuple[int, ...] = (2, 2, 3, 2, 3, 5)) -> Build:
     """A norm cut into windows of 3 x 3, as shifted-window transformers do."""
 
@@ -175,15 +185,36 @@ CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
         {"Pad": 0},
         lambda b: b.conv(b("Pad", b.input(1, 2, 4, 4), pads=(0, 0, 1, 1, 0, 0, 1, 1), value=1.0), b.random(3, 2, 3, 3)),
     ),
-    "matmul_without_flattening": (
+    "sink_reshape": (
         flattened,
         {"Reshape": 0},
-        lambda b: b("MatMul", b("Reshape", b.input(2, 3, 4), shape=(3, 8)), b.random(8, 5)),
+        lambda b: (
+            b("MatMul", b("Reshape", b.input(2, 3, 4), shape=(3, 8)), b.random(8, 5)),
+            b("Relu", b("Reshape", b.input(2, 3, 4), shape=(6, 4))),
+        ),
     ),
-    "sink_merging_reshape": (
-        flattened,
-        {"Reshape": 0},
-        lambda b: b("Relu", b("Reshape", b.input(2, 3, 4), shape=(6, 4))),
+    "sink_reshape_of_product": (
+        lambda b: b("Relu", b("Add", b("Reshape", b("MatMul", b.input(6, 4), b.random(4, 5)), shape=(2, 3, 5)), b.input(2, 3, 5))),
+        {"Reshape": 2},
+        lambda b: b("Add", b("Reshape", b("MatMul", b.input(6, 4), b.random(4, 5)), shape=(2, 3, 5)), b.input(3, 5)),
+    ),
+    "hoist_transpose": (
+        lambda b: b("Transpose", b("MatMul", b("Reshape", turned_heads(b), shape=(3, 2, 4)), b.random(4, 5)), perm=(1, 0, 2)),
+        {"Transpose": 1},
+        lambda b: b("Transpose", b("MatMul", b("Relu", b.input(3, 2, 4)), b.random(4, 5)), perm=(1, 0, 2)),
+    ),
+    "sink_transpose": (
+        lambda b: b("Transpose", b("Reshape", b("Relu", swapped(b)), shape=(2, 3, 2, 2)), perm=(2, 1, 0, 3)),
+        {"Transpose": 1},
+        lambda b: b("Softmax", b("MatMul", swapped(b), b.random(4, 5)), axis=0),
+    ),
+    "join_transposes": (
+        lambda b: b("Add", swapped(b), b("Transpose", b("MatMul", b.input(3, 2, 4), b.random(4, 4)), perm=(1, 0, 2))),
+        {"Transpose": 1},
+        lambda b: (
+            b("Add", swapped(b), b("Transpose", b("MatMul", b.input(2, 4, 3), b.random(3, 3)), perm=(0, 2, 1))),
+            b("Add", swapped(b), swapped(b)),
+        ),
     ),
     "split_before_transpose": (
         lambda b: b("Reshape", b("Transpose", b("Reshape", b.input(5, 2, 12), shape=(5, 6, 4)), perm=(1, 0, 2)), shape=(2, 3, 5, 2, 2)),

@@ -152,7 +152,8 @@ class _Sweep:
         for value, want in zip(node.outputs, wanted_outputs, strict=True):
             type_ = value.tensor
             layout = (
-                self.pins.get(value) or self._for_readers(value, want) or wanted_layout(want, type_) or dominant_order(node, type_)
+                self.pins.get(value) or self._for_readers(value, want) or wanted_layout(want, type_)
+                or self._for_reshapes(value, dominant_order(node, type_))
             )
             value.type = type_.with_layout(layout)
 
@@ -178,6 +179,12 @@ class _Sweep:
         channels = CHANNELS_LAST in wishes and wishes <= {CHANNELS_LAST, ANY}
         order = tuple(perm[axis] for axis in (channels_last(rank).order if channels else range(rank)))
         return None if want == ROWS and order[-1] != rank - 1 else Layout(order)
+
+    def _for_reshapes(self, value: Value, layout: Layout) -> Layout:
+        """Row-major in place of an order of which all that is read are Reshapes that it would make copies."""
+        type_ = value.tensor.with_layout(layout)
+        copies = [n.op == "Reshape" and view_layout(n, type_) is None for n in value.consumers]
+        return row_major(type_.rank) if copies and all(copies) else layout
 
     def _demand(self, node: Node, position: int, want: str, why: str) -> None:
         value = node.inputs[position]

@@ -7,7 +7,6 @@ from typing import Any
 from dovetail.core.dims import Dim, compare
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.rewriter import Rewrite, rule
-from dovetail.ops.registry import POINTWISE, find
 from dovetail.passes.clean import replace, used_once
 from dovetail.passes.constants import guard, scalar
 
@@ -66,67 +65,6 @@ def _swapped_in_batches(node: Node, transpose: Node) -> Value | None:
     if len(before) < 3 or len(after) < 3 or before[-2:] != merged[1:] or after[-2:] != (before[-1], before[-2]):
         return None
     return x
-
-
-@rule("MatMul")
-def matmul_without_flattening(node: Node, rewrite: Rewrite) -> str | None:
-    """A Reshape that only merges leading axes moves from before a product with a weight matrix to after it."""
-    reshape, w = node.input(0).producer, node.input(1)
-    if reshape is None or reshape.op != "Reshape" or w.tensor.rank != 2 or w.time != Time.WEIGHT:
-        return "not a Reshape times a weight matrix"
-    x = reshape.input(0)
-    if x.tensor.rank < 2 or reshape.output.tensor.rank != 2 or x.tensor.shape[-1] != reshape.output.tensor.shape[-1]:
-        return "the Reshape does not only merge leading axes"
-    rewrite.at(node, (*node.origin, *reshape.origin))
-    y = rewrite.emit("MatMul", x, w)
-    replace(rewrite, node, rewrite.emit("Reshape", y, name=node.output.name, shape=node.output.tensor.shape))
-    return None
-
-
-@rule()
-def sink_merging_reshape(node: Node, rewrite: Rewrite) -> str | None:
-    """A Reshape that only merges leading axes moves behind pointwise ops with vectors along the last axis."""
-    spec = find(node.op)
-    if spec is None or spec.kind is not POINTWISE or len(node.outputs) != 1 or node.output.time == Time.WEIGHT:
-        return "not a pointwise op"
-    moved = [i for i, v in enumerate(node.inputs) if v is not None and _merges_leading(v) is not None]
-    if len(moved) != 1:
-        return "not exactly one operand is a merging Reshape"
-    value = node.input(moved[0])
-    source = _merges_leading(value)
-    others = [v for i, v in enumerate(node.operands) if i != moved[0]]
-    if source is None or not used_once(value) or any(v.tensor.rank > 1 or v.time != Time.WEIGHT for v in others):
-        return "another operand is no vector along the last axis"
-    if node.output.tensor.shape != value.tensor.shape or _ends_split(node) is None:
-        return "nothing splits the axes again"
-    inputs = [source if i == moved[0] else v for i, v in enumerate(node.inputs)]
-    assert value.producer is not None
-    rewrite.at(node, (*node.origin, *value.producer.origin))
-    y = rewrite.emit(node.op, *inputs, **node.attrs)
-    replace(rewrite, node, rewrite.emit("Reshape", y, name=node.output.name, shape=node.output.tensor.shape))
-    return None
-
-
-def _merges_leading(value: Value) -> Value | None:
-    """x of Reshape(x) to rank 2 with the last axis kept."""
-    reshape = value.producer
-    if reshape is None or reshape.op != "Reshape" or value.tensor.rank != 2:
-        return None
-    x = reshape.input(0)
-    return x if x.tensor.rank > 2 and x.tensor.shape[-1] == value.tensor.shape[-1] else None
-
-
-def _ends_split(node: Node) -> Node | None:
-    """The Reshape to more axes that a chain of single readers ends in, if it does."""
-    for _ in range(16):
-        if len(node.output.uses) != 1:
-            return None
-        node = node.output.uses[0][0]
-        if node.op == "Reshape":
-            return node if node.output.tensor.rank > 2 else None
-        if len(node.outputs) != 1:
-            return None
-    return None
 
 
 def _full(node: Node, i: int) -> bool:
@@ -321,6 +259,4 @@ MOVEMENT_RULES = (
     drop_empty_movement,
     absorb_zero_pad,
     gather_one_position,
-    matmul_without_flattening,
-    sink_merging_reshape,
 )

@@ -10,9 +10,10 @@ from dovetail.passes.clean import drop_dead_code, merge_common_subexpressions
 from dovetail.passes.identities import IDENTITY_RULES
 from dovetail.passes.movement_rules import MOVEMENT_RULES
 from dovetail.passes.parallel import PARALLEL_RULES
+from dovetail.passes.row_rules import ROW_MOVEMENT_RULES
 from dovetail.passes.split_rules import SPLIT_RULES
 
-SIMPLIFY_RULES = (*IDENTITY_RULES, *MOVEMENT_RULES, *SPLIT_RULES, *AFFINE_RULES, *PARALLEL_RULES)
+SIMPLIFY_RULES = (*IDENTITY_RULES, *MOVEMENT_RULES, *SPLIT_RULES, *ROW_MOVEMENT_RULES, *AFFINE_RULES, *PARALLEL_RULES)
 
 
 def simplify(module: Module) -> RewriteLog:

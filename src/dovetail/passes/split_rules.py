@@ -37,13 +37,17 @@ def split_runs(shape: Sequence[Dim], target: Sequence[Dim]) -> list[list[int]] |
 
 @rule("Reshape")
 def split_before_transpose(node: Node, rewrite: Rewrite) -> str | None:
-    """Axes merged, transposed, and split again are split first: merging axes that lie apart would copy, splitting does not."""
+    """Axes transposed and then split are split first where something else moves them ahead or behind.
+
+    Merging axes that lie apart ahead of the Transpose would copy, splitting does not; two Transposes that meet are one.
+    """
     transpose = node.input(0).producer
     if transpose is None or transpose.op != "Transpose" or not used_once(node.input(0)):
         return "the operand is no Transpose with this one reader"
     x, perm = transpose.input(0), transpose.attrs["perm"]
-    if x.producer is None or x.producer.op != "Reshape":
-        return "nothing is merged before the Transpose"
+    readers = node.output.consumers
+    if (x.producer is None or x.producer.op != "Reshape") and [r.op for r in readers] != ["Transpose"]:
+        return "no Reshape is before the Transpose, nor another Transpose behind"
     shape = node.output.tensor.shape
     runs = split_runs(transpose.output.tensor.shape, shape)
     if runs is None:
@@ -75,8 +79,8 @@ def split_before_norm(node: Node, rewrite: Rewrite) -> str | None:
     runs = split_runs(x.tensor.shape, shape)
     if runs is None or runs[-1] != [len(shape) - 1]:
         return "it does not only split leading axes"
-    rewrite.at(node, (*norm.origin, *node.origin))
     y = rewrite.emit("Reshape", x, shape=shape)
+    rewrite.origin = norm.origin
     attrs = dict(norm.attrs) | {"axis": len(shape) - 1}
     replace(rewrite, node, rewrite.emit(norm.op, y, *norm.inputs[1:], name=node.output.name, **attrs))
     return None
@@ -98,9 +102,11 @@ def merge_after_add(node: Node, rewrite: Rewrite) -> str | None:
         shape = moved.tensor.shape
         if other.type != node.output.type or value.type != node.output.type or split_runs(value.tensor.shape, shape) is None:
             continue
-        rewrite.at(node, (*merge.origin, *node.origin))
+        rewrite.origin = merge.origin
         parts = [rewrite.emit("Reshape", other, shape=shape), moved]
+        rewrite.origin = node.origin
         total = rewrite.emit("Add", *(parts if position else parts[::-1]))
+        rewrite.origin = merge.origin
         replace(rewrite, node, rewrite.emit("Reshape", total, name=node.output.name, shape=value.tensor.shape))
         return None
     return "no operand is a residual beside axes that a Transpose moved and a Reshape merges"
