@@ -51,6 +51,9 @@ def build(
     allow_fallback: bool = False,
     io_formats: Mapping[str, str] | None = None,
     branches: int | None = None,
+    samples: Sequence[Mapping[str, Any]] | None = None,
+    fp32_nodes: Sequence[str] = (),
+    tolerance: float | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile an ONNX model.
@@ -73,6 +76,10 @@ def build(
             "f16:channels_last". Shapes stay as they are in the model.
         branches: how many chains of kernels that do not depend on each other may run beside each other on a GPU, 1 (one kernel
             after the other) to 8; default: as many as are measured to be fastest, or without a GPU what a cautious rule says.
+        samples: inputs by name, like those that the engine will get: verification runs them instead of seeded ones, and an fp16
+            build finds with them what is too large for that type and stays in fp32.
+        fp32_nodes: names of nodes (or patterns, "head/*") that an fp16 or bf16 build keeps in fp32.
+        tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; default: the precision's.
         progress: called as progress(stage, done, total).
 
     Raises:
@@ -84,7 +91,7 @@ def build(
     start = time.perf_counter()
     options = BuildOptions(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
-        branches,
+        branches, samples, tuple(fp32_nodes), tolerance,
     )  # fmt: skip
     choose = chooser(options, default_threads() if threads is None else threads, progress)
     with WeightHashes() as hashing:
@@ -125,7 +132,7 @@ def finish(
     opened = _opened(options, built, Stored(weights_key(built.plan), hashes, checked=True), threads)
     certificate = verify_built(
         built, opened.run, module, content=content, level=options.verify, threads=opened.threads, driver=driver_of(opened),
-        progress=progress,
+        progress=progress, samples=options.samples or (), limit=options.tolerance,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
     info = {"model_sha256": content, **_requested(options, built)}
@@ -192,7 +199,7 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
         "requested": {"device": options.device, "target": options.target, "precision": options.precision,
                       "strict_fp32": options.strict_fp32, "verify": options.verify,
                       "optimization_level": options.optimization_level, "allow_fallback": options.allow_fallback,
-                      "io_formats": dict(options.io_formats or {}), "branches": options.branches},
+                      "fp32_nodes": list(options.fp32_nodes), "io_formats": dict(options.io_formats or {}), "branches": options.branches},
         "actual": report["actual"],
     }  # fmt: skip
 

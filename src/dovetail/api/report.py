@@ -55,6 +55,7 @@ class Report:
             lines.append(f"branches: up to {d['branches']['lanes']} kernels beside each other, {d['branches']['reason']}")
         if d["gflop"]:
             lines.append("arithmetic: " + ", ".join(f"{v:.3g} GFLOP in {k}" for k, v in d["gflop"].items()) + _at(d["sizes"]))
+        lines += ranges_text(d)
         used = d["memory"]
         lines.append(
             f"memory: activations {_size(used['arena_bytes'])} (lower bound {_size(used['bound_bytes'])}, "
@@ -155,6 +156,19 @@ def _section(title: str, entries: list[str]) -> list[str]:
     shown = [f"  {entry}" for entry in entries[:_SHOWN]]
     more = [f"  … {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
     return [f"{title}:", *shown, *more]
+
+
+def ranges_text(data: Mapping[str, Any]) -> list[str]:
+    """What an fp16 build knows of the ranges of its values, and what it keeps in fp32 for them; nothing for other precisions."""
+    found = data.get("ranges")
+    if not found or data["requested"].get("precision") != "fp16":
+        return []
+    if not found["measured"]:
+        return [f"ranges: not measured: {found['reason'] or 'the build did not say'}"]
+    name, largest = found["peak"]
+    head = f"ranges: measured on {found['inputs']}; the largest value is {largest:.2g} ({name}), safe in fp16 is {found['limit']:.0f}"
+    kept = [f"{k['node']}: {k['value']} reaches {k['largest']:.2g}" for k in found["kept"]]
+    return [head, *_section("kept in fp32 for their range", kept)]
 
 
 def certificate_text(data: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import dovetail.kernels.cpu
 import dovetail.kernels.cuda  # noqa: F401 - both register their tactics
@@ -17,7 +18,14 @@ from dovetail.builder.extents import require_extents
 from dovetail.builder.flops import contractions, require_precision
 from dovetail.builder.machine_code import compile_plan, source_text
 from dovetail.builder.options import BuildOptions, Progress
-from dovetail.builder.ranges import RangeDecision, Ranges, decide, measure
+from dovetail.builder.ranges import (
+    RangeDecision,
+    Ranges,
+    decide,
+    measure,
+    require_known,
+    rounded_values,
+)
 from dovetail.builder.report import report_data
 from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, optima, select
 from dovetail.codegen.kernel import Kernel
@@ -67,6 +75,8 @@ class Built:
         weight_host: (node, reason) of its host steps.
         precision: what was lowered to a narrower type, and what was not.
         ranges: what was kept in fp32 because of its size.
+        rounded: names of the values of `graph_text` that kernels round to the narrow type.
+        expected: outputs for the caller's samples, where ranges were measured on them.
         branches: how many lanes the plan has, and why.
         formats: of inputs and outputs, as asked for.
     """
@@ -86,6 +96,8 @@ class Built:
     weight_host: list[tuple[str, str]]
     precision: PrecisionLog
     ranges: RangeDecision
+    rounded: frozenset[str]
+    expected: tuple[Mapping[str, Any], ...]
     branches: branches.Decision
     formats: Mapping[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -173,7 +185,7 @@ def _lower(
     module: Module, options: BuildOptions, target: Target, kept: Kept, done: Callable[[str, Module], None] = lambda name, module: None
 ) -> tuple[PrecisionLog, FusionLog]:
     """The passes from *precision* to *fuse*, in place."""
-    lowered = lower_precision(module, options.precision, kept)
+    lowered = lower_precision(module, options.precision, replace(kept, nodes=tuple(options.fp32_nodes)))
     apply_formats(module, options.io_formats)
     done("precision", module)
     legalise(module, target)
@@ -194,10 +206,14 @@ def _compile(
     """Everything after *recognise*."""
     target = options.check()
     graph_text = print_module(module)
+    require_known(module, options.fp32_nodes)
+    expected: tuple[Mapping[str, Any], ...] = ()
     if isinstance(ranges, Ranges):
+        expected = ranges.outputs
         ranges = decide(graph_text, module, ranges, lambda trial, kept: _lower(trial, options, target, kept))
         stages.note("ranges")
     lowered, fusion_log = _lower(module, options, target, ranges.kept, stages.done)
+    rounded = rounded_values(module.main)
     works = contractions(module.main, target)
     reasons = dict(lowered.kept) | {node: f"runs on the host: {reason}" for node, reason in fusion_log.host}
     require_precision(works, options, module.meta.get("symbol_bounds", {}), reasons)
@@ -225,7 +241,8 @@ def _compile(
     stages.note("branches")
     built = Built(
         plan, module, graph_text, code.source, emission.kernels, code.binary, code.host_binary, target, choices, placement,
-        fusion_log, weight_choices, weight_host, lowered, ranges, decision, dict(options.io_formats or {}), stages.seconds,
+        fusion_log, weight_choices, weight_host, lowered, ranges, rounded, expected, decision, dict(options.io_formats or {}),
+        stages.seconds,
     )  # fmt: skip
     built.plan.meta.update(report_data(built, options, works))  # type: ignore[attr-defined]  # a dict until it is saved
     return built

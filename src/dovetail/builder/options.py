@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,7 @@ from dovetail.codegen.target import CUDA_ISAS, CudaTarget, Target
 from dovetail.core.errors import DeviceError, UsageError
 from dovetail.engine.order import MAX_LANES
 from dovetail.passes.io_formats import IOFormat
-from dovetail.passes.precision import PRECISIONS
+from dovetail.passes.precision import NARROW, PRECISIONS
 
 Progress = Callable[[str, int, int], None]
 VERIFY_LEVELS = ("full", "sample", "off")
@@ -36,7 +37,9 @@ class BuildOptions:
         allow_fallback: build although less than half of the arithmetic could be placed in the precision asked for.
         io_formats: element type and order of inputs and outputs by name, such as "f16:channels_last".
         branches: how many chains of kernels may run beside each other on a GPU, 1 to 8; None = what is measured to be fastest.
-        samples: inputs by name, as the model takes them, that verification runs instead of seeded ones: ranges of values, and the engine.
+        samples: inputs by name, as the model takes them, that verification runs instead of seeded ones.
+        fp32_nodes: names of nodes that an fp16 or bf16 build keeps in fp32; "*" stands for anything.
+        tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; None = the precision's.
     """
 
     device: str = "cpu"
@@ -52,6 +55,8 @@ class BuildOptions:
     io_formats: Mapping[str, str] | None = field(default=None, hash=False)
     branches: int | None = None
     samples: Sequence[Mapping[str, Any]] | None = field(default=None, hash=False, compare=False)
+    fp32_nodes: Sequence[str] = ()
+    tolerance: float | None = None
 
     def check(self) -> Target:
         """The parsed target.
@@ -73,6 +78,12 @@ class BuildOptions:
             raise UsageError(f"branches: got {self.branches!r}, expected 1 to {BRANCHES[-1]}, or None for what is fastest")
         for name, text in (self.io_formats or {}).items():
             IOFormat.parse(name, text)
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+            raise UsageError(f"tolerance: got {self.tolerance!r}, expected a relative error above 0")
+        if isinstance(self.fp32_nodes, str) or not all(isinstance(name, str) for name in self.fp32_nodes):
+            raise UsageError(f"fp32_nodes: got {self.fp32_nodes!r}, expected names of nodes")
+        if self.fp32_nodes and self.precision not in NARROW:
+            raise UsageError(f"fp32_nodes: got {list(self.fp32_nodes)} for {self.precision}, expected precision 'fp16' or 'bf16'; drop one")
         if self.target not in (None, "cuda"):
             target = Target.parse(str(self.target))
             if kind == "cuda" and target.device != "cuda":

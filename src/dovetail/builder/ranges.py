@@ -9,6 +9,7 @@ decision is part of the engine's report, so that making its kernels again needs 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +19,15 @@ import numpy as np
 from dovetail.builder.oracle import short
 from dovetail.builder.samples import graph_inputs
 from dovetail.builder.verify_engine import sizes_within
-from dovetail.core.dtypes import F16, F32
-from dovetail.core.errors import Error, PlanFormatError
+from dovetail.core.dtypes import BF16, F16, F32
+from dovetail.core.errors import Error, PlanFormatError, UsageError
 from dovetail.core.log import logger
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.parser import parse_module
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate
 from dovetail.ops.registry import OpKind, find
-from dovetail.passes.precision import LARGEST, Kept
+from dovetail.passes.precision import LARGEST, Kept, is_mask
 
 HEADROOM = 4.0
 """How many times larger than what was seen a value may become before it leaves the range: inputs differ."""
@@ -47,12 +48,14 @@ class Ranges:
         measured: whether there was a run; else `reason` says why not.
         inputs: what the run was on, in words.
         largest: the largest finite magnitude of every fp32 value, by name; of masks only that of positive numbers.
+        outputs: what the graph gives for each of the caller's samples.
     """
 
     measured: bool
     reason: str = ""
     inputs: str = ""
     largest: Mapping[str, float] = field(default_factory=dict)
+    outputs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def beyond(self) -> dict[str, float]:
@@ -131,9 +134,8 @@ def measure(
     """
     if samples:
         seen: dict[str, float] = {}
-        for sample in samples:
-            _observe(module, sample, seen)
-        return Ranges(True, inputs=f"{len(samples)} of the caller's samples", largest=seen)
+        outputs = tuple(_observe(module, sample, seen) for sample in samples)
+        return Ranges(True, "", f"{len(samples)} of the caller's samples", seen, outputs)
     impure = next((n for n in module.main.nodes if n.attrs.get("impure")), None)
     if impure is not None:
         return Ranges(False, f"{impure.where} draws random numbers")
@@ -165,7 +167,8 @@ def _seeded(module: Module, level: str) -> Ranges:
     return Ranges(False, reason)
 
 
-def _observe(module: Module, feed: Mapping[str, Any], seen: dict[str, float]) -> None:
+def _observe(module: Module, feed: Mapping[str, Any], seen: dict[str, float]) -> dict[str, Any]:
+    """The outputs; the magnitudes go to `seen`."""
     masks: dict[Value, bool] = {}
 
     def note(value: Value, array: Any) -> None:
@@ -178,34 +181,14 @@ def _observe(module: Module, feed: Mapping[str, Any], seen: dict[str, float]) ->
         largest = max(-low, high)
         if largest > LIMIT and -low > high:
             if value not in masks:
-                masks[value] = _is_mask(value)
+                masks[value] = is_mask(value)
             largest = max(high, 0.0) if masks[value] else largest
         if value.time != Time.RUN and largest <= LARGEST[F16]:
             largest = 0.0  # known exactly, and in range
         seen[value.name] = max(seen.get(value.name, 0.0), largest)
 
     with np.errstate(all="ignore"):
-        evaluate(module, feed, observe=note)
-
-
-def _is_mask(value: Value) -> bool:
-    """Whether nothing but softmax sees a value, through additions, choices and movements: there very negative is as good as less."""
-    pending, seen = [value], {value}
-    while pending:
-        current = pending.pop()
-        if current.is_output or not current.uses:
-            return False
-        for node, position in current.uses:
-            if node.op == "Softmax" or (node.op == "Attention" and position == 3):
-                continue
-            spec = find(node.op)
-            moves = spec is not None and spec.kind is OpKind.MOVEMENT
-            if not moves and node.op not in ("Add", "Where", "Min", "Max") and not (node.op == "Sub" and position == 0):
-                return False
-            if node.output not in seen:
-                seen.add(node.output)
-                pending.append(node.output)
-    return True
+        return evaluate(module, feed, observe=note)
 
 
 # ---------------------------------------------------------------------- what would be rounded
@@ -260,8 +243,36 @@ def _rounded_names(
     return found
 
 
+def rounded_values(graph: Graph) -> frozenset[str]:
+    """Names of the values that a fused graph rounds to fp16 or bf16, and of those that they are copies of."""
+    found = set()
+    for value in _rounded(graph):
+        current = value
+        found.add(current.name)
+        while (node := current.producer) is not None and (node.op in _CARRIERS or node.attrs.get("clamp")):
+            current = node.input(0)
+            found.add(current.name)
+    return frozenset(found)
+
+
+def require_known(module: Module, patterns: Sequence[str]) -> None:
+    """Check that every name or pattern of the option `fp32_nodes` means a node.
+
+    Raises:
+        UsageError: one does not.
+    """
+    nodes = list(module.main.nodes)
+    for pattern in patterns:
+        if not any(Kept(nodes=(pattern,)).named(node) for node in nodes):
+            names = sorted({name for node in nodes for name in node.origin})
+            near = difflib.get_close_matches(pattern, names, 3, 0.0)
+            raise UsageError(
+                f"fp32_nodes: got {pattern!r}, expected the name of a node, such as {', '.join(near)}, or a pattern as in 'head/*'"
+            )
+
+
 def _rounded(graph: Graph) -> Iterator[Value]:
-    """Values that a fused graph rounds to fp16: what is stored, what contractions multiply, and what the compiler casts."""
+    """Values that a fused graph rounds: what is stored, what contractions multiply, and what the compiler casts."""
     for node in graph.nodes:
         if node.regions and node.op != "Fusion":
             continue
@@ -280,7 +291,7 @@ def _consumed(node: Node) -> Iterator[Value]:
 
 
 def _is_narrow(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.dtype == F16
+    return isinstance(value.type, TensorType) and value.type.dtype in (F16, BF16)
 
 
 def _all_values(graph: Graph) -> Iterator[Value]:

@@ -49,12 +49,13 @@ def options_of(plan: Plan) -> BuildOptions:
     requested = report.get("requested", {}) if isinstance(report, dict) else {}
     if not isinstance(requested, dict):
         requested = {}
-    formats = requested.get("io_formats", {})
+    formats, named = requested.get("io_formats", {}), requested.get("fp32_nodes", ())
     branches = requested.get("branches")
     return BuildOptions(
         target=plan.target, precision=str(requested.get("precision", "fp32")), strict_fp32=requested.get("strict_fp32") is True,
         tune=False, verify="off", allow_fallback=True,
         io_formats={str(k): str(v) for k, v in formats.items()} if isinstance(formats, dict) else None,
+        fp32_nodes=tuple(map(str, named)) if isinstance(named, list | tuple) else (),
         branches=branches if isinstance(branches, int) and branches in BRANCHES else None,
     )  # fmt: skip
 

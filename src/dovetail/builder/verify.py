@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ from dovetail.builder.verify_engine import (
     TOLERANCE,
     TOLERANCES,
     TRANSFORMED_TOLERANCE,
+    Rounding,
     as_bound,
     expect,
     verify_engine,
@@ -80,6 +81,8 @@ def verify_built(
     driver: Driver | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
+    samples: Sequence[Mapping[str, Any]] = (),
+    limit: float | None = None,
 ) -> Certificate:
     """Check kernels and engine; what an earlier build has checked is not checked again.
 
@@ -91,6 +94,8 @@ def verify_built(
         threads: team size to check on a CPU, besides 1.
         driver: the GPU that the engine runs on; without one nothing of a GPU's engine can be checked.
         fresh: check everything, whatever earlier builds found.
+        samples: inputs to check the engine with; seeded ones where there are none.
+        limit: relative L2 error that outputs may have; None = the tolerance of the build.
 
     Raises:
         VerificationError: names the group or output, the tactic and the number.
@@ -112,13 +117,14 @@ def verify_built(
             cache=cache, fresh=fresh, progress=step,
         )  # fmt: skip
         kernels |= summary(results)
-        key = _engine_key(built, content, level)
+        allowed = tolerance(built) if limit is None else limit
+        key = _engine_key(built, content, level, samples, allowed)
         known = None if fresh else cache.get(key)
         if known is None:
             kinds = {p.name: dtype(p.tensor.dtype) for p in built.plan.inputs}
             engine = verify_engine(
-                lambda feed: run(as_bound(feed, kinds)), expect(module(), level), tolerance(built), module, built.precision.precision,
-                built.formats,
+                lambda feed: run(as_bound(feed, kinds)), expect(module(), level, samples, built.expected), allowed, module,
+                built.precision.precision, built.formats, Rounding(built.ranges.kept, built.rounded),
             )  # fmt: skip
             cache.put(key, {"engine": engine})
         else:
@@ -175,8 +181,9 @@ def program_hash(plan: Plan) -> str:
     return hashlib.sha256(dumps(replace(plan, meta={}, certificate={}))).hexdigest()
 
 
-def _engine_key(built: Built, content: str, level: str) -> str:
-    parts = (str(CERTIFICATE_VERSION), level, content, program_hash(built.plan))
+def _engine_key(built: Built, content: str, level: str, samples: Sequence[Mapping[str, Any]], allowed: float) -> str:
+    parts = [str(CERTIFICATE_VERSION), level, content, program_hash(built.plan), str(allowed)]
+    parts += [f"{name} {digest(np.asarray(sample[name]))}" for sample in samples for name in sorted(sample)]
     return "engine " + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 

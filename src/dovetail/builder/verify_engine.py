@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dovetail.benchmark.flops import model_flops
+from dovetail.builder.blame import first_wrong
 from dovetail.builder.oracle import relative_l2, short
 from dovetail.builder.samples import Bounds, free_symbols, graph_inputs, sizes_to_try
+from dovetail.core.dims import Expr, symbols
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import Error, VerificationError
 from dovetail.ir.graph import Graph, Module, Node
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate
 from dovetail.passes.io_formats import TYPES, apply_formats
-from dovetail.passes.precision import lower_precision
+from dovetail.passes.precision import NARROW, Kept, lower_precision
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 
@@ -43,6 +45,18 @@ _NARROW_CONDITION = 2.0
 _ULP = {"fp32": 2.0**-23, "tf32": 2.0**-11}
 
 
+CEILING = 0.1
+"""Where an output in a lower precision than fp32 is off by more than this, no rounding excuses it."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How an engine rounds: the values kept in fp32, and the names of those that are rounded, of the graph after *recognise*."""
+
+    kept: Kept = field(default_factory=Kept)
+    rounded: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class Expected:
     """What the oracle says: inputs and outputs per seed; or the reason why there is nothing."""
@@ -51,16 +65,22 @@ class Expected:
     inputs: tuple[Arrays, ...] = ()
     outputs: tuple[Arrays, ...] = ()
     reason: str = ""
+    of: str = "the model as imported"
 
 
-def expect(module: Module, level: str) -> Expected:
-    """Run the oracle over seeded inputs at sizes that the model accepts.
+def expect(
+    module: Module, level: str, samples: Sequence[Mapping[str, Any]] = (), known: Sequence[Mapping[str, Any]] = ()
+) -> Expected:
+    """Run the oracle over the caller's samples, or over seeded inputs at sizes that the model accepts.
 
     Args:
         level: "full" or "sample"; a sample leaves out models that would take the oracle much
             longer than ten seconds.
+        known: what the references gave for the samples on the graph after *recognise*: it serves where the oracle would take too long.
     """
     graph = module.main
+    if samples:
+        return _on_samples(module, level, samples, known)
     impure = next((n for n in all_nodes(graph) if n.attrs.get("impure")), None)
     if impure is not None:
         return Expected({}, reason=f"{impure.where} draws random numbers")
@@ -79,6 +99,24 @@ def expect(module: Module, level: str) -> Expected:
             continue
         return Expected(sizes, tuple(feeds), outputs)
     return Expected({}, reason=reason)
+
+
+def _on_samples(
+    module: Module, level: str, samples: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]
+) -> Expected:
+    sizes: dict[str, int] = {}
+    for value in module.main.inputs:
+        if isinstance(value.type, TensorType) and value.name in samples[0]:
+            given = zip(value.type.shape, np.shape(samples[0][value.name]), strict=False)
+            sizes |= {str(d): extent for d, extent in given if isinstance(d, Expr) and symbols(d) == {str(d)}}
+    feeds = tuple(dict(sample) for sample in samples)
+    seconds = len(samples) * model_flops(module, sizes) / _ORACLE_FLOPS
+    if level == "full" or seconds <= _SAMPLE_S:
+        with np.errstate(all="ignore"):
+            return Expected(sizes, feeds, tuple(evaluate(module, sample) for sample in samples))
+    if known:
+        return Expected(sizes, feeds, tuple(dict(k) for k in known), of="the graph after recognise")
+    return Expected({}, reason=f"the oracle would take about {seconds:.0f} s on the samples; verify='full' does it")
 
 
 def sizes_within(module: Module, level: str) -> Iterator[tuple[dict[str, int], float, str]]:
@@ -105,6 +143,7 @@ def verify_engine(
     module: Callable[[], Module],
     precision: str = "fp32",
     formats: Mapping[str, str] | None = None,
+    rounding: Rounding = Rounding(),
 ) -> dict[str, Any]:
     """Compare the engine with the oracle in fp32; returns certificate data.
 
@@ -114,10 +153,11 @@ def verify_engine(
     Args:
         module: the model again, as the oracle saw it; asked for only where an output is off, to see
             whether rounding its inputs and weights (and in fp16 and bf16 every result) moves it as much.
-        precision, formats: of the engine.
+        precision, formats, rounding: of the engine.
 
     Raises:
-        VerificationError: an output is off by more than the tolerance and than rounding explains.
+        VerificationError: an output is off by more than the tolerance and than rounding explains, by more than `CEILING` in a lower
+            precision than fp32, or is not finite where the model is.
     """
     if not expected.inputs:
         return {"checked": False, "reason": expected.reason}
@@ -132,20 +172,58 @@ def verify_engine(
             row["relative_to_variation"] = short(distance(got[0][name], want, varied))
         allowed = max(tolerance, _epsilon(want))
         if not max(errors) <= allowed:
-            if moved is None:
-                moved = _moved(module(), expected.inputs[0], precision, formats or {})
-            floor = distance(moved[name], want)
+            broken = any(_broken(g[name], w[name]) for g, w in zip(got, expected.outputs, strict=True))
+            if moved is None and not broken:
+                moved = _moved(module(), expected.inputs[0], precision, formats or {}, rounding.kept)
+                if precision == "fp16" and not all(np.isfinite(distance(moved[n], w)) for n, w in expected.outputs[0].items()):
+                    # Rounded one by one, values may overflow that kernels hold in fp32: inputs and weights moved as much tell instead.
+                    moved = _moved(module(), expected.inputs[0], "tf32", {}, rounding.kept)
+            floor = 0.0 if broken or moved is None else distance(moved[name], want)
             row["rounding_moves_it_by"] = short(floor)
-            if not max(errors) <= (_CONDITION if precision == "fp32" and not formats else _NARROW_CONDITION) * floor:
+            condition = _CONDITION if precision == "fp32" and not formats else _NARROW_CONDITION
+            ceiling = np.inf if precision == "fp32" else max(CEILING, allowed)
+            if broken or not max(errors) <= min(condition * floor, ceiling):
+                what = "values that are not finite" if broken else f"a relative error of {max(errors):.2e}"
                 raise VerificationError(
-                    f"output {name!r}: the engine differs from the reference, got a relative error of {max(errors):.2e}, "
-                    f"expected at most {allowed:.0e} (rounding to {precision} moves it by {floor:.1e}); "
-                    "build with verify='full' to check every kernel, and please report it with the model"
+                    f"output {name!r}: the engine differs from the reference, got {what}, "
+                    f"expected a relative error of at most {allowed:.0e} (rounding to {precision} moves it by {floor:.1e}); "
+                    + _advice(module(), expected.inputs, precision, rounding, allowed)
                 )
         rows.append(row)
     return {
-        "checked": True, "seeds": len(expected.inputs), "sizes": dict(expected.sizes), "tolerance": tolerance, "outputs": rows,
+        "checked": True, "seeds": len(expected.inputs), "sizes": dict(expected.sizes), "against": expected.of, "tolerance": tolerance,
+        "outputs": rows,
     }  # fmt: skip
+
+
+def _broken(got: Any, want: Any) -> bool:
+    """Whether an array has infinities or NaNs where the one that is wanted is finite."""
+    if not isinstance(want, np.ndarray) or not dtype(want.dtype).is_float or np.shape(got) != want.shape:
+        return False
+    return not bool(np.isfinite(np.asarray(got, np.float64))[np.isfinite(want.astype(np.float64))].all())
+
+
+def _advice(module: Module, feeds: Sequence[Arrays], precision: str, rounding: Rounding, tolerance: float) -> str:
+    """What went wrong first, and what to do about it."""
+    report = "build with verify='full' to check every kernel, and please report it with the model"
+    if precision not in NARROW:
+        return report
+    simplify(module)
+    recognise(module)
+    for feed in feeds:
+        found, overflow = first_wrong(module, feed, rounding.rounded, NARROW[precision], tolerance)
+        if overflow:
+            return (
+                f"the first value that goes wrong is {found}; build with precision='bf16', which has the range of fp32, give samples like "
+                "your data, so that what is too large stays fp32 (--samples), or keep these nodes in fp32 by name (--fp32-nodes)"
+            )
+        if found:
+            return (
+                f"the first value that goes wrong is {found}: the model amplifies rounding; build with precision='fp32' or 'tf32', keep "
+                "the nodes that do so in fp32 by name (--fp32-nodes), or say what error you accept (--tolerance); where kernels are "
+                "suspected, " + report
+            )
+    return report
 
 
 def distance(got: Any, want: Any, scale: float | None = None) -> float:
@@ -187,7 +265,7 @@ def _epsilon(want: Any) -> float:
     return {"f16": 2.0**-11, "bf16": 2.0**-8}.get(kind.name, 2.0**-3)
 
 
-def _moved(module: Module, feed: Arrays, precision: str, formats: Mapping[str, str]) -> Arrays:
+def _moved(module: Module, feed: Arrays, precision: str, formats: Mapping[str, str], kept: Kept) -> Arrays:
     """What rounding alone makes of the outputs: the oracle on moved inputs and weights, or in a narrower precision."""
     with np.errstate(all="ignore"):
         if precision in _ULP and not formats:
@@ -196,7 +274,7 @@ def _moved(module: Module, feed: Arrays, precision: str, formats: Mapping[str, s
         recognise(module)
         if precision == "tf32":
             module, feed = _rounded(module, feed, _ULP[precision])
-        lower_precision(module, precision)
+        lower_precision(module, precision, kept)
         plain = {name: ":".join(w for w in text.split(":") if w in TYPES) for name, text in formats.items()}
         apply_formats(module, {name: text for name, text in plain.items() if text})
         return evaluate(module, as_bound(feed, {v.name: v.tensor.dtype for v in module.main.inputs if isinstance(v.type, TensorType)}))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dovetail.api.bindings import Binding, bindings
-from dovetail.api.report import flops_by_dtype
+from dovetail.api.report import flops_by_dtype, ranges_text
 from dovetail.cli import output
 from dovetail.core.dims import Dim, from_program
 from dovetail.core.dtypes import dtype
@@ -143,6 +143,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "host_steps": dict(Counter(s["op"] for s in steps if s["kind"] == "host").most_common()),
         "flops_by_dtype": flops_by_dtype(plan, sizes),
         "flops_at": sizes,
+        "kept_in_fp32": built.get("kept_in_fp32", []),
+        "ranges": built.get("ranges"),
         "steps": steps,
         "certificate": plan.certificate,
     }
@@ -214,6 +216,7 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
     if data["flops_by_dtype"]:
         at = f" at {', '.join(f'{k}={v}' for k, v in data['flops_at'].items())}" if data["flops_at"] else ""
         lines.append("arithmetic: " + ", ".join(f"{n / 1e9:.3g} GFLOP in {k}" for k, n in data["flops_by_dtype"].items()) + at)
+    lines += ranges_text(data)
     if data["host_steps"]:
         lines.append("on the reference: " + ", ".join(f"{op} {n}" for op, n in data["host_steps"].items()))
     if args.steps:

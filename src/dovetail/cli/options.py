@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from dovetail.cli.data import load_arrays
+
 Shapes = dict[str, tuple[int | str, ...]]
 
 _SPEC = re.compile(r"(?P<name>.+?):\[(?P<dims>[^\[\]]*)\]")
@@ -86,6 +88,18 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         "--branches", type=positive, metavar="N",
         help="chains of kernels that may run beside each other on a GPU: 1 for none, up to 8 (default: what is fastest)",
     )  # fmt: skip
+    group.add_argument(
+        "--samples", nargs="+", action="extend", metavar="X.npz", default=[],
+        help="inputs like those that the engine will get, to verify it with, and to find what is too large for fp16",
+    )  # fmt: skip
+    group.add_argument(
+        "--fp32-nodes", nargs="+", action="extend", metavar="NODE", default=[],
+        help="nodes that an fp16 or bf16 build keeps in fp32, by name or pattern, such as 'head/*'",
+    )  # fmt: skip
+    group.add_argument(
+        "--tolerance", type=float, metavar="T",
+        help="relative L2 distance to the model in fp32 that verification lets outputs have (default: the precision's)",
+    )  # fmt: skip
     group.add_argument("--strict-fp32", action="store_true", help="forbid Winograd and other inexact transforms")
     group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
     add_tuning(group)  # type: ignore[arg-type]  # likewise
@@ -128,6 +142,9 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
         "optimization_level": args.optimization_level,
         "allow_fallback": args.allow_fallback,
         "io_formats": dict(args.io_format) or None,
+        "samples": [load_arrays(path) for path in args.samples] or None,
+        "fp32_nodes": tuple(args.fp32_nodes),
+        "tolerance": args.tolerance,
         "branches": args.branches,
     }
 

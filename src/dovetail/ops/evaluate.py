@@ -29,7 +29,7 @@ def evaluate(
     inputs: Mapping[str, Array],
     *,
     also: Iterable[str] | None = None,
-    observe: Callable[[Value, Array], None] | None = None,
+    observe: Callable[[Value, Array], Array] | None = None,
 ) -> dict[str, Array]:
     """Run the main graph of `module` and return its outputs by name.
 
@@ -37,7 +37,8 @@ def evaluate(
         module: the model; `Fusion` nodes run as their body.
         inputs: one array per graph input, by name.
         also: IR names of other values of the main graph to return as well.
-        observe: called with every value of the main graph and what it is, in the order of execution.
+        observe: called with every value of the main graph and what it is, in the order of execution; what it returns, if anything,
+            takes its place.
 
     Raises:
         BindingError: an input is missing, unknown, or of another dtype or rank.
@@ -78,7 +79,7 @@ class _Run:
         graph: Graph,
         symbols: Mapping[str, int],
         keep: set[str] | None = None,
-        observe: Callable[[Value, Array], None] | None = None,
+        observe: Callable[[Value, Array], Array] | None = None,
     ) -> None:
         self.module, self.graph, self.observe = module, graph, observe
         self.symbols = dict(symbols)
@@ -156,11 +157,11 @@ class _Run:
         if isinstance(value.type, TensorType):
             array = np.asarray(array)
             self._check(value.type, array, f"{where}: %{value.name}")
+        if self.observe is not None and (replaced := self.observe(value, array)) is not None:
+            array = replaced
         self.values[value] = array
         if value.name in self.keep:
             self.saved[value.name] = array
-        if self.observe is not None:
-            self.observe(value, array)
 
     def _check(self, type_: TensorType, array: np.ndarray[Any, Any], where: str) -> None:
         if dtype(array.dtype) != type_.dtype or array.ndim != type_.rank:

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from dovetail.core.dtypes import BF16, F16, F32, DType
@@ -66,10 +67,16 @@ class Kept:
     Attributes:
         largest: name of a value → the largest magnitude that was seen of it.
         strict: those of them that a contraction gives and nothing widens as it is stored; the whole contraction is then wide.
+        nodes: names of nodes of the model that are computed in fp32 because the user says so; "*" stands for anything.
     """
 
     largest: Mapping[str, float] = field(default_factory=dict)
     strict: frozenset[str] = frozenset()
+    nodes: Sequence[str] = ()
+
+    def named(self, node: Node) -> str:
+        """The first name or pattern that means a node, or ""."""
+        return next((p for p in self.nodes if any(n == p or fnmatchcase(n, p) for n in node.origin)), "")
 
 
 @dataclass
@@ -220,7 +227,7 @@ class _Lowering:
     def _classify(self, node: Node) -> None:
         levels = self._levels(node)
         level, reason = self._rule(node, levels)
-        reason = self._too_large(node) or reason
+        reason = ("fp32_nodes says so" if self.kept.named(node) else self._too_large(node)) or reason
         if reason != "":
             self.fixed[node] = reason
         for value in node.outputs:
@@ -429,6 +436,26 @@ def _reached(value: Value, *, movements_only: bool = False) -> Iterator[Node]:
 def _feeds_angles(value: Value) -> bool:
     """Whether Sin or Cos reads a value through movements and pointwise ops."""
     return any(n.op in ("Sin", "Cos") for n in _reached(value))
+
+
+def is_mask(value: Value) -> bool:
+    """Whether nothing but softmax sees a value, through additions, choices and movements: there very negative is as good as less."""
+    pending, seen = [value], {value}
+    while pending:
+        current = pending.pop()
+        if current.is_output or not current.uses:
+            return False
+        for node, position in current.uses:
+            if node.op == "Softmax" or (node.op == "Attention" and position == 3):
+                continue
+            spec = find(node.op)
+            moves = spec is not None and spec.kind is OpKind.MOVEMENT
+            if not moves and node.op not in ("Add", "Where", "Min", "Max") and not (node.op == "Sub" and position == 0):
+                return False
+            if node.output not in seen:
+                seen.add(node.output)
+                pending.append(node.output)
+    return True
 
 
 def _is_square(value: Value) -> bool:
