@@ -80,6 +80,27 @@ def test_library_calls_run_between_kernels(monkeypatch):
     assert [r.kernel for r in records] == ["k_increment", "k_library", "k_increment"]
 
 
+def test_library_calls_start_when_the_kernel_ahead_has_ended(monkeypatch):
+    monkeypatch.setattr(libraries, "_prepared", {})
+    order = []
+
+    class Noted(_Doubled):
+        def launch(self, pointers, workspace, stream):
+            order.append("call")
+            super().launch(pointers, workspace, stream)
+
+    libraries.register("cublaslt", Noted)
+    driver = host_driver()
+    for name in ("fence", "launch"):
+        inner = getattr(driver, name)
+        monkeypatch.setattr(driver, name, lambda *a, inner=inner, name=name: (order.append(name), inner(*a))[1])
+    context = engine(_with_library(), driver=driver).context()
+    for _ in range(2):  # one by one, then captured
+        order.clear()
+        context.run({"x": ramp()})
+        assert order == ["launch", "fence", "call", "launch"]
+
+
 def test_library_calls_read_and_write_in_one_place(monkeypatch):
     monkeypatch.setattr(libraries, "_prepared", {})
     libraries.register("cublaslt", _Doubled)
@@ -98,6 +119,35 @@ def test_library_calls_read_and_write_in_one_place(monkeypatch):
         alive.append(found)
         np.testing.assert_array_equal(context.run({"x": ramp()})["y"], 2 * (2 * ramp() + 1))
     assert driver.log["end_capture"] == 2
+
+
+def test_library_calls_beside_each_other_have_a_workspace_each(monkeypatch):
+    monkeypatch.setattr(libraries, "_prepared", {})
+    libraries.register("cublaslt", _Doubled)
+    seen = []
+    launch = _Doubled.launch
+
+    def noted(self, pointers, workspace, stream):
+        seen.append((workspace, stream))
+        launch(self, pointers, workspace, stream)
+
+    monkeypatch.setattr(_Doubled, "launch", noted)
+    steps = (
+        step("k_library", 0, 1), step("k_library", 0, 2, lane=1), step("k_library", 2, 3, lane=1),
+        _gridded(step("k_add", 1, 3, 4, waits=(2,))),
+    )  # fmt: skip
+    main = Program(
+        (buffer(0, "input", N, name="x"), *(buffer(i, "arena", N) for i in (1, 2, 3)), buffer(4, "output", N, name="y")),
+        (Port("x", tensor(0, N)),), (Port("y", tensor(4, N)),), (NativeSegment(steps),),
+    )  # fmt: skip
+    made = _with_library()
+    context = engine(replace(made, main=main)).context()
+    for _ in range(3):
+        np.testing.assert_array_equal(context.run({"x": ramp(9)})["y"], 6 * ramp(9))
+    (first, _), (second, _), (third, _) = seen[:3]
+    assert second == third and abs(first - second) >= _Doubled.workspace
+    own = context.queue.own
+    assert [stream == own for _, stream in seen] == [True, True, True, True, False, False]  # launched one by one, then captured
 
 
 def test_a_library_that_is_not_there(monkeypatch):

@@ -28,6 +28,7 @@ from dovetail.engine.plan import (
     Step,
 )
 from dovetail.kernels.cuda import cost
+from dovetail.tuner.launch import DEFAULT_SIZE
 
 LANES = (2, 4, order.MAX_LANES)
 """How many lanes compete where it is measured; the rule takes the middle one."""
@@ -38,7 +39,6 @@ _RULE = (0.85, 5.0)  # the model must see this share of the time, and this many 
 _GAIN = 0.01  # what measured lanes must gain
 _LIBRARY_FILL = 0.5  # nobody says how many blocks a library launches
 _UNIT_SHARE = 0.5  # of the peak
-_UNKNOWN_SIZE = 64  # of extents that data decide
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ def decide(
 
 
 def sizes_of(plan: Plan, optima: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of symbols to think of: the optimum, or 1 for what is a first axis and 64 elsewhere, within the bounds."""
+    """The sizes of symbols to think of: the optimum, or what tuning takes them for, within the bounds."""
     first = {str(p.tensor.shape[0][0])[1:] for p in plan.main.inputs if p.tensor.shape}
     found = {}
     for symbol in plan.symbols:
-        size = max(symbol.lower, optima.get(symbol.name, 1 if symbol.name in first else _UNKNOWN_SIZE))
+        size = max(symbol.lower, optima.get(symbol.name, 1 if symbol.name in first else DEFAULT_SIZE))
         found[symbol.name] = size if symbol.upper is None else min(size, symbol.upper)
     return found
 
@@ -151,7 +151,7 @@ class _Costs:
         return self._known[step.kernel]
 
     def _value(self, dim: Dim) -> int:
-        return dims.evaluate(dim, {s: self._sizes.get(s, _UNKNOWN_SIZE) for s in dims.symbols(dim)})
+        return dims.evaluate(dim, {s: self._sizes.get(s, DEFAULT_SIZE) for s in dims.symbols(dim)})
 
     def _cost(self, kernel: Kernel) -> Cost:
         rates, count = cost.machine(self._target), self._target.multiprocessors
