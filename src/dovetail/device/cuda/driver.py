@@ -221,6 +221,10 @@ class Driver(Protocol):
         """Queue a kernel; its arguments are copied."""
         ...
 
+    def fence(self, stream: Stream) -> None:
+        """Let nothing that is queued from here on start before all that is queued so far has ended, not even what asks to start early."""
+        ...
+
     def encode(self, described: TensorMap) -> bytes:
         """A tensor map as the hardware reads it."""
         ...

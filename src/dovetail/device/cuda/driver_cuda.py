@@ -113,6 +113,7 @@ class CudaDriver:
         )
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         self._process = os.getpid()
+        self._fence = 0  # address of what a fence writes
         self._modules: dict[int, Any] = {}  # by function, which lives as long as its module
         self._relaxed_mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         with self.active():
@@ -291,6 +292,21 @@ class CudaDriver:
             config.attrs = attributes
         config.numAttrs = len(attributes)
         self._call("cuLaunchKernelEx", config, launch.function, launch.arguments.table, 0)
+
+    def fence(self, stream: Stream) -> None:
+        """See `Driver.fence`."""
+        if not self.is_capturing(stream):
+            # Only a kernel right behind another one may start before its end.
+            if not self._fence:
+                self._fence = self.allocate(4)
+            self._call("cuMemsetD32Async", self._fence, 0, 1, stream)
+            return
+        # In a graph, an empty node does the same and takes no time.
+        _, _, graph, ahead, *_ = self._call("cuStreamGetCaptureInfo", stream)
+        if ahead:
+            node = self._call("cuGraphAddEmptyNode", graph, ahead, len(ahead))
+            replace = int(self._api.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES)
+            self._call("cuStreamUpdateCaptureDependencies", stream, [node], None, 1, replace)
 
     def encode(self, described: TensorMap) -> bytes:
         """See `Driver.encode`."""

@@ -247,6 +247,10 @@ class HostDriver:
             self.lost = str(error)
             raise
 
+    def fence(self, stream: Stream) -> None:
+        """See `Driver.fence`; nothing overlaps here."""
+        self._note("fence")
+
     def encode(self, described: TensorMap) -> bytes:
         """See `Driver.encode`."""
         self._note("encode")

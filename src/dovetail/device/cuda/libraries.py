@@ -24,6 +24,22 @@ class LibraryCall(Protocol):
         ...
 
 
+class _Fenced:
+    """A library's call behind a fence.
+
+    cuBLAS and cuDNN let their kernels start before the kernel ahead has ended, as ours do, and some of cuDNN's fused convolutions read an
+    operand before they wait for it. Behind kernels that ask for their successor early, as ours do, that gave wrong results in graphs.
+    """
+
+    def __init__(self, call: LibraryCall, driver: Driver) -> None:
+        self.call, self.workspace, self._driver = call, call.workspace, driver
+
+    def launch(self, pointers: Sequence[int], workspace: int, stream: Stream) -> None:
+        """See `LibraryCall.launch`."""
+        self._driver.fence(stream)
+        self.call.launch(pointers, workspace, stream)
+
+
 Prepare = Callable[[Driver, Mapping[str, Any], Sequence[int]], LibraryCall]
 
 _MODULES = {"cublaslt": "dovetail.device.cuda.cublaslt", "cudnn": "dovetail.device.cuda.cudnn"}
@@ -36,7 +52,7 @@ def register(library: str, prepare: Prepare) -> None:
 
 
 def prepare(library: str, driver: Driver, call: Mapping[str, Any], dims: Sequence[int]) -> LibraryCall:
-    """The call that a plan describes, for these dims.
+    """The call that a plan describes, for these dims; its kernels start when all that is queued ahead of it has ended.
 
     Raises:
         DeviceError: the library is not there, or does not do what is asked.
@@ -51,4 +67,4 @@ def prepare(library: str, driver: Driver, call: Mapping[str, Any], dims: Sequenc
                 "without library tactics"
             ) from None
         _prepared[library] = found
-    return found(driver, call, dims)
+    return _Fenced(found(driver, call, dims), driver)
