@@ -14,7 +14,7 @@ from dovetail.core.dtypes import BF16, BOOL, F16, F32, F64, I64, DType
 from dovetail.ir.layout import Layout, strided
 from dovetail.ir.verifier import verify
 from dovetail.kernels.cuda import attention_tactic
-from dovetail.kernels.cuda.attention import Tiling, parts
+from dovetail.kernels.cuda.attention_shape import Tiling, parts
 from dovetail.kernels.cuda.attention_tactic import FlashAttention
 from dovetail.ops.evaluate import evaluate
 from dovetail.passes.legalise import legalise

@@ -9,22 +9,13 @@ loaded body input) to the name of a Triton tensor of its compute dtype, with sha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from dovetail.codegen import scalar, triton_scalar
-from dovetail.codegen.loop_ir import Call, Const, Expr, Leaf
+from dovetail.codegen.loop_ir import Call, Const, Expr
 from dovetail.codegen.lower.context import NotLowerable
-from dovetail.codegen.lower.epilogue import Elementwise, side_inputs
+from dovetail.codegen.lower.epilogue import ElementPrinter, Elementwise, EpilogueCode, side_inputs
 from dovetail.ir.graph import Graph, Node, Value
 from dovetail.ir.types import TensorType
-
-
-@dataclass(frozen=True)
-class EpilogueCode:
-    """Triton statements, and per body output the variable (of its compute dtype) that holds it."""
-
-    statements: tuple[str, ...]
-    results: tuple[str, ...]
 
 
 def epilogue_code(body: Graph, names: Mapping[Value, str], prefix: str = "e") -> EpilogueCode:
@@ -59,25 +50,11 @@ def epilogue_reason(body: Graph, anchor: Node) -> str | None:
     return None
 
 
-class _BlockPrinter:
+class _BlockPrinter(ElementPrinter):
     """Prints expressions over Triton tensors."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.statements: list[str] = []
-        self._memo: dict[Expr, str] = {}
-
-    def emit(self, e: Expr) -> str:
-        """The variable that holds e."""
-        if isinstance(e, Leaf):
-            return e.name
-        found = self._memo.get(e)
-        if found is None:
-            text = self._text(e)
-            found = f"{self.prefix}{len(self.statements)}"
-            self.statements.append(f"{found} = {text}")
-            self._memo[e] = found
-        return found
+    def _definition(self, e: Expr, name: str, text: str) -> str:
+        return f"{name} = {text}"
 
     def _text(self, e: Expr) -> str:
         if isinstance(e, Const):

@@ -19,6 +19,7 @@ Arithmetic is the same for every vector width, so tails and bodies agree bit for
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ _COMPARE = frozenset({"lt", "le", "eq", "ne"})
 
 @dataclass(frozen=True)
 class EpilogueCode:
-    """C statements, and the variables that hold the results, one per body output."""
+    """Statements, and the variables (of compute dtypes) that hold the results, one per body output."""
 
     statements: tuple[str, ...]
     results: tuple[str, ...]
@@ -123,13 +124,15 @@ def epilogue_code(
     return EpilogueCode(tuple(printer.statements), results)
 
 
-class _VectorPrinter:
-    """Prints expressions on fp32 vectors, or on scalars with the same arithmetic."""
+class ElementPrinter(ABC):
+    """Prints expressions of single elements, a statement for each operation.
 
-    def __init__(self, vector: str, prefix: str) -> None:
-        self.vector, self.prefix = vector, prefix
-        self.suffix = "f" if vector == "float" else f"_{vector}"
-        self.mask = "int32_t" if vector == "float" else f"{vector[:-1]}i"
+    Attributes:
+        statements: what has been printed.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
         self.statements: list[str] = []
         self._memo: dict[Expr, str] = {}
 
@@ -141,10 +144,30 @@ class _VectorPrinter:
         if found is None:
             text = self._text(e)
             found = f"{self.prefix}{len(self.statements)}"
-            kind = self.mask if e.dtype == BOOL else self.vector
-            self.statements.append(f"const {kind} {found} = {text};")
+            self.statements.append(self._definition(e, found, text))
             self._memo[e] = found
         return found
+
+    @abstractmethod
+    def _text(self, e: Expr) -> str:
+        """The value of e, whose operands are emitted first."""
+
+    @abstractmethod
+    def _definition(self, e: Expr, name: str, text: str) -> str:
+        """The statement that gives a name to the value of e."""
+
+
+class _VectorPrinter(ElementPrinter):
+    """Prints expressions on fp32 vectors, or on scalars with the same arithmetic."""
+
+    def __init__(self, vector: str, prefix: str) -> None:
+        super().__init__(prefix)
+        self.vector = vector
+        self.suffix = "f" if vector == "float" else f"_{vector}"
+        self.mask = "int32_t" if vector == "float" else f"{vector[:-1]}i"
+
+    def _definition(self, e: Expr, name: str, text: str) -> str:
+        return f"const {self.mask if e.dtype == BOOL else self.vector} {name} = {text};"
 
     def _text(self, e: Expr) -> str:
         if isinstance(e, Const) and e.dtype == F32:

@@ -10,133 +10,21 @@ number of tiles is not known) adds them in the order of the parts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
 
 from dovetail.codegen import triton_scalar
-from dovetail.codegen.index import is_multiple, power_of_two
+from dovetail.codegen.index import is_multiple
 from dovetail.codegen.kernel import Kernel
-from dovetail.codegen.tactic import Config, Emitted, Operand, Step
+from dovetail.codegen.tactic import Emitted, Operand, Step
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div
-from dovetail.core.dtypes import BOOL, F32, I32, I64
+from dovetail.core.dtypes import BOOL, F32, I64
 from dovetail.ir.types import TensorType
+from dovetail.kernels.cuda.attention_shape import AttentionShape, Part, Strides, Tiling, parts
+from dovetail.kernels.cuda.split_sum import arrival
 from dovetail.kernels.cuda.writer import Writer, dot_precision, scaled
 
 _LOG2_E = math.log2(math.e)
-
-Strides = tuple[Dim, Dim, Dim, Dim]
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """An attention; strides are element strides along (batch, head, step, innermost).
-
-    Attributes:
-        batch, key_heads: B, Hkv.
-        share: query heads per key head.
-        steps, keys: S and T.
-        depth, value_depth: D and Dv.
-        types: q, k, v and the output, with their layouts, for alignment.
-        q, k, v, out: strides.
-        causal, past, left, right, softcap: as in the op Attention.
-        mask: type of the mask, None without one; its strides are 0 where it is broadcast.
-        mask_keys: keys that the mask covers; the rest are hidden.
-        mask_batch: samples after which the mask repeats (None: it does not).
-        lengths: type of the valid keys per sample, None without.
-        positions: of q, k, v, mask and lengths among the group's inputs.
-    """
-
-    batch: Dim
-    key_heads: Dim
-    share: int
-    steps: Dim
-    keys: Dim
-    depth: int
-    value_depth: int
-    scale: float
-    types: tuple[TensorType, TensorType, TensorType, TensorType]
-    q: Strides
-    k: Strides
-    v: Strides
-    out: Strides
-    positions: tuple[int, ...]
-    causal: bool = False
-    past: Dim = 0
-    left: int = -1
-    right: int = -1
-    softcap: float = 0.0
-    mask: TensorType | None = None
-    mask_strides: Strides = (0, 0, 0, 0)
-    mask_keys: Dim = 0
-    mask_batch: Dim | None = None
-    lengths: TensorType | None = None
-
-    @property
-    def rows(self) -> Dim:
-        """Rows that read the same keys."""
-        return self.steps * self.share
-
-    @property
-    def pairs(self) -> Dim:
-        """(sample, key head) pairs."""
-        return self.batch * self.key_heads
-
-    @property
-    def limited(self) -> bool:
-        """Whether a row's own position decides what it sees."""
-        return self.causal or self.left >= 0 or self.right >= 0
-
-    @property
-    def may_hide_rows(self) -> bool:
-        """Whether a row may see nothing of what its tile reads."""
-        return self.mask is not None or self.lengths is not None or self.left >= 0 or self.right >= 0 or self.causal
-
-    @property
-    def flops(self) -> Dim:
-        """Operations of both products, all keys counted."""
-        return self.pairs * self.rows * self.keys * (2 * self.depth + 2 * self.value_depth)
-
-    @property
-    def bytes(self) -> Dim:
-        """Traffic when each operand passes once."""
-        q, k, v, _ = self.types
-        once = self.rows * (self.depth + self.value_depth) * q.dtype.itemsize
-        each = self.keys * (self.depth * k.dtype.itemsize + self.value_depth * v.dtype.itemsize)
-        return self.pairs * (once + each)
-
-
-class Tiling(NamedTuple):
-    """A configuration: rows and keys of a tile, warps, pipeline stages, and parts of the keys."""
-
-    m: int
-    n: int
-    warps: int
-    stages: int
-    splits: int
-
-    @property
-    def config(self) -> Config:
-        """As the tactic's configuration."""
-        return tuple(self._asdict().items())
-
-
-class Part(NamedTuple):
-    """Some columns of a head, padded to a power of two."""
-
-    start: int
-    width: int
-    valid: int
-
-
-def parts(depth: int) -> tuple[Part, ...]:
-    """A head size as one or two blocks: 80 is 64 + 16, which multiplies less padding than 128."""
-    whole = max(16, power_of_two(depth))
-    half = whole // 2
-    rest = max(16, power_of_two(depth - half))
-    if half < 16 or depth <= half or half + rest >= whole:
-        return (Part(0, whole, depth),)
-    return Part(0, half, half), Part(half, rest, depth - half)
 
 
 def emit(shape: AttentionShape, tiling: Tiling, target: CudaTarget, tactic: str) -> Emitted:
@@ -180,7 +68,7 @@ class _Text:
             emitted = self._single(self._kernel(tiles, tiles))
             return Emitted(emitted.steps, temps)
         first = self._kernel(tiles, 0)
-        second = _Text(shape, tiling._replace(warps=4), self.target, self.tactic)._combination(tiles)
+        second = _Text(shape, replace(tiling, warps=4), self.target, self.tactic)._combination(tiles)
         return Emitted((self._step(first), self._step(second)), temps)
 
     def _kernel(self, tiles: Dim, counters: int) -> Kernel:
@@ -496,16 +384,15 @@ class _Text:
 
     def _last_arriver(self) -> None:
         """The program that finds all other parts of its tile done adds them up."""
-        lines, splits = self.lines, self.tiling.splits
-        counters = self.w.pointer(Operand("counters", 0), I32)
-        # All threads of the block have written before one of them says so.
-        lines += ["tl.debug_barrier()", f"arrived = tl.atomic_add({counters} + pid, 1, sem=\"acq_rel\")"]
-        lines.append(f"if arrived == {splits - 1}:")
-        outer, self.lines = self.lines, []
-        self.lines.append(f"tl.store({counters} + pid, 0)")
-        self._add_parts()
-        self._store()
-        self.lines = outer + ["    " + line for line in self.lines]
+
+        def then(clear: str) -> list[str]:
+            outer, self.lines = self.lines, [clear]
+            self._add_parts()
+            self._store()
+            inner, self.lines = self.lines, outer
+            return inner
+
+        self.lines += arrival(self.w, self.tiling.splits, "pid", then)
 
     def _add_parts(self) -> None:
         lines = self.lines

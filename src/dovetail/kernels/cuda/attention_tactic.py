@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dovetail.codegen.tactic import ANY, ROWS, Config, Emitted, Group, Tactic, tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import BF16, F16, F32, F64
 from dovetail.kernels.cuda import attention
-from dovetail.kernels.cuda.attention import AttentionShape, Strides, Tiling, parts
+from dovetail.kernels.cuda.attention_shape import AttentionShape, Strides, Tiling, parts
 from dovetail.kernels.cuda.writer import typical
 from dovetail.kernels.fused import attention_problem, attributes, broadcast_strides, head_strides
 
@@ -74,8 +75,7 @@ class FlashAttention(Tactic):
 
     def emit(self, group: Group, config: Config, target: Target) -> Emitted:
         """One kernel, or two where parts of the keys are added by a second one."""
-        chosen = {name: int(value) for name, value in config}
-        return attention.emit(self._shape(group), Tiling(**chosen), CudaTarget.of(target), self.name)
+        return attention.emit(self._shape(group), Tiling.of(config), CudaTarget.of(target), self.name)
 
     @staticmethod
     def _shape(group: Group) -> AttentionShape:
@@ -120,9 +120,9 @@ def tilings(shape: AttentionShape, target: CudaTarget) -> list[Tiling]:
         tiling = Tiling(m, n, warps, stages, 1)
         if not _fits(shape, tiling, target):
             continue
-        times = {s: _estimate(shape, tiling._replace(splits=s), target) for s in _useful_splits(shape, tiling, target)}
+        times = {s: _estimate(shape, replace(tiling, splits=s), target) for s in _useful_splits(shape, tiling, target)}
         best = min(times, key=lambda s: (times[s], s))
-        found.append((times[best], tiling._replace(splits=best)))
+        found.append((times[best], replace(tiling, splits=best)))
     found.sort(key=lambda item: item[0])
     return [tiling for _, tiling in found]
 
@@ -144,7 +144,7 @@ def _useful_splits(shape: AttentionShape, tiling: Tiling, target: CudaTarget) ->
 
 def _fits(shape: AttentionShape, tiling: Tiling, target: CudaTarget) -> bool:
     """Whether a tile is worth compiling: registers, shared memory, and no more padding than needed."""
-    m, n, warps, stages, _ = tiling
+    m, n, warps, stages = tiling.m, tiling.n, tiling.warps, tiling.stages
     size = shape.types[0].dtype.itemsize
     depth, value_depth = (sum(p.width for p in parts(d)) for d in (shape.depth, shape.value_depth))
     threads = 32 * warps
@@ -179,7 +179,7 @@ def _fits(shape: AttentionShape, tiling: Tiling, target: CudaTarget) -> bool:
 
 def _estimate(shape: AttentionShape, tiling: Tiling, target: CudaTarget) -> float:
     """Microseconds by a simple model: waves of tiles, each the longer of its arithmetic and its loads."""
-    m, n, warps, stages, splits = tiling
+    m, n, warps, stages, splits = tiling.m, tiling.n, tiling.warps, tiling.stages, tiling.splits
     size = shape.types[0].dtype.itemsize
     depth, value_depth = (sum(p.width for p in parts(d)) for d in (shape.depth, shape.value_depth))
     tiles = typical(shape.pairs) * -(-_rows(shape) // m)

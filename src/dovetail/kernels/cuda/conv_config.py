@@ -1,7 +1,9 @@
 """Which tiles a convolution tries: all that fit, ranked by a model of the machine.
 
 The model counts cycles of one multiprocessor: products, operands from L2, latency that the pipeline does not hide, waves of
-programs. It ranks well enough to keep the measured list short; builds without a GPU take its first.
+programs. `cost` knows the machine, and serves products, which the rates of arithmetic and memory rule; the sums of a convolution are
+short and its tiles few, so that here latency counts for more. It ranks well enough to keep the measured list short; builds without a
+GPU take its first.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import replace
 from dovetail.codegen.index import power_of_two
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dtypes import F32
+from dovetail.kernels.cuda import cost
 from dovetail.kernels.cuda.conv import Tile
 from dovetail.kernels.cuda.conv_shape import Convolution
 from dovetail.kernels.cuda.writer import typical
@@ -31,8 +34,9 @@ TYPICAL = 8
 _START, _LATENCY, _STEP, _END, _PART = 1600, 900, 120, 700, 1500
 _LAUNCH = 120
 """Cycles that starting one program takes its multiprocessor."""
-# Bytes a cycle that one multiprocessor gets from L2, and registers of one.
-_L2_BYTES, _REGISTERS = 28, 65536
+# Bytes a cycle that one multiprocessor gets from L2, and operations that it does, by unit.
+_L2_BYTES = 28
+_PEAKS = {"wgmma": 2700, "mma": 1400, "tf32": 1200, "fma": 250}
 
 
 def rank(conv: Convolution, tiles: Iterable[Tile], target: CudaTarget, operands: int, keep: int) -> list[Tile]:
@@ -78,13 +82,12 @@ def cycles(conv: Convolution, t: Tile, target: CudaTarget, operands: int) -> flo
     size = conv.dtype.itemsize
     threads = 32 * t.warps
     registers = t.bm * t.bn // threads + 48 + (t.bm + t.bn) * t.bk * size // threads // 16 * 2
-    resident = max(1, min(target.shared_bytes // max(1, shared_bytes(conv, t)), 2048 // threads, _REGISTERS // (registers * threads)))
+    by_shared = target.shared_bytes // max(1, shared_bytes(conv, t))
+    resident = max(1, min(by_shared, cost.THREADS[target.capability] // threads, cost.REGISTERS // (registers * threads)))
     processors = target.multiprocessors
     active = min(resident, -(-programs // processors))
-    # A warp group's product has 64 rows; smaller tiles take other instructions at about half the rate.
-    tall = t.bn if t.swap else t.bm
-    peak = (2700 if target.capability >= 90 and tall >= 64 and t.warps >= 4 else 1400) if size == 2 else (250 if not target.tf32 else 1200)
-    product = 2 * t.bm * t.bn * t.bk / peak
+    unit = cost.unit(conv.dtype, target, t.bn if t.swap else t.bm, t.warps)
+    product = 2 * t.bm * t.bn * t.bk / _PEAKS[unit]
     load = (t.bm + t.bn) * t.bk * size / _L2_BYTES
     step = _STEP + max(_LATENCY / max(1, t.stages - 1), active * product, active * load)
     if not steps > 1:

@@ -14,9 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dovetail.codegen.target import CudaTarget
+from dovetail.core.dtypes import F32, DType
 
-_REGISTERS = 65536
-_THREADS = {80: 2048, 86: 1536, 89: 1536, 90: 2048}
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+THREADS = {80: 2048, 86: 1536, 89: 1536, 90: 2048}
+"""That a multiprocessor holds, by compute capability."""
+
 # Beyond what a block asks for, each one takes this much shared memory.
 _RESERVED = 1024
 # Of the peak, what a pipelined loop reaches once a tile is large.
@@ -85,6 +90,17 @@ def machine(target: CudaTarget) -> Machine:
     return _MACHINES[target.capability]
 
 
+def unit(dtype: DType, target: CudaTarget, tall: int, warps: int) -> str:
+    """What computes products of a tile, see `Machine.flops`.
+
+    Args:
+        tall: extent of the tile along the rows of an instruction; a warp group's have 64, smaller ones take others at half the rate.
+    """
+    if dtype == F32:
+        return "tf32" if target.tf32 else "fma"
+    return "wgmma" if target.capability >= 90 and tall >= 64 and warps % 4 == 0 else "mma"
+
+
 def fits(target: CudaTarget, *, shared: int, accumulators: int, warps: int, limit: int = 128) -> bool:
     """Whether a program's tiles fit: shared memory, and accumulators (fp32 elements of a program) in `limit` registers of a thread."""
     return shared <= target.shared_bytes and accumulators <= limit * 32 * warps
@@ -98,8 +114,8 @@ def registers(accumulators: int, warps: int) -> int:
 def resident(target: CudaTarget, work: Work) -> int:
     """Programs that one multiprocessor holds at a time, at least one."""
     by_shared = (target.shared_bytes + _RESERVED) // (work.shared + _RESERVED)
-    by_threads = _THREADS[target.capability] // (32 * work.warps)
-    by_registers = _REGISTERS // (work.registers * 32 * work.warps)
+    by_threads = THREADS[target.capability] // (32 * work.warps)
+    by_registers = REGISTERS // (work.registers * 32 * work.warps)
     return max(1, min(by_shared, by_threads, by_registers, 16))
 
 

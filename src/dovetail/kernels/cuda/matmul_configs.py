@@ -75,12 +75,9 @@ def sizes(group: Group, p: Problem) -> Sizes:
     return Sizes(m, n, k, batch, p.dtype.itemsize, out, constant, moved)
 
 
-def unit(p: Problem, tile: Tile, target: CudaTarget) -> str:
-    """What computes a tile; see `cost.Machine`."""
-    if p.dtype == F32:
-        return "tf32" if target.tf32 else "fma"
-    tall = tile.bn if tile.swap else tile.bm
-    return "wgmma" if target.capability >= 90 and tall >= 64 and tile.warps % 4 == 0 else "mma"
+def _unit(p: Problem, tile: Tile, target: CudaTarget) -> str:
+    """What computes a tile."""
+    return cost.unit(p.dtype, target, tile.bn if tile.swap else tile.bm, tile.warps)
 
 
 def shared_bytes(tile: Tile, itemsize: int, steps: int) -> int:
@@ -95,7 +92,7 @@ def estimate(p: Problem, tile: Tile, given: Sizes, target: CudaTarget) -> float:
     depth = part * tile.bk
     accumulators = tile.bm * tile.bn
     step_bytes = (tile.bm + tile.bn) * tile.bk * given.itemsize
-    kind = unit(p, tile, target)
+    kind = _unit(p, tile, target)
     work = Work(
         flops=2.0 * accumulators * depth,
         loads=(min(tile.bm, given.m) + min(tile.bn, given.n)) * depth * given.itemsize,
@@ -181,7 +178,7 @@ def tiles(group: Group, p: Problem, target: CudaTarget) -> list[Tile]:
             for staged in _stages(replace(tile, split=split), given, target):
                 shared = shared_bytes(staged, given.itemsize, steps) + 1024
                 # Without wgmma, operands take registers, too: beside 128 accumulators a compiler fights for them without end.
-                most = 128 if tile.warps == 8 or unit(p, tile, target) == "wgmma" else 64
+                most = 128 if tile.warps == 8 or _unit(p, tile, target) == "wgmma" else 64
                 if cost.fits(target, shared=shared, accumulators=tile.bm * tile.bn, warps=tile.warps, limit=most):
                     found.append((estimate(p, staged, given, target), staged))
     found.sort(key=lambda item: item[0])

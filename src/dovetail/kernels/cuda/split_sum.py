@@ -43,13 +43,22 @@ def last_arrival(
         add: what the last program does, given the workspace and the statement that makes the counter zero again.
     """
     assert isinstance(total, int), "a sum is cut into parts only where the number of tiles is known"
-    parts, counters = w.pointer(Operand("workspace", 0), F32), w.pointer(Operand("counters", 0), I32)
-    # The barrier stands before the count, so that what is counted is written.
-    lines = [
-        *write(parts),
+    parts = w.pointer(Operand("workspace", 0), F32)
+    lines = [*write(parts), *arrival(w, split, tile, lambda clear: add(parts, clear))]
+    return Finish(lines, total, total * split * size * 4)
+
+
+def arrival(w: Writer, split: int, tile: str, then: Callable[[str], list[str]]) -> list[str]:
+    """What stands behind the stores of a part: count, and go on if all others have arrived.
+
+    Args:
+        then: what the last program does, given the statement that makes the counter zero again.
+    """
+    counters = w.pointer(Operand("counters", 0), I32)
+    return [
+        # All threads of the program have written before one of them says so.
         "tl.debug_barrier()",
         f'arrived = tl.atomic_add({counters} + {tile}, 1, sem="acq_rel")',
         f"if arrived == {split - 1}:",
-        *("    " + line for line in add(parts, f"tl.store({counters} + {tile}, 0)")),
+        *("    " + line for line in then(f"tl.store({counters} + {tile}, 0)")),
     ]
-    return Finish(lines, total, total * split * size * 4)
