@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 import dovetail
 from dovetail import builder
@@ -16,7 +17,7 @@ from dovetail.builder.blame import first_wrong
 from dovetail.builder.options import BuildOptions
 from dovetail.builder.ranges import RangeDecision, Ranges
 from dovetail.builder.restore import as_recorded, options_of, ranges_of, restore
-from dovetail.cli import main
+from dovetail.cli import main, options
 from dovetail.cli.explain import select
 from dovetail.core.dtypes import F16
 from dovetail.core.errors import UsageError, VerificationError
@@ -162,3 +163,25 @@ def test_the_first_value_that_goes_wrong() -> None:
     assert first_wrong(module, inputs(), {"normal", "y"}, F16, 2e-3) == ("", False)
     told, overflow = first_wrong(module, inputs(1e-3), {"large"}, F16, 1e-5)
     assert not overflow and told.startswith("'large' of expand (MatMul)") and "is off by" in told
+
+
+def test_the_command_line_reads_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **inputs())
+    parser = argparse.ArgumentParser()
+    options.add_build(parser)
+    words = ["--samples", str(tmp_path / "a.npz"), "--fp32-nodes", "head/*", "z", "--tolerance", "0.05"]
+    given = options.build_options(parser.parse_args(words))
+    assert given["fp32_nodes"] == ("head/*", "z") and given["tolerance"] == 0.05
+    assert np.array_equal(given["samples"][0]["x"], inputs()["x"])
+    plain = options.build_options(parser.parse_args([]))
+    assert plain["samples"] is None and plain["fp32_nodes"] == () and plain["tolerance"] is None
+
+
+def test_choices_between_close_candidates_may_differ(device: HostDriver) -> None:
+    proto = cancelling()
+    proto.graph.node[-1].output[0] = "d"
+    proto.graph.node.append(helper.make_node("TopK", ["d", "k"], ["y", "i"], name="best"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([3], np.int64), "k"))
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    (row,) = dovetail.build(proto, **FP16).plan.certificate["engine"]["outputs"]
+    assert row["relative_l2"] > 0.1 and row["rounding_moves_it_by"] > 0.05

@@ -46,7 +46,10 @@ _ULP = {"fp32": 2.0**-23, "tf32": 2.0**-11}
 
 
 CEILING = 0.1
-"""Where an output in a lower precision than fp32 is off by more than this, no rounding excuses it."""
+"""Where an output in a lower precision than fp32 is off by more than this, no rounding excuses it, unless the model chooses."""
+
+# Where two candidates are close, rounding makes these choose another one, which may be anything.
+_CHOOSING = frozenset({"TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Compress", "Unique"})
 
 
 @dataclass(frozen=True)
@@ -175,14 +178,14 @@ def verify_engine(
             broken = any(_broken(g[name], w[name]) for g, w in zip(got, expected.outputs, strict=True))
             if moved is None and not broken:
                 moved = _moved(module(), expected.inputs[0], precision, formats or {}, rounding.kept)
-                if precision == "fp16" and not all(np.isfinite(distance(moved[n], w)) for n, w in expected.outputs[0].items()):
+                if precision == "fp16" and any(_broken(moved[n], w) for n, w in expected.outputs[0].items()):
                     # Rounded one by one, values may overflow that kernels hold in fp32: inputs and weights moved as much tell instead.
                     moved = _moved(module(), expected.inputs[0], "tf32", {}, rounding.kept)
             floor = 0.0 if broken or moved is None else distance(moved[name], want)
             row["rounding_moves_it_by"] = short(floor)
             condition = _CONDITION if precision == "fp32" and not formats else _NARROW_CONDITION
-            ceiling = np.inf if precision == "fp32" else max(CEILING, allowed)
-            if broken or not max(errors) <= min(condition * floor, ceiling):
+            hopeless = precision != "fp32" and max(CEILING, allowed) < max(errors) < np.inf and _is_smooth(module().main, want)
+            if broken or hopeless or not max(errors) <= condition * floor:
                 what = "values that are not finite" if broken else f"a relative error of {max(errors):.2e}"
                 raise VerificationError(
                     f"output {name!r}: the engine differs from the reference, got {what}, "
@@ -201,6 +204,11 @@ def _broken(got: Any, want: Any) -> bool:
     if not isinstance(want, np.ndarray) or not dtype(want.dtype).is_float or np.shape(got) != want.shape:
         return False
     return not bool(np.isfinite(np.asarray(got, np.float64))[np.isfinite(want.astype(np.float64))].all())
+
+
+def _is_smooth(graph: Graph, want: Any) -> bool:
+    """Whether an output is a float tensor of a model that makes no choices between close candidates."""
+    return isinstance(want, np.ndarray) and dtype(want.dtype).is_float and not any(n.op in _CHOOSING for n in all_nodes(graph))
 
 
 def _advice(module: Module, feeds: Sequence[Arrays], precision: str, rounding: Rounding, tolerance: float) -> str:
