@@ -11,9 +11,9 @@ from onnx import TensorProto, helper
 from dovetail import builder, runtime
 from dovetail.api.report import report
 from dovetail.builder import branches
-from dovetail.builder.branches import Cost, arranged
+from dovetail.builder.branches import Cost, Spread, arranged
 from dovetail.builder.options import BuildOptions
-from dovetail.builder.restore import as_recorded, lanes_of, options_of, restore
+from dovetail.builder.restore import as_recorded, options_of, restore, spread_of
 from dovetail.builder.select import by_rule
 from dovetail.cli import explain, inspect_plan
 from dovetail.core.errors import UsageError
@@ -98,7 +98,7 @@ def depth(after):
 TINY, FULL = Cost(4.0, 0.1), Cost(4.0, 1.0)
 
 
-def module(branch=(1, 2, 3), costs=TINY, lanes=4):
+def module(branch=(1, 2, 3), costs=TINY, lanes=4, crossing=1.2):
     """Steps of a module as Inception has them: one kernel, chains of some lengths beside each other, one that joins them."""
     steps, pairs, ends = [step("k_double", 0, 1)], [], []
     for length in branch:
@@ -110,7 +110,7 @@ def module(branch=(1, 2, 3), costs=TINY, lanes=4):
         ends.append(ahead)
     pairs += [(end, len(steps)) for end in ends]
     steps.append(step("k_double", 0, 1))
-    return arranged(steps, pairs, [costs] * len(steps), lanes)
+    return arranged(steps, pairs, [costs] * len(steps), Spread(lanes, crossing))
 
 
 def test_branches_of_a_module_get_lanes_and_join():
@@ -130,6 +130,18 @@ def test_kernels_that_fill_the_gpu_stay_in_line():
     assert {s.lane for s in module(costs=FULL)[0]} == {0}
 
 
+def test_the_more_a_crossing_costs_the_fewer_forks():
+    made = [module(branch=(1, 1, 2, 3), costs=Cost(2.0, 0.1), crossing=us)[0] for us in (0.1, 1.2, 2.5, 9.0)]
+    forks = [sum(len(s.waits) for s in steps) for steps in made]
+    assert forks == sorted(forks, reverse=True) and forks[0] > forks[-1] == 0
+
+
+def test_what_a_report_states_is_checked():
+    for stored in (None, {}, {"lanes": 0}, {"lanes": 9}, {"lanes": True}, {"lanes": "4"}, {"lanes": 4, "crossing_us": "much"}):
+        assert branches.Decision.parse(stored) is None
+    assert branches.Decision.parse(branches.Decision(Spread(4, 3.5), "").json()) == Spread(4, 3.5)
+
+
 def test_a_kernel_shorter_than_a_crossing_stays_in_line():
     assert {s.lane for s in module(branch=(1, 1), costs=Cost(1.0, 0.1))[0]} == {0}
 
@@ -139,7 +151,8 @@ def test_waits_name_no_more_than_needed():
     for _ in range(30):
         count = rng.randint(2, 40)
         pairs = [(a, b) for b in range(1, count) for a in rng.sample(range(b), min(b, rng.randint(0, 3)))]
-        steps, _ = arranged([step("k_double", 0, 1)] * count, pairs, [Cost(rng.uniform(2, 9), rng.random()) for _ in range(count)], 4)
+        costs = [Cost(rng.uniform(2, 9), rng.random()) for _ in range(count)]
+        steps, _ = arranged([step("k_double", 0, 1)] * count, pairs, costs, Spread(4))
         clocks = order.clocks(steps)
         assert all(clocks.precedes(a, b) for a, b in pairs)
         for number, one in enumerate(steps):
@@ -177,7 +190,7 @@ def random_program(rng):
 def test_random_programs_compute_the_same_whatever_order_their_graphs_run_in(seed):
     rng = random.Random(seed)
     alone = plan(random_program(rng))
-    spread, (before, after) = branches.spread(alone, lambda s: Cost(5.0, 0.2), rng.choice([2, 3, 4, 8]))
+    spread, (before, after) = branches.spread(alone, lambda s: Cost(5.0, 0.2), Spread(rng.choice([2, 3, 4, 8])))
     check(spread)
     assert after <= before
     driver = Shuffled(cuda_engines.run, rng)
@@ -185,7 +198,8 @@ def test_random_programs_compute_the_same_whatever_order_their_graphs_run_in(see
     for n in (5, 5, 5, 130, 130, 130, 5):
         x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
         np.testing.assert_array_equal(many.run({"x": x})["y"], one.run({"x": x})["y"])
-    assert branches.spread(alone, lambda s: Cost(5.0, 0.2), 4) == branches.spread(alone, lambda s: Cost(5.0, 0.2), 4)
+    again = [branches.spread(alone, lambda s: Cost(5.0, 0.2), Spread(4)) for _ in range(2)]
+    assert again[0] == again[1]
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -273,11 +287,12 @@ def test_a_graph_of_the_caller_forks_too(built):
 
 def test_what_was_decided_is_recorded_and_repeated(built):
     alone, beside, _ = built
-    assert beside.plan.meta["report"]["branches"]["lanes"] == 4 == lanes_of(beside.plan)
-    assert options_of(beside.plan).branches == 4 and lanes_of(alone.plan) == 1
+    assert beside.plan.meta["report"]["branches"]["lanes"] == 4 and spread_of(beside.plan) == Spread(4)
+    assert options_of(beside.plan).branches == 4 and spread_of(alone.plan) == Spread(1)
     stored = beside.plan
     again = builder.compile_module(
-        restore(beside.graph_text, stored, beside.module.weights), options_of(stored), choose=as_recorded(stored), lanes=lanes_of(stored)
+        restore(beside.graph_text, stored, beside.module.weights), options_of(stored), choose=as_recorded(stored),
+        spread=spread_of(stored),
     )
     assert again.plan.main == stored.main and again.plan.kernels == stored.kernels
 
@@ -294,16 +309,16 @@ def test_what_is_measured_decides(built):
     def measure(us):
         return lambda plans: seen.append(len(plans)) or us[: len(plans)]
 
-    plan_, decision = decided(alone, measure=measure([100.0, 90.0, 80.0]))
+    plan_, decision = decided(alone, measure=measure([100.0, 90.0, 80.0, 85.0, 95.0]))
     assert seen and 1 < order.lanes_of(plan_.main.segments[0].steps) <= decision.lanes and "measured" in decision.reason
-    assert decision.measured_us[:2] == ((1, 100.0), (2, 90.0))
-    plan_, decision = decided(alone, measure=measure([100.0, 99.5, 99.2]))
+    assert decision.measured_us[:2] == (("1 lane", 100.0), ("4 lanes", 90.0))
+    plan_, decision = decided(alone, measure=measure([100.0, 99.5, 99.2, 99.9, 99.6]))
     assert plan_ == alone.plan and decision.lanes == 1 and "gain nothing" in decision.reason
     plan_, decision = decided(alone, measure=lambda plans: None)
     assert decision.reason.startswith("by rule") and not decision.measured_us
     assert decided(alone, 1, measure=measure([1.0]))[0] == alone.plan
     assert decided(alone, 4)[0].main == beside.plan.main
-    assert decided(alone, None, recorded=4)[0].main == beside.plan.main
+    assert decided(alone, None, recorded=Spread(4))[0].main == beside.plan.main
 
 
 # --- timing ---------------------------------------------------------------------------------------
@@ -314,7 +329,7 @@ def forked():
     steps = [step("k_increment", 0, 1), step("k_double", 1, 2), step("k_double", 1, 3), step("k_add", 2, 3, 4)]
     buffers = (buffer(0, "input", N, name="x"), *(buffer(i, "arena", N) for i in (1, 2, 3)), buffer(4, "output", N, name="y"))
     alone = plan(Program(buffers, (Port("x", tensor(0, N)),), (Port("y", tensor(4, N)),), (NativeSegment(tuple(steps)),)))
-    return alone, branches.spread(alone, lambda s: TINY, 2)[0]
+    return alone, branches.spread(alone, lambda s: TINY, Spread(2))[0]
 
 
 def test_whole_plans_are_timed_once_and_remembered(tmp_path):

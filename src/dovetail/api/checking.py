@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail import builder
 from dovetail.builder.options import VERIFY_LEVELS
-from dovetail.builder.restore import as_recorded, lanes_of, options_of, ranges_of, restore
+from dovetail.builder.restore import as_recorded, options_of, ranges_of, restore, spread_of
 from dovetail.builder.verify import verify_built
 from dovetail.core.errors import UsageError
 from dovetail.device.cuda import Driver
@@ -43,7 +43,7 @@ def verify_again(engine: Engine, level: str, progress: Progress | None) -> dict[
     def module() -> Module:
         return restore(engine.graph, plan, weights)
 
-    built = builder.compile_module(module(), options_of(plan), choose=as_recorded(plan), ranges=ranges_of(plan), lanes=lanes_of(plan))
+    built = builder.compile_module(module(), options_of(plan), choose=as_recorded(plan), ranges=ranges_of(plan), spread=spread_of(plan))
     certificate = verify_built(
         built, engine.run, module, content="", level=level, threads=engine.threads, driver=driver_of(engine.runtime), fresh=True,
         progress=progress,

@@ -105,7 +105,7 @@ def _compile(
 ) -> remade.Remade:
     """Everything after *recognise*, with the recorded tactics."""
     from dovetail import builder
-    from dovetail.builder.restore import as_recorded, lanes_of, options_of, ranges_of, restore
+    from dovetail.builder.restore import as_recorded, options_of, ranges_of, restore, spread_of
 
     stored = file.plan(target)
     arrays = file.weights() if weights is None else weights
@@ -114,7 +114,7 @@ def _compile(
     try:
         module = restore(file.graph, stored, arrays)
         built = builder.compile_module(
-            module, options_of(stored), choose=as_recorded(stored), ranges=ranges_of(stored), lanes=lanes_of(stored)
+            module, options_of(stored), choose=as_recorded(stored), ranges=ranges_of(stored), spread=spread_of(stored)
         )
     except CompileError as error:
         package = "'dovetail[cuda]'" if target.startswith("cuda") else "ziglang"

@@ -149,19 +149,19 @@ def compile_module(
     choose: Chooser = by_rule,
     timer: PlanTimer | None = None,
     ranges: RangeDecision | None = None,
-    lanes: int | None = None,
+    spread: branches.Spread | None = None,
 ) -> Built:
     """Compile a module that has been through `optimise`, such as the stored graph of an engine.
 
     Args:
         timer: measures whole plans on a GPU.
         ranges: what an earlier build of the module kept in fp32; no ranges are measured here.
-        lanes: how many an earlier build of the module decided on.
+        spread: how an earlier build of the module gave steps their lanes.
 
     Raises:
         dovetail.Error: it cannot be built as asked.
     """
-    return _compile(module, options, choose, _Stages(progress, None), ranges or RangeDecision(), timer, lanes)
+    return _compile(module, options, choose, _Stages(progress, None), ranges or RangeDecision(), timer, spread)
 
 
 def _measured(source: ModelSource, module: Module, options: BuildOptions) -> Ranges:
@@ -201,7 +201,7 @@ def _lower(
 
 def _compile(
     module: Module, options: BuildOptions, choose: Chooser, stages: _Stages, ranges: Ranges | RangeDecision,
-    timer: PlanTimer | None, lanes: int | None = None,
+    timer: PlanTimer | None, spread: branches.Spread | None = None,
 ) -> Built:  # fmt: skip
     """Everything after *recognise*."""
     target = options.check()
@@ -236,7 +236,7 @@ def _compile(
         return None if timer is None else timer(plans, code.binary, module.weights, branches.sizes_of(plans[0], optimum))
 
     plan, decision = branches.decide(
-        code.plan, emission.kernels, target, options.branches, recorded=lanes, optima=optimum, measure=measured
+        code.plan, emission.kernels, target, options.branches, recorded=spread, optima=optimum, measure=measured
     )
     stages.note("branches")
     built = Built(

@@ -30,10 +30,7 @@ from dovetail.engine.plan import (
 from dovetail.kernels.cuda import cost
 from dovetail.tuner.launch import DEFAULT_SIZE
 
-LANES = (2, 4, order.MAX_LANES)
-"""How many lanes compete where it is measured; the rule takes the middle one."""
-
-_EDGE_US = 1.2  # what it costs to wait for a step of another lane, beyond one of the same
+_CROSSING_US = 1.2
 _FULL = 0.75  # of the multiprocessors: a kernel that takes so many gains nothing beside another
 _RULE = (0.85, 5.0)  # the model must see this share of the time, and this many microseconds less
 _GAIN = 0.01  # what measured lanes must gain
@@ -50,27 +47,63 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """How many lanes a plan has, and why.
+class Spread:
+    """How steps are given lanes.
 
     Attributes:
-        lanes: 1 is one step after the other.
-        reason: for the report.
-        measured_us: (lanes, microseconds of a run) of what was measured.
-        modelled_us: microseconds by the model, one after the other and with the rule's lanes.
+        lanes: most of them; 1 is one step after the other.
+        crossing_us: what it is thought to cost to wait for a step of another lane, beyond one of the same: the more, the fewer forks.
     """
 
-    lanes: int
+    lanes: int = 1
+    crossing_us: float = _CROSSING_US
+
+    def __str__(self) -> str:
+        eager = "" if self.crossing_us == _CROSSING_US else f", few forks ({self.crossing_us:g} us each)"
+        return f"{self.lanes} lane{'s' if self.lanes > 1 else ''}{eager}"
+
+
+VARIANTS = (Spread(4), Spread(2), Spread(order.MAX_LANES), Spread(4, 3 * _CROSSING_US))
+"""What competes where it is measured; the rule takes the first one."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a plan's steps got their lanes, and why.
+
+    Attributes:
+        spread: the way.
+        reason: for the report.
+        measured_us: (what, microseconds of a run) of what was measured.
+        modelled_us: microseconds by the model, one after the other and with these lanes (or those that the rule thought of).
+    """
+
+    spread: Spread
     reason: str
-    measured_us: tuple[tuple[int, float], ...] = ()
+    measured_us: tuple[tuple[str, float], ...] = ()
     modelled_us: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def lanes(self) -> int:
+        """Most lanes of the plan."""
+        return self.spread.lanes
 
     def json(self) -> dict[str, Any]:
         """Plain data with stable keys."""
         return {
-            "lanes": self.lanes, "reason": self.reason, "measured_us": [list(item) for item in self.measured_us],
-            "modelled_us": [round(us, 1) for us in self.modelled_us],
+            "lanes": self.lanes, "crossing_us": self.spread.crossing_us, "reason": self.reason,
+            "measured_us": [list(item) for item in self.measured_us], "modelled_us": [round(us, 1) for us in self.modelled_us],
         }  # fmt: skip
+
+    @staticmethod
+    def parse(stored: object) -> Spread | None:
+        """The way that a report states; None where it does not."""
+        if not isinstance(stored, dict):
+            return None
+        lanes, crossing = stored.get("lanes"), stored.get("crossing_us", _CROSSING_US)
+        if type(lanes) is not int or not 1 <= lanes <= order.MAX_LANES or not isinstance(crossing, int | float):
+            return None
+        return Spread(lanes, float(crossing))
 
 
 Measure = Callable[[Sequence[Plan]], Sequence[float] | None]
@@ -83,7 +116,7 @@ def decide(
     target: Target,
     asked: int | None,
     *,
-    recorded: int | None = None,
+    recorded: Spread | None = None,
     optima: Mapping[str, int] | None = None,
     measure: Measure | None = None,
 ) -> tuple[Plan, Decision]:
@@ -92,39 +125,38 @@ def decide(
     Args:
         kernels: what the plan's steps call, by entry.
         asked: most lanes; None leaves it to measuring or to the rule.
-        recorded: what an earlier build of the same decided.
+        recorded: how an earlier build of the same decided.
         optima: sizes of symbols that count.
         measure: times plans; None where there is no GPU.
     """
     if not isinstance(target, CudaTarget):
-        return plan, Decision(1, "a CPU's threads share each step")
-    sizes = sizes_of(plan, optima or {})
-    costs = _Costs(kernels, target, sizes)
-    if recorded is not None or asked is not None:
-        lanes = recorded if recorded is not None else asked
-        assert lanes is not None
-        made, modelled = spread(plan, costs, lanes)
-        return made, Decision(lanes, "recorded" if recorded is not None else "asked for", (), modelled)
-    variants: dict[int, tuple[Plan, tuple[float, float]]] = {}
-    for lanes in LANES:
-        made, modelled = spread(plan, costs, lanes)
-        if made != plan and all(made != other for other, _ in variants.values()):
-            variants[lanes] = made, modelled
-    if not variants:
-        return plan, Decision(1, "no steps that gain by running beside each other")
-    lanes = LANES[1] if LANES[1] in variants else max(variants)
-    made, modelled = variants[lanes]
-    us = measure([plan, *(p for p, _ in variants.values())]) if measure is not None else None
+        return plan, Decision(Spread(), "a CPU's threads share each step")
+    costs = _Costs(kernels, target, sizes_of(plan, optima or {}))
+    fixed = recorded if recorded is not None else None if asked is None else Spread(asked)
+    if fixed is not None:
+        made, modelled = spread(plan, costs, fixed)
+        return made, Decision(fixed, "asked for" if recorded is None else "recorded", (), modelled)
+    plans: list[Plan] = []
+    found: list[tuple[Spread, tuple[float, float]]] = []
+    for variant in VARIANTS:
+        made, modelled = spread(plan, costs, variant)
+        if made != plan and made not in plans:
+            plans.append(made)
+            found.append((variant, modelled))
+    if not plans:
+        return plan, Decision(Spread(), "no steps that gain by running beside each other")
+    first, modelled = found[0]
+    us = measure([plan, *plans]) if measure is not None else None
     if us is not None:
-        measured = tuple(zip((1, *variants), (round(t, 2) for t in us), strict=True))
-        best, least = min(measured, key=lambda item: item[1])
-        if least < us[0] * (1 - _GAIN):
-            return variants[best][0], Decision(best, "measured to be fastest", measured, modelled)
-        return plan, Decision(1, "measured: branches beside each other gain nothing", measured, modelled)
+        measured = tuple(zip((str(Spread()), *(str(v) for v, _ in found)), (round(t, 2) for t in us), strict=True))
+        best = min(range(len(plans)), key=lambda i: us[i + 1])
+        if us[best + 1] < us[0] * (1 - _GAIN):
+            return plans[best], Decision(found[best][0], "measured to be fastest", measured, found[best][1])
+        return plan, Decision(Spread(), "measured: branches beside each other gain nothing", measured, modelled)
     share, gain = _RULE
     if modelled[1] <= modelled[0] * share and modelled[0] - modelled[1] >= gain:
-        return made, Decision(lanes, "by rule: small kernels that leave most of the GPU idle", (), modelled)
-    return plan, Decision(1, "by rule: too little to gain", (), modelled)
+        return plans[0], Decision(first, "by rule: small kernels that leave most of the GPU idle", (), modelled)
+    return plan, Decision(Spread(), "by rule: too little to gain", (), modelled)
 
 
 def sizes_of(plan: Plan, optima: Mapping[str, int]) -> dict[str, int]:
@@ -170,14 +202,14 @@ class _Costs:
 # --- lanes ----------------------------------------------------------------------------------------
 
 
-def spread(plan: Plan, costs: Callable[[Step], Cost], lanes: int) -> tuple[Plan, tuple[float, float]]:
-    """A plan over at most so many lanes, and microseconds of its main program by the model: one after the other, and so."""
-    main, us = _program(plan.main, {k.entry: k for k in plan.kernels}, costs, lanes)
+def spread(plan: Plan, costs: Callable[[Step], Cost], how: Spread) -> tuple[Plan, tuple[float, float]]:
+    """A plan with its steps in lanes, and microseconds of its main program by the model: one after the other, and so."""
+    main, us = _program(plan.main, {k.entry: k for k in plan.kernels}, costs, how)
     return replace(plan, main=main), us
 
 
 def _program(
-    program: Program, kernels: Mapping[str, KernelRef], costs: Callable[[Step], Cost], lanes: int
+    program: Program, kernels: Mapping[str, KernelRef], costs: Callable[[Step], Cost], how: Spread
 ) -> tuple[Program, tuple[float, float]]:
     roots = memory.roots(program)
     segments: list[Segment] = []
@@ -185,30 +217,29 @@ def _program(
     for segment in program.segments:
         if isinstance(segment, NativeSegment):
             found = order.conflicts(order.uses(segment.steps, program.buffers, roots, kernels))
-            steps, us = arranged(segment.steps, found, list(map(costs, segment.steps)), lanes)
+            steps, us = arranged(segment.steps, found, list(map(costs, segment.steps)), how)
             segment = NativeSegment(tuple(steps))
             before, after = before + us[0], after + us[1]
         elif isinstance(segment, ControlSegment):
-            regions = tuple(_program(r, kernels, costs, lanes)[0] for r in segment.regions)
+            regions = tuple(_program(r, kernels, costs, how)[0] for r in segment.regions)
             segment = replace(segment, regions=regions)
         segments.append(segment)
     return replace(program, segments=tuple(segments)), (before, after)
 
 
 def arranged(
-    steps: Sequence[Step], pairs: order.Pairs, costs: Sequence[Cost], lanes: int
+    steps: Sequence[Step], pairs: order.Pairs, costs: Sequence[Cost], how: Spread
 ) -> tuple[list[Step], tuple[float, float]]:
     """Steps in lanes, each waiting for what it must follow and for no more; and microseconds, one after the other and so.
 
     Args:
         pairs: (earlier, later) that must follow one another.
-        lanes: most of them.
     """
     after: list[set[int]] = [set() for _ in steps]
     for earlier, later in pairs:
         after[later].add(earlier)
-    lane, us = _schedule(after, costs, lanes)
-    clocks = order.Clocks(lanes)
+    lane, us = _schedule(after, costs, how)
+    clocks = order.Clocks(how.lanes)
     found = []
     for number, step in enumerate(steps):
         waits: list[int] = []
@@ -222,7 +253,7 @@ def arranged(
     return found, (sum(c.us for c in costs), us)
 
 
-def _schedule(after: Sequence[set[int]], costs: Sequence[Cost], lanes: int) -> tuple[list[int], float]:
+def _schedule(after: Sequence[set[int]], costs: Sequence[Cost], how: Spread) -> tuple[list[int], float]:
     """A lane for each step, and microseconds until the last one has ended: each where it can start first.
 
     A lane of its own must win what crossing costs, there and back. A step that fills the GPU stays in the lane of what it follows.
@@ -234,13 +265,13 @@ def _schedule(after: Sequence[set[int]], costs: Sequence[Cost], lanes: int) -> t
 
         def start(at: int, number: int = number) -> float:
             free = tails[at] if at < len(tails) else 0.0
-            return max([free, *(ends[a] + (_EDGE_US if lane[a] != at else 0.0) for a in after[number])])
+            return max([free, *(ends[a] + (how.crossing_us if lane[a] != at else 0.0) for a in after[number])])
 
         follows = max(after[number], key=lambda a: (ends[a], a), default=None)
         home = 0 if follows is None else lane[follows]
-        choice = [home] if cost_.fill >= _FULL else range(min(lanes, len(tails) + 1))
+        choice = [home] if cost_.fill >= _FULL else range(min(how.lanes, len(tails) + 1))
         near = {lane[a] for a in after[number]} or {home}
-        best = min(choice, key=lambda at: (start(at) + (0.0 if at in near else _EDGE_US), at != home, at))
+        best = min(choice, key=lambda at: (start(at) + (0.0 if at in near else how.crossing_us), at != home, at))
         when = start(best)
         if best == len(tails):
             tails.append(0.0)

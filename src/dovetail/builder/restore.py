@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dovetail.builder import branches
 from dovetail.builder.options import BRANCHES, BuildOptions
 from dovetail.builder.ranges import RangeDecision
 from dovetail.builder.select import Chooser, Decision, by_rule
@@ -50,22 +51,20 @@ def options_of(plan: Plan) -> BuildOptions:
     if not isinstance(requested, dict):
         requested = {}
     formats, named = requested.get("io_formats", {}), requested.get("fp32_nodes", ())
-    branches = requested.get("branches")
+    lanes = requested.get("branches")
     return BuildOptions(
         target=plan.target, precision=str(requested.get("precision", "fp32")), strict_fp32=requested.get("strict_fp32") is True,
         tune=False, verify="off", allow_fallback=True,
         io_formats={str(k): str(v) for k, v in formats.items()} if isinstance(formats, dict) else None,
         fp32_nodes=tuple(map(str, named)) if isinstance(named, list | tuple) else (),
-        branches=branches if isinstance(branches, int) and branches in BRANCHES else None,
+        branches=lanes if type(lanes) is int and lanes in BRANCHES else None,
     )  # fmt: skip
 
 
-def lanes_of(plan: Plan) -> int | None:
-    """How many lanes a build decided on, as the plan's report states it; None where it does not."""
+def spread_of(plan: Plan) -> branches.Spread | None:
+    """How a plan's steps got their lanes, as its report states it; None where it does not."""
     report = plan.meta.get("report")
-    decided = report.get("branches") if isinstance(report, dict) else None
-    lanes = decided.get("lanes") if isinstance(decided, dict) else None
-    return lanes if isinstance(lanes, int) and lanes in BRANCHES else None
+    return branches.Decision.parse(report.get("branches") if isinstance(report, dict) else None)
 
 
 def ranges_of(plan: Plan) -> RangeDecision:

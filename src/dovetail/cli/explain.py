@@ -84,7 +84,7 @@ def _branches(decided: dict[str, Any]) -> str:
     """How many kernels may run beside each other, and why; `inspect --steps` shows which."""
     lanes = decided["lanes"]
     how = "one kernel after the other" if lanes == 1 else f"up to {lanes} kernels beside each other"
-    times = ", ".join(f"{us:.1f} us with {count}" for count, us in decided["measured_us"])
+    times = "; ".join(f"{what}: {us:.1f} us" for what, us in decided["measured_us"])
     return f"branches: {how}, {decided['reason']}{f' ({times})' if times else ''}"
 
 
