@@ -247,16 +247,28 @@ class _HostProgram:
         return Program(tuple(builder.buffers), (), tuple(ports), tuple(builder.segments))
 
     def _reference(self, value: Value) -> TensorRef:
-        return _view(self.builder.known_buffer(self.placement.root(value)), value)
+        root = self.placement.root(value)
+        return _view(self.builder.known_buffer(root), value, root)
 
 
-def _view(buffer: int, value: Value) -> TensorRef:
+def _start(value: Value, root: Value) -> Dim:
+    """Where a value begins in its root's buffer, in elements.
+
+    A part without elements may begin outside, in a run whose sizes leave nothing of the whole: it is put inside.
+    """
+    base = value.tensor.placement.base(value.tensor.shape)
+    if value is root or base == 0:
+        return base
+    return dims.maximum(0, dims.minimum(base, root.tensor.placement.size(root.tensor.shape)))
+
+
+def _view(buffer: int, value: Value, root: Value) -> TensorRef:
     """A value as a view of its buffer."""
     if isinstance(value.type, SequenceType):
         return TensorRef(buffer, value.type.element.dtype.name, None)
     type_ = value.tensor
     strides = None if is_row_major(type_) else tuple(map(postfix, type_.placement.strides(type_.shape)))
-    return TensorRef(buffer, type_.dtype.name, _shape(type_), strides, postfix(type_.placement.base(type_.shape)))
+    return TensorRef(buffer, type_.dtype.name, _shape(type_), strides, postfix(_start(value, root)))
 
 
 class _MainProgram:
@@ -373,7 +385,7 @@ class _MainProgram:
 
     def reference(self, value: Value) -> TensorRef:
         """A value as a view of its buffer."""
-        return _view(self.buffer_of(value), value)
+        return _view(self.buffer_of(value), value, self.placement.root(value))
 
     # ------------------------------------------------------------------ steps
     def _fusion(self, node: Node, position: int) -> None:
@@ -412,8 +424,7 @@ class _MainProgram:
         if operand.role in own:
             return Arg(own[operand.role])
         value = node.operands[operand.index] if operand.role == "in" else node.outputs[operand.index]
-        type_ = value.tensor
-        offset = type_.placement.base(type_.shape) * type_.dtype.itemsize
+        offset = _start(value, self.placement.root(value)) * value.tensor.dtype.itemsize
         return Arg(self.buffer_of(value), postfix(offset))
 
     def _share(self, node: Node, output_index: int, input_index: int, position: int) -> None:

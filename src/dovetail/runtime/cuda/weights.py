@@ -40,7 +40,7 @@ class CudaWeights(WeightSet):
 class DeviceResources(CudaResources):
     """What programs find by name, on the device and on the host: raw weights, packed weights, results of the shapes program."""
 
-    __slots__ = ("_copies", "_device", "_queue")
+    __slots__ = ("_copies", "_device", "_of_shapes", "_queue")
 
     def __init__(
         self, queue: Queue, raw: Mapping[str, Array], device: Mapping[str, DeviceView], packed: Values, shapes: Values,
@@ -50,19 +50,20 @@ class DeviceResources(CudaResources):
         self._queue = queue
         self._device = device
         self._copies = copies
+        self._of_shapes: dict[str, Any] = {}  # copies of what is another value for other shapes
 
     def find(self, buffer: Buffer) -> Any:
         """See `Resources.find`."""
         value = super().find(buffer)
         if not isinstance(value, DeviceView):
             return value
-        key = f"{buffer.kind} {buffer.name}"
-        found = self._copies.get(key)
+        copies, key = self._of_shapes if buffer.kind == "shape" else self._copies, f"{buffer.kind} {buffer.name}"
+        found = copies.get(key)
         if found is None:
             found = np.empty(value.nbytes, np.uint8)
             self._queue.fetch(found, value.address)
             self._queue.synchronize()
-            self._copies[key] = found
+            copies[key] = found
         return found
 
     def on_device(self, buffer: Buffer) -> DeviceView | None:
