@@ -249,6 +249,11 @@ class Noisy:
         self.calls += 1
         return list(self.rng.uniform(1.0, 1.1, len(contenders)))
 
+    def start(self) -> None:
+        pass
+
+    close = start
+
     def network(self, groups: Any, machine: Any) -> Noisy:
         return self
 

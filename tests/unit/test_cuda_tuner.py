@@ -79,6 +79,9 @@ class Scripted:
     def __init__(self, times: dict[str, float]) -> None:
         self.times, self.calls, self.whole = times, 0, dict[str, float]()
 
+    def start(self):
+        pass
+
     def measure(self, contenders, machine, sizes):
         self.calls += 1
         return [self.times[c.name] for c in contenders]
@@ -89,6 +92,9 @@ class Scripted:
         class Whole:
             def compare(self, choices, replays):
                 return [sum(outer.whole.get(c.name, 100.0) for c in chosen.values()) for chosen in choices]
+
+            def close(self):
+                pass
 
         return Whole()
 
@@ -309,7 +315,7 @@ def test_nothing_that_compiles_is_an_error_with_reasons(tmp_path):
         def configs(self, group, target):
             return ((("block", 3),),)
 
-    with pytest.raises(CompileError, match=r"(?s)no candidate compiles for cuda:sm_90; tried doubling block=3: .*power of 2"):
+    with pytest.raises(CompileError, match=r"(?s)no candidate compiles and runs for cuda:sm_90; tried doubling block=3: .*power of 2"):
         CudaTuner(None, 60.0, jobs=1)([(doubling(), [Broken()])], SM90, {})
 
 

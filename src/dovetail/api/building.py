@@ -29,6 +29,7 @@ from dovetail.ir.graph import Module
 from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
 from dovetail.tuner.cuda_choose import CudaTuner, Timer
+from dovetail.tuner.cuda_isolated import IsolatedTimer
 from dovetail.tuner.cuda_plans import PlanTimer
 from dovetail.tuner.cuda_time import GraphTimer
 
@@ -173,7 +174,7 @@ def chooser(options: BuildOptions, threads: int, progress: Progress | None) -> C
 
 def plan_timer(choose: Chooser, progress: Progress | None) -> PlanTimer | None:
     """What times whole plans, where candidates are measured on a GPU and there is time for that."""
-    if not isinstance(choose, CudaTuner) or not isinstance(choose.timer, GraphTimer) or choose.budget_s <= 0:
+    if not isinstance(choose, CudaTuner) or not isinstance(choose.timer, GraphTimer | IsolatedTimer) or choose.budget_s <= 0:
         return None
     report = progress or (lambda stage, done, total: None)
     timer = choose.timer
@@ -190,7 +191,9 @@ def _timer(options: BuildOptions, target: CudaTarget) -> Timer | None:
     if isa_of(options.ordinal, device.properties.name, device.properties.capability) != target.isa:
         _log.info("%s is built on a machine with %s and not tuned", target, device.properties.name)
         return None
-    return GraphTimer(device, shared_library.versions())
+    # Untried kernels may hang, or end the context that the engine is to run in.
+    made = IsolatedTimer if device.hazardous else GraphTimer
+    return made(device, shared_library.versions())
 
 
 def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from dovetail.codegen.tactic import Config, Emitted, Group, Tactic
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_compiler import Compiled, Overdue, compile_kernels, triton_version
 from dovetail.core import dims
-from dovetail.core.errors import CompileError, Error
+from dovetail.core.errors import CompileError, DeviceError, DeviceLostError, Error
 from dovetail.core.log import logger
 from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Time
@@ -75,11 +76,34 @@ class Placed:
     sizes: Mapping[str, int]
 
 
+class Fatal(str):
+    """The reason why a candidate must never run again: it did not end, or ended the device's context."""
+
+    __slots__ = ()
+
+
+class CandidateLostError(DeviceLostError):
+    """A candidate has ended the context that this process has of the device; `index` is its number among those given."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class NetworkTimer(Protocol):
     """Times choices for all groups of a model between their neighbours."""
 
-    def compare(self, choices: Sequence[Mapping[str, Contender]], replays: int) -> list[float]:
-        """Microseconds of the whole with each of several choices (contender by key)."""
+    def compare(self, choices: Sequence[Mapping[str, Contender]], replays: int) -> list[float | str]:
+        """Microseconds of the whole with each of several choices (contender by key), or why there are none.
+
+        Raises:
+            CandidateLostError: nothing can be measured any more.
+            DeviceError: the network cannot be run.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give code and memory back."""
         ...
 
 
@@ -89,12 +113,25 @@ class Timer(Protocol):
     environment: str
     """All of the device and its libraries that times depend on."""
 
-    def measure(self, contenders: Sequence[Contender], machine: Machine, sizes: Mapping[str, int]) -> list[float]:
-        """Microseconds of each; `UNABLE` for one that failed to run."""
+    def start(self) -> None:
+        """Prepare for measuring, beside whatever the caller does meanwhile."""
+        ...
+
+    def measure(self, contenders: Sequence[Contender], machine: Machine, sizes: Mapping[str, int]) -> list[float | str]:
+        """Microseconds of each; the reason for one that failed to run, `Fatal` where it must not run again.
+
+        Raises:
+            CandidateLostError: nothing can be measured any more.
+            DeviceError: nothing could be measured.
+        """
         ...
 
     def network(self, groups: Sequence[Placed], machine: Machine) -> NetworkTimer:
-        """All groups of a model in order."""
+        """All groups of a model in order.
+
+        Raises:
+            ExecutionError: the network cannot be timed.
+        """
         ...
 
 
@@ -109,6 +146,7 @@ class _Contest:
     times: dict[str, float]
     count: int = 1
     refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     preferred: str = ""
 
     @property
@@ -165,7 +203,8 @@ class CudaTuner:
             if key in contests:
                 contests[key].count += 1
             else:
-                contests[key] = _Contest(key, group, self._contenders(group, able, cuda), own, self.cache.get(key))
+                contenders = self._contenders(group, able, cuda)
+                contests[key] = _Contest(key, group, contenders, own, self.cache.get(key), failed=self.cache.failed(key))
         start = time.monotonic()
         if self.timer is not None and self.level > 0:
             self._tune(list(contests.values()), cuda, start)
@@ -210,6 +249,8 @@ class CudaTuner:
         open_ = [c for c in open_ if self.cache.skipped(c.key) < self.budget_s]
         open_.sort(key=lambda c: (-c.weight, c.key))
         done = 0
+        if open_:
+            self.timer.start()
         try:
             # All at once: processes are never idle. The likely winners of heavy groups come first, so that a small budget goes to them.
             order = [(position >= _FIRST, number, x) for number, c in enumerate(open_) for position, x in _positions(c.contenders)]
@@ -240,12 +281,21 @@ class CudaTuner:
         assert self.timer is not None
         able = []
         for contender in compiled:
-            reason = refused(contender, machine, target)
+            reason = contest.failed.get(contender.name) or refused(contender, machine, target)
             if reason is None:
                 able.append(contender)
             else:
                 contest.refused[contender.name] = reason
-        us = self.timer.measure(able, machine, contest.sizes) if able else []
+        try:
+            found = self.timer.measure(able, machine, contest.sizes) if able else []
+        except CandidateLostError as error:
+            raise self._lost(contest, able[error.index], error) from None
+        except DeviceError as error:
+            _log.warning("%s: nothing could be measured, it takes its default: %s", contest.group.node.where, error)
+            return
+        contest.refused |= {c.name: t for c, t in zip(able, found, strict=True) if isinstance(t, str)}
+        self._leave_out(contest, zip(able, found, strict=True))
+        us = [UNABLE if isinstance(t, str) else t for t in found]
         if able and min(us) >= UNABLE:
             # Nothing ran, which says more of the device (too little memory) than of the candidates: nothing to remember.
             _log.warning("%s: none of %d candidates could be run here; it takes its default", contest.group.node.where, len(able))
@@ -254,22 +304,42 @@ class CudaTuner:
         overdue = {c.name for c in compiled if isinstance(contest.refused.get(c.name), Overdue)}
         contest.times = {c.name: UNABLE for c in compiled if c.name not in overdue}
         contest.times |= {c.name: round(min(t, UNABLE), 3) for c, t in zip(able, us, strict=True)}
-        self.cache.put(contest.key, contest.times, None if len(compiled) == len(contest.contenders) else self.budget_s)
+        skipped_s = None if len(compiled) == len(contest.contenders) else self.budget_s
+        self.cache.put(contest.key, contest.times, skipped_s, contest.failed)
         _log.debug("%s: %s; refused: %s", contest.group.node.where, contest.times, contest.refused)
+
+    def _lost(self, contest: _Contest, contender: Contender, error: DeviceLostError) -> DeviceLostError:
+        """The error of a build whose device is lost; the next one leaves out what did that."""
+        self._leave_out(contest, [(contender, Fatal(error))])
+        return DeviceLostError(
+            f"{contest.group.node.where}: the candidate {contender.name} ended the device's context: {error}; build again: it is left out "
+            "from now on"
+        )
+
+    def _leave_out(self, contest: _Contest, found: Iterable[tuple[Contender, float | str]]) -> None:
+        """Remember what hung or ended the device's context, at once: nobody knows what comes next."""
+        lost = {contender.name: str(reason) for contender, reason in found if isinstance(reason, Fatal)}
+        for name, reason in lost.items():
+            _log.warning("%s: %s is left out from now on: %s", contest.group.node.where, name, reason)
+            contest.times[name] = UNABLE
+        if lost:
+            contest.failed |= lost
+            skipped_s = self.cache.skipped(contest.key)
+            self.cache.put(contest.key, contest.times, None if skipped_s < 0 else skipped_s, contest.failed)
+            self.cache.flush()
 
     # ------------------------------------------------------------------ in the network
     def _refine(self, order: Sequence[tuple[str, Group]], contests: Mapping[str, _Contest], target: CudaTarget, start: float) -> None:
         """Let the best few of each contest compete once more, between the neighbours that they will have."""
         assert self.timer is not None
         rivals = {key: self._rivals(contest) for key, contest in contests.items()}
-        names = {key: [c.name for c in found] for key, found in rivals.items()}
-        record_key = hashlib.sha256(repr(([k for k, _ in order], names)).encode()).hexdigest()[:40]
-        known = self.cache.records.get(record_key)
+        known = self.cache.records.get(_network_key(order, rivals))
         preferred = known.get("preferred") if known is not None else None
         if not isinstance(preferred, dict) and any(len(found) > 1 for found in rivals.values()):
             preferred = self._compare(order, contests, rivals, target, start)
             if preferred is not None:
-                self.cache.records.put(record_key, {"preferred": preferred})
+                rivals = {key: self._rivals(contest) for key, contest in contests.items()}  # less what has failed
+                self.cache.records.put(_network_key(order, rivals), {"preferred": preferred})
                 self.cache.flush()
         for key, name in (preferred or {}).items():
             if key in contests:
@@ -297,17 +367,24 @@ class CudaTuner:
         open_ = sorted((c for c in contests.values() if len(rivals[c.key]) > 1), key=lambda c: (-c.weight, c.key))
         chosen = {key: found[0] for key, found in rivals.items()}
         preferred: dict[str, str] = {}
+        stack = ExitStack()
         try:
             machine = compile_kernels(kernels, target, jobs=self.jobs)
             if any(refused(found[0], machine, target) is not None for found in rivals.values()):
                 return None  # what is chosen in its place shows only later
             network = self.timer.network(placed, machine)
+            stack.callback(network.close)
             for done, contest in enumerate(open_):
                 self.progress("refine", done, len(open_))
                 if time.monotonic() - start >= self.budget_s:
                     return None
                 options = [chosen | {contest.key: c} for c in rivals[contest.key]]
-                us = network.compare(options, _REPLAYS)
+                try:
+                    found = network.compare(options, _REPLAYS)
+                except CandidateLostError as error:
+                    raise self._lost(contest, rivals[contest.key][error.index], error) from None
+                self._leave_out(contest, zip(rivals[contest.key], found, strict=True))
+                us = [UNABLE if isinstance(t, str) else t for t in found]
                 best = min(range(len(us)), key=lambda i: us[i])
                 if us[best] < us[0] * (1 - _GAIN):
                     chosen[contest.key] = rivals[contest.key][best]
@@ -317,10 +394,13 @@ class CudaTuner:
             self.interrupted = True
             _log.warning("interrupted: each group keeps what is best alone")
             return None
+        except DeviceLostError:
+            raise
         except Error as error:
             _log.warning("the network could not be timed as a whole: %s", error)
             return None
         finally:
+            stack.close()
             self.progress("refine", len(open_), len(open_))
         return preferred
 
@@ -328,6 +408,7 @@ class CudaTuner:
     def _settle(self, contests: Sequence[_Contest], target: CudaTarget) -> dict[str, Contender]:
         """The winner of each contest: the fastest within the noise, else the first that compiles without spilling."""
         waiting = {c.key: self._ranking(c) for c in contests}
+        failed = {c.key: c.failed for c in contests}
         chosen: dict[str, Contender] = {}
         reasons: dict[str, list[str]] = {c.key: [] for c in contests}
         spilling: dict[str, Contender] = {}
@@ -336,7 +417,7 @@ class CudaTuner:
             machine = compile_kernels(kernels, target, jobs=self.jobs, done=lambda done, total: self.progress("compile", done, total))
             for key in list(waiting):
                 contender = waiting[key].pop(0)
-                reason = refused(contender, machine, target)
+                reason = failed[key].get(contender.name) or refused(contender, machine, target)
                 if reason is None:
                     chosen[key] = contender
                 else:
@@ -349,7 +430,7 @@ class CudaTuner:
                     del waiting[key]
                 elif not waiting[key]:
                     where = next(c.group.node.where for c in contests if c.key == key)
-                    raise CompileError(f"{where}: no candidate compiles for {target}; tried {'; '.join(reasons[key])}")
+                    raise CompileError(f"{where}: no candidate compiles and runs for {target}; tried {'; '.join(reasons[key])}")
         return chosen
 
     @staticmethod
@@ -364,6 +445,12 @@ class CudaTuner:
         rest = sorted((c for c in known if c not in first), key=lambda c: times[c.name])
         ranking = [*first, *rest, *unknown] or list(contest.contenders)
         return sorted(ranking, key=lambda c: c.name != contest.preferred)
+
+
+def _network_key(order: Sequence[tuple[str, Group]], rivals: Mapping[str, Sequence[Contender]]) -> str:
+    """The key under which the timing cache has what is preferred in a network."""
+    names = {key: [c.name for c in found] for key, found in rivals.items()}
+    return hashlib.sha256(repr(([key for key, _ in order], names)).encode()).hexdigest()[:40]
 
 
 def _positions(contenders: Sequence[Contender]) -> list[tuple[int, Contender]]:
@@ -401,4 +488,4 @@ def _accepts(tactic: Tactic, group: Group, target: Target) -> bool:
     return inputs and all(fulfils(w, v.tensor) for v, w in zip(group.outputs, wanted_outputs, strict=True))
 
 
-__all__ = ["CANDIDATES", "NOISE", "UNABLE", "Contender", "CudaTuner", "Timer", "refused"]
+__all__ = ["CANDIDATES", "NOISE", "UNABLE", "Contender", "CudaTuner", "Fatal", "Timer", "refused"]

@@ -46,6 +46,12 @@ class Functions:
             self._loaded[kernel.entry] = self.driver.load(compiled.binary, kernel.entry, compiled.shared)
         return self._loaded[kernel.entry]
 
+    def close(self) -> None:
+        """Give the functions back, which nothing uses any more; the device's context is active."""
+        for function in self._loaded.values():
+            self.driver.unload(function)
+        self._loaded.clear()
+
 
 def own_bytes(emitted: Emitted, functions: Functions, sizes: Sizes) -> list[int]:
     """Bytes of the buffers that belong to the kernels: temps first, then per step workspace, counters and scratch."""

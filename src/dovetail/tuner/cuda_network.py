@@ -8,35 +8,14 @@ what they will see later; nothing is computed from real data.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from dovetail.core.errors import ExecutionError
 from dovetail.device.cuda.driver import Driver, Graph, Stream
 from dovetail.device.cuda.memory import DeviceMemory, parts
-from dovetail.engine.memory import Lifetime, place
-from dovetail.ir.graph import Time, Value
-from dovetail.ops.registry import SELECT, find
-from dovetail.passes.views import is_view
-from dovetail.tuner.cuda_choose import Contender, Machine, Placed
-from dovetail.tuner.cuda_launch import Functions, calls, own_bytes
-from dovetail.tuner.cuda_pool import aligned, fill, own_addresses, span
-
-_INTEGER_OPS = frozenset({"Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements"})
-
-
-def problem(groups: Sequence[Placed]) -> str | None:
-    """None if the network can be timed, else why not: addresses that the data decide could lead anywhere."""
-    for placed in groups:
-        addressed = any(n.op in _INTEGER_OPS or ((s := find(n.op)) is not None and s.kind == SELECT) for n in placed.group.body.nodes)
-        if addressed and any(_root(v).producer is not None and v.time == Time.RUN and v.tensor.dtype.is_int for v in placed.group.inputs):
-            return f"{placed.group.node.where} reads at addresses that the run computes"
-    return None
-
-
-def _root(value: Value) -> Value:
-    while value.producer is not None and is_view(value.producer):
-        value = value.producer.input(0)
-    return value
+from dovetail.engine.memory import place
+from dovetail.tuner.cuda_launch import Functions, Machine, calls, own_bytes
+from dovetail.tuner.cuda_pool import aligned, fill, own_addresses
+from dovetail.tuner.cuda_trial import NetworkTrial, Site, Trial
 
 
 class Network:
@@ -44,92 +23,49 @@ class Network:
 
     Args:
         driver, stream: the device; its context is active.
-        groups: in order, with what competes for each.
-        machine: machine code of all contenders.
+        given: the groups in order, with what competes for each.
+        machine: machine code of all trials.
 
     Raises:
-        ExecutionError: the network cannot be timed without its data.
         DeviceError: not enough memory.
     """
 
-    def __init__(self, driver: Driver, stream: Stream, groups: Sequence[Placed], machine: Machine) -> None:
-        reason = problem(groups)
-        if reason is not None:
-            raise ExecutionError(f"network: {reason}; its groups are timed alone only")
-        self.driver, self.stream, self.groups = driver, stream, groups
+    def __init__(self, driver: Driver, stream: Stream, given: NetworkTrial, machine: Machine) -> None:
+        self.driver, self.stream, self.given = driver, stream, given
         self.functions = Functions(driver, machine)
         with driver.active():
             self._events = (driver.create_event(True), driver.create_event(True))
             self._allocate()
 
     def _allocate(self) -> None:
-        driver, stream = self.driver, self.stream
-        roots, weights = self._measure()
-        floats = [r for r in roots if r.tensor.dtype.is_float]
-        integers = [r for r in roots if not r.tensor.dtype.is_float]
-        lives = self._lifetimes()
-        offsets, total = place([roots[r] for r in floats], [lives[r] for r in floats])
-        own = max((sum(map(aligned, own_bytes(c.emitted, self.functions, p.sizes))) for p in self.groups for c in p.contenders), default=0)
-        starts, size = parts([total, own, own, *(roots[r] for r in integers), *weights.values()])
+        driver, stream, regions = self.driver, self.stream, self.given.regions
+        by_kind = {kind: [i for i, r in enumerate(regions) if r.kind == kind] for kind in ("float", "integer", "weight")}
+        floats = by_kind["float"]
+        offsets, total = place([regions[i].size for i in floats], [regions[i].life for i in floats])
+        own = max((sum(map(aligned, own_bytes(t.emitted, self.functions, {}))) for t in self.given.trials), default=0)
+        apart = by_kind["integer"] + by_kind["weight"]
+        starts, size = parts([total, own, own, *(regions[i].size for i in apart)])
         self._memory = DeviceMemory(driver, size)
         fill(driver, stream, self._memory.address, size)
         arena, self._own, self._counters, *rest = (self._memory.address + s for s in starts)
         driver.zero(self._counters, own, stream)
-        self._base: dict[object, int] = {r: arena + o for r, o in zip(floats, offsets, strict=True)}
-        self._base |= dict(zip(integers, rest, strict=False))
-        for root in integers:
-            driver.zero(self._base[root], roots[root], stream)
-        self._base |= dict(zip(weights, rest[len(integers) :], strict=True))
+        self._base = dict(zip(floats, (arena + o for o in offsets), strict=True)) | dict(zip(apart, rest, strict=True))
+        for index in by_kind["integer"]:
+            driver.zero(self._base[index], regions[index].size, stream)
         driver.synchronize(stream)
 
-    def _measure(self) -> tuple[dict[Value, int], dict[tuple[Value, int], int]]:
-        """Bytes of each root of run-time values, and of each weight operand as the largest contender wants it."""
-        roots: dict[Value, int] = {}
-        weights: dict[tuple[Value, int], int] = {}
-        for placed in self.groups:
-            for value in (*placed.group.inputs, *placed.group.outputs):
-                if value.time == Time.RUN:
-                    root = _root(value)
-                    roots[root] = max(roots.get(root, 0), *(span(v.tensor, placed.sizes).size for v in (root, value)))
-            for contender in placed.contenders:
-                for position, (outer, packed) in enumerate(zip(placed.group.inputs, contender.group.inputs, strict=True)):
-                    if outer.time != Time.RUN:
-                        key = (outer, position)
-                        weights[key] = max(weights.get(key, 0), span(packed.tensor, placed.sizes).size)
-        return roots, weights
+    def _steps(self, site: Site, trial: Trial) -> list[Callable[[Stream], None]]:
+        found = [self._base[region] + s.origin for region, s in zip(site.regions, trial.spans, strict=True)]
+        own = own_addresses(trial.emitted, own_bytes(trial.emitted, self.functions, {}), self._own, self._counters)
+        return calls(trial.emitted, self.functions, {}, found[: trial.inputs], found[trial.inputs :], own)
 
-    def _lifetimes(self) -> dict[Value, Lifetime]:
-        lives: dict[Value, Lifetime] = {}
-        for position, placed in enumerate(self.groups):
-            for value in (*placed.group.inputs, *placed.group.outputs):
-                if value.time == Time.RUN:
-                    root = _root(value)
-                    known = lives.get(root)
-                    lives[root] = Lifetime(position if known is None else known.first, position)
-        return lives
-
-    def _addresses(self, placed: Placed, contender: Contender) -> list[int]:
-        found = []
-        for position, (outer, packed) in enumerate(zip(placed.group.inputs, contender.group.inputs, strict=True)):
-            key: object = _root(outer) if outer.time == Time.RUN else (outer, position)
-            found.append(self._base[key] + span(packed.tensor, placed.sizes).origin)
-        for value in placed.group.outputs:
-            found.append(self._base[_root(value)] + span(value.tensor, placed.sizes).origin)
-        return found
-
-    def capture(self, chosen: Mapping[str, Contender]) -> Graph:
-        """The graph of all groups with these contenders, by the key of the group.
+    def capture(self, chosen: Mapping[str, int]) -> Graph:
+        """The graph of all groups with these trials, by the key of the site.
 
         Raises:
             DeviceError: a launch failed.
         """
-        steps = []
-        for placed in self.groups:
-            contender = chosen[placed.key]
-            addresses = self._addresses(placed, contender)
-            count = len(placed.group.inputs)
-            own = own_addresses(contender.emitted, own_bytes(contender.emitted, self.functions, placed.sizes), self._own, self._counters)
-            steps += calls(contender.emitted, self.functions, placed.sizes, addresses[:count], addresses[count:], own)
+        steps = [step for site in self.given.sites for step in self._steps(site, site.trials[chosen[site.key]])]
         driver, stream = self.driver, self.stream
         driver.begin_capture(stream)
         try:
@@ -140,8 +76,13 @@ class Network:
             raise
         return driver.end_capture(stream)
 
-    def compare(self, choices: Sequence[Mapping[str, Contender]], replays: int) -> list[float]:
+    def compare(
+        self, choices: Sequence[Mapping[str, int]], replays: int, at: Callable[[int], None] = lambda index: None
+    ) -> list[float | str]:
         """Microseconds of the network with each of several choices: medians of interleaved replays.
+
+        Args:
+            at: called with the index of a choice before it is run.
 
         Raises:
             DeviceError: a launch failed.
@@ -150,18 +91,29 @@ class Network:
         with driver.active():
             graphs: list[Graph] = []
             try:
-                for chosen in choices:
+                for index, chosen in enumerate(choices):
+                    at(index)
                     graphs.append(self.capture(chosen))
                 samples: list[list[float]] = [[] for _ in graphs]
                 for turn in range(replays + 1):
-                    for graph, times in zip(graphs, samples, strict=True):
+                    for index, (graph, times) in enumerate(zip(graphs, samples, strict=True)):
+                        at(index)
                         us = self._replay(graph)
                         if turn:  # the first replay of a graph uploads it
                             times.append(us)
                 return [statistics.median(times) for times in samples]
             finally:
-                for graph in graphs:
-                    driver.destroy_graph(graph)
+                if not driver.lost:
+                    for graph in graphs:
+                        driver.destroy_graph(graph)
+
+    def close(self) -> None:
+        """Give code and memory back."""
+        with self.driver.active():
+            self.functions.close()
+            for event in self._events:
+                self.driver.destroy_event(event)
+        del self._memory
 
     def _replay(self, graph: Graph) -> float:
         driver, stream, (start, end) = self.driver, self.stream, self._events

@@ -90,10 +90,10 @@ class Pool:
         assert self._at <= self.size, "more is taken than was asked for"
         return start
 
-    def take(self, needed: Span, type_: TensorType) -> int:
-        """The address of a value's logical origin; integers are zero, as they may be indices."""
+    def take(self, needed: Span, zero: bool) -> int:
+        """The address of a value's logical origin, with ordinary numbers or with zeros."""
         start = self._piece(needed.size)
-        if not type_.dtype.is_float:
+        if zero:
             self._driver.zero(start, needed.size, self._stream)
         return start + needed.origin
 

@@ -35,9 +35,27 @@ class TimingCache:
             return {}
         return {str(k): float(v) for k, v in times.items() if isinstance(v, int | float) and v > 0}
 
-    def put(self, key: str, us: Mapping[str, float], skipped_s: float | None = None) -> None:
-        """Store the times of a group; `flush` writes them. `skipped_s`: a budget in which other candidates had no turn."""
-        self.records.put(key, {"us": dict(us)} | ({} if skipped_s is None else {"skipped_s": skipped_s}))
+    def put(
+        self, key: str, us: Mapping[str, float], skipped_s: float | None = None, failed: Mapping[str, str] | None = None
+    ) -> None:
+        """Store the times of a group; `flush` writes them.
+
+        Args:
+            skipped_s: a budget in which other candidates had no turn.
+            failed: candidates that must not run again, with the reason; those known before stay.
+        """
+        record: dict[str, object] = {"us": dict(us)}
+        if skipped_s is not None:
+            record["skipped_s"] = skipped_s
+        if known := self.failed(key) | dict(failed or {}):
+            record["failed"] = known
+        self.records.put(key, record)
+
+    def failed(self, key: str) -> dict[str, str]:
+        """Candidates of a group that hung or ended the device's context, with the reason."""
+        record = self.records.get(key)
+        found = record.get("failed") if record is not None else None
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
     def skipped(self, key: str) -> float:
         """The largest budget (seconds) in which a group's turn, or that of some candidates, did not come; -1 if that never happened."""
@@ -47,7 +65,7 @@ class TimingCache:
 
     def skip(self, key: str, budget_s: float) -> None:
         """Note that a build with this budget left a group to the rule, so that its like does so again."""
-        self.records.put(key, {"us": self.get(key), "skipped_s": max(budget_s, self.skipped(key))})
+        self.put(key, self.get(key), max(budget_s, self.skipped(key)))
 
     def merge(self, path: str | os.PathLike[str]) -> int:
         """Take over another file's times; returns how many groups are new or differ.

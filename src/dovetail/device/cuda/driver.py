@@ -154,6 +154,8 @@ class Driver(Protocol):
     """One device. Methods raise DeviceError: the call, what the driver says, a hint; or DeviceLostError, from then on in every use."""
 
     properties: Properties
+    hazardous: bool
+    """Whether a wrong kernel can hang or end the context for the whole process, so that untried ones belong in one of their own."""
     lost: str
     """Why this process cannot use the device any more; "" while it can. Memory, streams and graphs went with the context."""
 

@@ -79,6 +79,8 @@ def _bindings() -> Any:
 class CudaDriver:
     """See `driver.Driver`."""
 
+    hazardous = True
+
     def __init__(self, ordinal: int) -> None:
         self.lost = ""
         self._api = _bindings()

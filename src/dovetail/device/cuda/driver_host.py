@@ -52,6 +52,8 @@ class HostGraph:
 class HostDriver:
     """See `driver.Driver`. `log` counts the calls by name; a kernel that raises DeviceLostError ends the device's context."""
 
+    hazardous = False
+
     def __init__(self, run: Run, ordinal: int = 0, capability: int = 90, memory: int = 1 << 40) -> None:
         self.properties = Properties(ordinal, "host memory", capability, 4, memory, 13000)
         self.lost = ""
