@@ -138,23 +138,12 @@ def suppression(shape: Suppression, target: CudaTarget, tactic: str) -> Emitted:
 
 def _corners(center: bool, prefix: str) -> list[str]:
     """From four loaded numbers to the low and high corners."""
-    b = [f"{prefix}{c}" for c in range(4)]
-    low, high = (f"{prefix}l0", f"{prefix}l1"), (f"{prefix}h0", f"{prefix}h1")
-    if center:
-        return [
-            line
-            for axis in range(2)
-            for line in (
-                f"{low[axis]} = {b[axis]} - {b[axis + 2]} / 2", f"{high[axis]} = {b[axis]} + {b[axis + 2]} / 2",
-            )
-        ]  # fmt: skip
-    return [
-        line
-        for axis in range(2)
-        for line in (
-            f"{low[axis]} = tl.minimum({b[axis]}, {b[axis + 2]})", f"{high[axis]} = tl.maximum({b[axis]}, {b[axis + 2]})",
-        )
-    ]  # fmt: skip
+    lines = []
+    for axis in range(2):
+        a, b = f"{prefix}{axis}", f"{prefix}{axis + 2}"
+        low, high = (f"{a} - {b} / 2", f"{a} + {b} / 2") if center else (f"tl.minimum({a}, {b})", f"tl.maximum({a}, {b})")
+        lines += [f"{prefix}l{axis} = {low}", f"{prefix}h{axis} = {high}"]
+    return lines
 
 
 def _select(shape: Suppression, target: CudaTarget, tactic: str) -> Kernel:

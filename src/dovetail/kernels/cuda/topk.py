@@ -146,11 +146,7 @@ def _short(shape: TopK, extent: int, target: CudaTarget, tactic: str, config: Co
         f"rank = tl.sum((before & (j < {extent})[None, None, :]).to(tl.int32), 2)",
         *w.release,
     ]
-    values = row.base(Operand("out", 0), shape.values)
-    indices = row.base(Operand("out", 1), shape.indices)
-    mask = f"mask=inside & (rank < {w.dim(shape.k)})"
-    lines.append(f"tl.store({row.at(f'{values}[:, None]', shape.values, 'rank')}, a, {mask})")
-    lines.append(f"tl.store({row.at(f'{indices}[:, None]', shape.indices, 'rank')}, (rank * 0 + i).to(tl.int64), {mask})")
+    lines += _ranked(shape, w, row, "inside", "(rank * 0 + i)", across="[:, None]")
     return w.kernel(
         lines, grid=(ceil_div(shape.rows, block), 1, 1), warps=4, stages=1, tactic=tactic, config=config,
         flops=shape.rows * width**2, bytes=shape.rows * (extent + 2 * shape.k) * shape.x.dtype.itemsize,
@@ -193,15 +189,27 @@ def _rank(shape: TopK, count: Dim, kept: bool, target: CudaTarget, tactic: str, 
     ]
     lines += ["    " + line for line in inner]
     lines += w.release
-    values = row.base(Operand("out", 0), shape.values)
-    indices = row.base(Operand("out", 1), shape.indices)
-    mask = f"mask=(i < {size}) & (rank < {w.dim(shape.k)})"
-    lines.append(f"tl.store({row.at(values, shape.values, 'rank')}, a, {mask})")
-    lines.append(f"tl.store({row.at(indices, shape.indices, 'rank')}, {'a_p' if kept else 'i'}.to(tl.int64), {mask})")
+    lines += _ranked(shape, w, row, f"(i < {size})", "a_p" if kept else "i")
     return w.kernel(
         lines, grid=(shape.rows * ceil_div(count, _ROWS), 1, 1), warps=4, stages=1, tactic=tactic, config=config,
         flops=shape.rows * count * count, bytes=shape.rows * (count + 2 * shape.k) * shape.x.dtype.itemsize,
     )  # fmt: skip
+
+
+def _ranked(shape: TopK, w: Writer, row: _Row, inside: str, position: str, across: str = "") -> list[str]:
+    """Stores of the elements `a` at the places that their `rank` says, as far as these belong to the results.
+
+    Args:
+        inside: which elements there are.
+        position: their places in the row.
+        across: how a row's address becomes part of a block.
+    """
+    values, indices = row.base(Operand("out", 0), shape.values), row.base(Operand("out", 1), shape.indices)
+    mask = f"mask={inside} & (rank < {w.dim(shape.k)})"
+    return [
+        f"tl.store({row.at(f'{values}{across}', shape.values, 'rank')}, a, {mask})",
+        f"tl.store({row.at(f'{indices}{across}', shape.indices, 'rank')}, {position}.to(tl.int64), {mask})",
+    ]
 
 
 def _radix(shape: TopK, target: CudaTarget, tactic: str, config: Config) -> Kernel:
