@@ -20,6 +20,7 @@ from dovetail.builder.restore import as_recorded, options_of, ranges_of, restore
 from dovetail.cli import main, options
 from dovetail.cli.explain import select
 from dovetail.core.dtypes import F16
+from dovetail.core.env import override
 from dovetail.core.errors import UsageError, VerificationError
 from dovetail.device.cuda.driver_host import HostDriver
 from dovetail.frontend.importer import import_onnx
@@ -185,3 +186,14 @@ def test_choices_between_close_candidates_may_differ(device: HostDriver) -> None
     proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
     (row,) = dovetail.build(proto, **FP16).plan.certificate["engine"]["outputs"]
     assert row["relative_l2"] > 0.1 and row["rounding_moves_it_by"] > 0.05
+
+
+def test_seeded_ranges_are_measured_once(device: HostDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with override(cache=tmp_path):
+        first = dovetail.build(normalised(), **FP16)
+        monkeypatch.setattr("dovetail.builder.measure", lambda *a, **k: pytest.fail("measured again"))
+        second = dovetail.build(normalised(), **FP16)
+        assert second.report().json()["ranges"] == first.report().json()["ranges"]
+        assert [k.entry for k in second.plan.kernels] == [k.entry for k in first.plan.kernels]
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            dovetail.build(normalised(2e4), **FP16)

@@ -97,7 +97,8 @@ def build(
     choose = chooser(options, default_threads() if threads is None else threads, progress)
     with WeightHashes() as hashing:
         built = builder.build(
-            model, options, progress=progress, choose=choose, timer=plan_timer(choose, progress), after=hashing.after
+            model, options, progress=progress, choose=choose, timer=plan_timer(choose, progress), after=hashing.after,
+            hashes=hashing.of,
         )
         hashes = hashing.of(built.module.weights)
     del choose  # with the memory on the device that it measured in

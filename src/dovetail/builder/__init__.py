@@ -23,6 +23,7 @@ from dovetail.builder.ranges import (
     Ranges,
     decide,
     measure,
+    remembered,
     require_known,
     rounded_values,
 )
@@ -77,7 +78,7 @@ class Built:
         ranges: what was kept in fp32 because of its size.
         rounded: names of the values of `graph_text` that kernels round to the narrow type.
         expected: outputs for the caller's samples, where ranges were measured on them.
-        branches: how many lanes the plan has, and why.
+        branches: how the plan's steps got their lanes, and why.
         formats: of inputs and outputs, as asked for.
     """
 
@@ -120,10 +121,12 @@ def build(
     choose: Chooser = by_rule,
     timer: PlanTimer | None = None,
     after: Callable[[str, Module], None] | None = None,
+    hashes: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None,
 ) -> Built:
     """Compile a model.
 
     Args:
+        hashes: gives the hashes of initializers: with it, ranges measured on seeded inputs are kept in `DOVETAIL_CACHE`.
         timer: measures whole plans on a GPU.
         after: called with (pass name, module) after each pass of `PASSES`.
 
@@ -136,7 +139,7 @@ def build(
     module.meta["strict_fp32"] = options.strict_fp32
     stages.done("import", module)
     optimise(module, after=lambda name: stages.done(name, module))
-    ranges = _measured(source, module, options)
+    ranges = _measured(source, module, options, hashes)
     stages.note("ranges")
     return _compile(module, options, choose, stages, ranges, timer)
 
@@ -164,7 +167,9 @@ def compile_module(
     return _compile(module, options, choose, _Stages(progress, None), ranges or RangeDecision(), timer, spread)
 
 
-def _measured(source: ModelSource, module: Module, options: BuildOptions) -> Ranges:
+def _measured(
+    source: ModelSource, module: Module, options: BuildOptions, hashes: Callable[[Mapping[str, Any]], Mapping[str, str]] | None
+) -> Ranges:
     """The ranges of the values of a module after `optimise`, where they count and something may be run."""
     if options.precision != "fp16":
         return Ranges(False, f"the range of {options.precision} is that of fp32")
@@ -178,7 +183,14 @@ def _measured(source: ModelSource, module: Module, options: BuildOptions) -> Ran
 
     shapes = {v.name: v.tensor.shape for v in module.main.inputs if isinstance(v.type, TensorType) and v.tensor.rank}
     batched = any(isinstance(shape[0], int) and shape[0] > 1 for shape in shapes.values())
-    return measure(module, samples=options.samples or (), level=options.verify, single=single if batched else None)
+
+    def run() -> Ranges:
+        return measure(module, samples=options.samples or (), level=options.verify, single=single if batched else None)
+
+    if hashes is None or options.samples:
+        return run()
+    parts = [__version__, options.verify, print_module(module), *(f"{n} {h}" for n, h in sorted(hashes(module.weights).items()))]
+    return remembered(hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40], run)
 
 
 def _lower(

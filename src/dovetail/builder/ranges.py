@@ -20,8 +20,10 @@ from dovetail.builder.oracle import short
 from dovetail.builder.samples import graph_inputs
 from dovetail.builder.verify_engine import sizes_within
 from dovetail.core.dtypes import BF16, F16, F32
+from dovetail.core.env import env
 from dovetail.core.errors import Error, PlanFormatError, UsageError
 from dovetail.core.log import logger
+from dovetail.core.records import RecordFile
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.parser import parse_module
 from dovetail.ir.types import TensorType
@@ -149,6 +151,19 @@ def measure(
     return smaller if smaller.measured else found
 
 
+def remembered(key: str, run: Callable[[], Ranges]) -> Ranges:
+    """What an earlier run measured for a key, from `DOVETAIL_CACHE/ranges.jsonl`, or what this one does."""
+    cache = RecordFile(env().cache / "ranges.jsonl")
+    known = cache.get(key)
+    if known is not None:
+        return Ranges(True, inputs=str(known["inputs"]), largest=dict(known["largest"]))
+    found = run()
+    if found.measured:
+        cache.put(key, {"inputs": found.inputs, "largest": dict(found.largest)})
+        cache.flush()
+    return found
+
+
 def _seeded(module: Module, level: str) -> Ranges:
     reason = "no sizes were found that the model accepts"
     for sizes, _, refusal in sizes_within(module, level):
@@ -185,7 +200,7 @@ def _observe(module: Module, feed: Mapping[str, Any], seen: dict[str, float]) ->
             largest = max(high, 0.0) if masks[value] else largest
         if value.time != Time.RUN and largest <= LARGEST[F16]:
             largest = 0.0  # known exactly, and in range
-        seen[value.name] = max(seen.get(value.name, 0.0), largest)
+        seen[value.name] = max(seen.get(value.name, 0.0), short(largest))
 
     with np.errstate(all="ignore"):
         return evaluate(module, feed, observe=note)
@@ -212,13 +227,13 @@ def decide(graph_text: str, module: Module, ranges: Ranges, lower: Callable[[Mod
         again = [name for name in beyond if name in found and name in kept.largest and name not in kept.strict]
         if not new and not again:
             break
-        kept = Kept({**kept.largest, **{name: short(beyond[name]) for name in new}}, kept.strict | set(again))
+        kept = Kept({**kept.largest, **{name: beyond[name] for name in new}}, kept.strict | set(again))
     nodes = {v.name: v.producer.where if v.producer is not None else f"{v.name} (input)" for v in module.main.values()}
     for name, size in kept.largest.items():
         _log.info("%s: %s reaches %.2g, beyond the safe range of fp16 (%.0f), and stays fp32", nodes[name], name, size, LIMIT)
     name, size = max(ranges.largest.items(), key=lambda item: item[1], default=("", 0.0))
     return RangeDecision(
-        kept, {n: nodes[n] for n in kept.largest}, (name, short(size)), ranges.measured, ranges.reason, ranges.inputs
+        kept, {n: nodes[n] for n in kept.largest}, (name, size), ranges.measured, ranges.reason, ranges.inputs
     )  # fmt: skip
 
 
