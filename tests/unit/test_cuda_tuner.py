@@ -13,11 +13,11 @@ from dovetail.codegen.target import CudaTarget, Target
 from dovetail.codegen.triton_compiler import Overdue
 from dovetail.codegen.triton_interpreter import interpret
 from dovetail.core.dtypes import F16
-from dovetail.core.errors import CompileError
+from dovetail.core.errors import CompileError, DeviceLostError
 from dovetail.device.cuda.driver_host import HostDriver
 from dovetail.ir.graph import Value
 from dovetail.kernels.cuda.writer import Writer
-from dovetail.tuner import cuda_choose, cuda_time
+from dovetail.tuner import cuda_choose, cuda_launch, cuda_time
 from dovetail.tuner.cuda_choose import UNABLE, CudaTuner
 from dovetail.tuner.cuda_launch import DeviceLaunch, Functions
 from dovetail.tuner.cuda_time import GraphTimer
@@ -330,6 +330,23 @@ def test_times_come_from_graphs_on_the_device(tmp_path, monkeypatch):
     ((_, _, times),) = tuner([(group, [tactic])], SM90, {})
     assert driver.log["launch_graph"] >= 2 * (2 + 1) + 2 * 15, "two candidates are compared in the network, too"
     assert times and all(t > 0 for _, t in times)
+
+
+def test_kernels_that_do_not_end_where_they_are_checked_are_named(monkeypatch):
+    group, tactic, config = doubling(), Doubling(), (("block", 64),)
+    emitted = tactic.emit(with_packs(group, tactic, config, SM90), config, SM90)
+    machine = aot([s.kernel for s in emitted.steps], SM90)
+    inputs, outputs = [place(group.inputs[0].tensor, {})], [place(group.outputs[0].tensor, {})]
+    driver = host_driver()
+    run = DeviceLaunch(emitted, inputs, outputs, {}, Functions(driver, machine))
+    monkeypatch.setattr(cuda_launch, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(driver, "reached", lambda event: False)
+    with pytest.raises(DeviceLostError, match=r"k_\w+ \(doubling\) did not end within 0.01 s, and keep the device busy"):
+        run.run()
+    run.close()
+    del run
+    with pytest.raises(DeviceLostError, match="did not end"), driver.active():
+        raise AssertionError("not to be reached")
 
 
 def test_groups_run_between_guards():

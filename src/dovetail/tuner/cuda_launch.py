@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dovetail.codegen.kernel import Kernel, TensorMap
 from dovetail.codegen.tactic import Emitted
 from dovetail.codegen.triton_compiler import Compiled
 from dovetail.core.dims import Dim, evaluate
-from dovetail.core.errors import CompileError
+from dovetail.core.errors import CompileError, DeviceLostError
 from dovetail.device.cuda import libraries
 from dovetail.device.cuda.driver import Arguments, Driver, Function, Launch, Stream
 from dovetail.device.cuda.driver import TensorMap as DeviceMap
 from dovetail.device.cuda.memory import DeviceMemory, parts
 from dovetail.tuner.launch import Placed, Sizes
+
+PATIENCE_S = 120.0
+"""Seconds that the kernels of one group may take where they are checked; ordinary ones take milliseconds."""
+
+_LOOK_S = 0.0002  # between looks
 
 Machine = Mapping[str, Compiled | str]
 Call = Callable[[Stream], None]
@@ -161,6 +167,7 @@ class DeviceLaunch:
         self, emitted: Emitted, inputs: Sequence[Placed], outputs: Sequence[Placed], sizes: Sizes, functions: Functions
     ) -> None:
         self._driver, self._placed, self._outputs = functions.driver, [*inputs, *outputs], outputs
+        self._kernels = [f"{step.kernel.entry} ({step.kernel.tactic})" for step in emitted.steps]
         driver = functions.driver
         with driver.active():
             own = own_bytes(emitted, functions, sizes)
@@ -170,27 +177,48 @@ class DeviceLaunch:
             operands = [
                 base + (placed.address - _start(placed)) for base, placed in zip(self._offsets, self._placed, strict=False)
             ]
-            self._stream = driver.create_stream()
+            self._stream, self._done = driver.create_stream(), driver.create_event()
             driver.zero(self._memory.address, total, self._stream)
             self._calls = calls(
                 emitted, functions, sizes, operands[: len(inputs)], operands[len(inputs) :], self._offsets[len(self._placed) :]
             )
 
     def run(self) -> None:
-        """Upload all operands, run the kernels once, and fetch everything back, guards included."""
+        """Upload all operands, run the kernels once, and fetch everything back, guards included.
+
+        Raises:
+            DeviceLostError: they do not end, and nothing but the end of this process ends them.
+        """
         driver = self._driver
         with driver.active():
             for base, placed in zip(self._offsets, self._placed, strict=False):
                 driver.upload(base, placed.memory, self._stream)
             for call in self._calls:
                 call(self._stream)
+            driver.record(self._done, self._stream)
+            self._wait()
             for base, placed in zip(self._offsets, self._placed, strict=False):
                 driver.download(placed.memory, base, self._stream)
             driver.synchronize(self._stream)
 
+    def _wait(self) -> None:
+        """Wait for the kernels, though not for ever: a call that waits for one that hangs would never return."""
+        driver, end = self._driver, time.monotonic() + PATIENCE_S
+        while not driver.reached(self._done):
+            if time.monotonic() > end:
+                driver.lost = driver.lost or f"the kernels {', '.join(self._kernels)} did not end within {PATIENCE_S:g} s"
+                raise DeviceLostError(
+                    f"cuda:{driver.properties.ordinal}: {driver.lost}, and keep the device busy until this process ends; end it, build "
+                    "with tuning, which leaves such kernels out, and report this"
+                )
+            time.sleep(_LOOK_S)
+
     def close(self) -> None:
-        """Give the stream back; the memory goes with the object."""
+        """Give stream and event back; the memory goes with the object. What a lost device had is gone."""
+        if self._driver.lost:
+            return
         with self._driver.active():
+            self._driver.destroy_event(self._done)
             self._driver.destroy_stream(self._stream)
 
 

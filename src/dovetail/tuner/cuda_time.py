@@ -69,6 +69,7 @@ class Meter:
                     except Error as error:
                         _log.debug("%s: %s", one.name, error)
                         result[index] = str(error)
+                        driver.synchronize(self._stream)  # what it queued may end the context, too
                 self._halve(graphs, result, at)
             finally:
                 if not driver.lost:
