@@ -268,7 +268,8 @@ class ImportContext:
         attrs = {k: plain(v) for k, v in attrs.items()}
         types = infer(op, inputs, attrs)
         node = self.emit_typed(op, inputs, attrs, types)
-        return node.outputs[0] if len(node.outputs) == 1 else node.outputs
+        results = self._settled(node) if "symbols" in attrs else node.outputs
+        return results[0] if len(results) == 1 else results
 
     def emit_typed(
         self,
@@ -287,6 +288,22 @@ class ImportContext:
         self.first_node = self.first_node or node
         self._track(node)
         return node
+
+    def _settled(self, node: Node) -> tuple[Value, ...]:
+        """The results of a node whose extents depend on its data; where these are weights, constants of known extents.
+
+        Runs know the symbols of inputs and those that they define themselves, none that loading defines.
+        """
+        if not node.outputs or any(v.time != Time.WEIGHT or not isinstance(v.type, TensorType) for v in node.outputs):
+            return tuple(node.outputs)
+        why = f"{node.op}, whose extents depend on its data"
+        settled = tuple(self.const(self._read(v, why)) for v in node.outputs)
+        for value in node.outputs:
+            del self.session.constants[id(value)]
+        if self.first_node is node:
+            self.first_node = settled[0].producer
+        self.graph.erase(node)
+        return settled
 
     def _track(self, node: Node) -> None:
         known = [v.contents if v is not None else None for v in node.inputs]
@@ -314,6 +331,10 @@ class ImportContext:
         """The array of a WEIGHT-time value, with a guard on every named weight it depends on; None for later values."""
         if value.time != Time.WEIGHT or not isinstance(value.type, TensorType):
             return None
+        return self._read(value, why)
+
+    def _read(self, value: Value, why: str) -> np.ndarray[Any, Any]:
+        """The array of a WEIGHT-time value, guarded."""
         array = self._evaluate(value)
         self._guard(value, why)
         return array
