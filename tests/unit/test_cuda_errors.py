@@ -149,6 +149,7 @@ def test_verbs_that_only_look_need_none(files, no_gpu, capsys):
         (["--device", "cuda:1", "--fp16"], "cuda:1 cannot be asked"),
         (["--target", "sm_75"], "got 'sm_75', expected .*cuda:sm_80"),
         (["--device", "gpu"], "got 'gpu', expected 'cpu', 'cuda' or 'cuda:N'"),
+        (["--target", "sm_90", "--fp16", "--bf16"], "--bf16: not allowed with argument --fp16"),
         (["--fp16"], "a CPU computes in fp32 so far; build with device='cuda'"),
         (["--target", "sm_90", "--time-budget", "-1"], "time_budget: got -1.0"),
         (["--target", "sm_90", "--time-budget", "nan"], "time_budget: got nan"),

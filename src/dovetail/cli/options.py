@@ -74,9 +74,10 @@ def add_build(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("build options")
     add_device(group, "cpu (default for models), cuda or cuda:N")  # type: ignore[arg-type]  # a group takes arguments as a parser does
     group.add_argument("--target", help="instruction set or GPU, such as cpu:avx512 or sm_90 (default: this machine's)")
-    group.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default), tf32, fp16 or bf16")
+    arithmetic = group.add_mutually_exclusive_group()
+    arithmetic.add_argument("--precision", default="fp32", metavar="P", help="fp32 (default), tf32, fp16 or bf16")
     for name in ("fp32", "tf32", "fp16", "bf16"):
-        group.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}")
+        arithmetic.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=f"short for --precision {name}")
     group.add_argument(
         "--allow-fallback", action="store_true", help="build although less than half of the arithmetic gets the precision asked for"
     )
