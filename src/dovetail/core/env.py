@@ -26,6 +26,7 @@ class Env:
         check_nan: check every step's outputs for NaN at run time (DOVETAIL_NAN=1).
         cublaslt, cudnn: the shared libraries to use instead of those found (DOVETAIL_CUBLASLT, DOVETAIL_CUDNN).
         affinity: CPUs that worker threads are pinned to, in turn; empty pins none (DOVETAIL_AFFINITY=0-3,6).
+        tensorrt_version: what `dovetail.tensorrt.__version__` says (DOVETAIL_TENSORRT_VERSION); its clients branch on it.
     """
 
     cache: Path
@@ -39,6 +40,7 @@ class Env:
     cublaslt: str = ""
     cudnn: str = ""
     affinity: tuple[int, ...] = ()
+    tensorrt_version: str = "10.16.1.11"
 
 
 def cpu_list(text: str) -> tuple[int, ...]:
@@ -54,6 +56,13 @@ def cpu_list(text: str) -> tuple[int, ...]:
             raise UsageError(f"affinity: got {text!r}, expected CPU numbers and ranges such as 0-3,6")
         cpus += range(int(first), int(last or first) + 1)
     return tuple(cpus)
+
+
+def _tensorrt_version() -> str:
+    text = os.environ.get("DOVETAIL_TENSORRT_VERSION", "").strip() or Env.tensorrt_version
+    if len(text.split(".")) < 3 or not all(part.isdigit() for part in text.split(".")):
+        raise UsageError(f"DOVETAIL_TENSORRT_VERSION: got {text!r}, expected a version such as {Env.tensorrt_version}")
+    return text
 
 
 def _flag(name: str) -> bool:
@@ -90,6 +99,7 @@ def _read() -> Env:
         cublaslt=os.environ.get("DOVETAIL_CUBLASLT", ""),
         cudnn=os.environ.get("DOVETAIL_CUDNN", ""),
         affinity=cpu_list(os.environ.get("DOVETAIL_AFFINITY", "")),
+        tensorrt_version=_tensorrt_version(),
     )
 
 

@@ -1,0 +1,27 @@
+"""Which module defines what `dovetail.tensorrt` exports: one row per module. Nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+_ROWS = {
+    "enums": """
+        APILanguage ActivationType AllocatorFlag AttentionIOForm AttentionNormalizationOp BoundingBoxFormat BuilderFlag
+        CalibrationAlgoType CausalMaskKind CollectiveOperation CumulativeOperation DataType DeviceType DimensionOperation
+        ElementWiseOperation EngineCapability EngineStat ErrorCode ErrorCodeTRT ExecutionContextAllocationStrategy FieldType
+        FillOperation GatherMode HardwareCompatibilityLevel InterpolationMode KVCacheMode LayerInformationFormat LayerType
+        LoopOutput MatrixOperation MemoryPoolType MoEActType NetworkDefinitionCreationFlag OnnxParserFlag PaddingMode
+        PluginArgDataType PluginArgType PluginCapabilityType PluginCreatorVersion PluginFieldType PoolingType PreviewFeature
+        ProfilingVerbosity QuantizationFlag QuickPluginCreationRequest RNNDirection RNNGateType RNNInputMode RNNOperation
+        ReduceOperation ResizeCoordinateTransformation ResizeMode ResizeRoundMode ResizeSelector RuntimePlatform SampleMode
+        ScaleMode ScatterMode SeekPosition SerializationFlag SliceMode TacticSource TempfileControlFlag TensorFormat
+        TensorIOMode TensorLocation TensorRTPhase TilingOptimizationLevel TopKOperation TripLimit UffInputOrder
+        UnaryOperation WeightsRole
+    """,
+    "dims": "Dims Dims2 Dims3 Dims4 DimsHW Permutation",
+    "dtypes": "bfloat16 bool e8m0 float16 float32 fp4 fp8 int32 int4 int64 int8 nptype uint8 volume",
+    "host_memory": "IHostMemory",
+    "logger": "ILogger Logger",
+    "weights": "Weights",
+}
+
+# Exported name -> module of this package that defines it.
+HOMES: dict[str, str] = {name: module for module, names in _ROWS.items() for name in names.split()}
