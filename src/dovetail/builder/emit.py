@@ -42,7 +42,7 @@ from dovetail.ir.types import SequenceType, TensorType
 from dovetail.ops.registry import find
 from dovetail.passes.io_formats import ORDERS_KEY
 from dovetail.passes.layout import Placement
-from dovetail.passes.views import is_row_major, is_view, same_strides
+from dovetail.passes.views import is_row_major, is_view, is_whole, same_strides
 from dovetail.passes.weight_time import known_at, needed_at
 
 
@@ -346,15 +346,15 @@ class _MainProgram:
     def _final(self, outputs: Sequence[Value]) -> None:
         """Values that fusions may write straight into the caller's buffers."""
         self.direct: set[Value] = set()
-        for value in outputs:
-            root = self.placement.root(value)
+        roots = [self.placement.root(v) for v in outputs]
+        for value, root in zip(outputs, roots, strict=True):
             self.last_use[root] = 1 << 60
-            if root is value and outputs.count(value) == 1 and isinstance(value.type, TensorType):
-                node = value.producer
+            if roots.count(root) == 1 and isinstance(value.type, TensorType) and (root is value or is_whole(value, root)):
+                node = root.producer
                 # Packed weights are aligned whoever makes them; host steps of a run give arrays of their own.
                 written = node is not None and (node.op in ("Fusion", "Concat") or self.time == Time.WEIGHT)
                 if written and is_row_major(value.tensor) and value.tensor.dtype.kind != "string":
-                    self.direct.add(value)
+                    self.direct.add(root)
 
     # ------------------------------------------------------------------ buffers
     def buffer_of(self, value: Value) -> int:

@@ -8,6 +8,7 @@ cannot live with what it gets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import ANY, CHANNELS_LAST, ROW_MAJOR, ROWS, candidates, wanted_layout
@@ -22,6 +23,7 @@ from dovetail.passes.views import (
     is_channels_last,
     is_row_major,
     is_view,
+    is_whole,
     view_layout,
 )
 
@@ -57,7 +59,7 @@ def fulfils(want: str, type: TensorType) -> bool:
 def assign_layouts(module: Module, target: Target, graph: Graph | None = None) -> Placement:
     """Give every run-time value of a graph and its regions a layout, inserting copies where needed."""
     graph = module.main if graph is None else graph  # a region without nodes is falsy
-    sweep = _Sweep(graph, target)
+    sweep = _Sweep(graph, target, graph is module.main)
     sweep.forward(insert=False)
     sweep.place_concats()
     sweep.forward(insert=True)
@@ -103,8 +105,8 @@ def dominant_order(node: Node, output: TensorType) -> Layout:
 
 
 class _Sweep:
-    def __init__(self, graph: Graph, target: Target) -> None:
-        self.graph, self.target = graph, target
+    def __init__(self, graph: Graph, target: Target, is_main: bool) -> None:
+        self.graph, self.target, self.is_main = graph, target, is_main
         self.placement = Placement()
         self.pins: dict[Value, Layout] = {}
         self.wants: dict[Node, tuple[tuple[str, ...], tuple[str, ...]]] = {}
@@ -214,12 +216,25 @@ class _Sweep:
         return fusion.output
 
     def _outputs(self) -> None:
-        changed = []
+        changed: list[Value] = []
         for value in self.graph.outputs:
-            if value.time == Time.RUN and isinstance(value.type, TensorType) and not is_row_major(value.type):
-                value = self._copy(value, row_major(value.type.rank), None, "outputs are dense")
+            kind = value.type
+            if isinstance(kind, TensorType) and kind.dtype.kind != "string":
+                if value.time == Time.RUN and not is_row_major(kind):
+                    value = self._copy(value, row_major(kind.rank), None, "outputs are dense")
+                elif self.is_main and self.target.device == "cuda" and not self._is_own(value, changed):
+                    value = self._copy(value, row_major(kind.rank), None, "a captured run writes each output itself")
             changed.append(value)
         self.graph.set_outputs(changed)
+
+    def _is_own(self, value: Value, others: Sequence[Value]) -> bool:
+        """Whether an output is written straight to where the caller wants it, or by a step on the host, which no copy helps."""
+        root = self.placement.root(value)
+        node = root.producer
+        if node is None or value.time != Time.RUN:
+            return False
+        shared = any(self.placement.root(v) is root for v in others)
+        return node.op not in ("Fusion", "Concat") or (not shared and (value is root or is_whole(value, root)))
 
     # ------------------------------------------------------------------ concats
     def _parts(self, node: Node, layout: Layout) -> list[Layout]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dovetail.core import dims
 from dovetail.core.dims import Dim
-from dovetail.ir.graph import Node
+from dovetail.ir.graph import Node, Value
 from dovetail.ir.layout import Layout, channels_last, row_major, strided
 from dovetail.ir.types import TensorType
 
@@ -135,3 +135,16 @@ def _advance_new(want: Dim, have: Dim) -> bool:
     if order is not None:
         return order < 0
     return dims.remainder(have, want) == 0
+
+
+def is_whole(value: Value, root: Value) -> bool:
+    """Whether a value shows all elements of the value whose buffer it lies in, in their order, as a Reshape does."""
+    return (
+        isinstance(value.type, TensorType)
+        and isinstance(root.type, TensorType)
+        and is_row_major(value.type)
+        and is_row_major(root.type)
+        and value.type.dtype == root.type.dtype
+        and value.type.size == root.type.size
+        and value.type.placement.base(value.type.shape) == 0
+    )
