@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ParseError,
         PlanFormatError,
         PlanVersionError,
+        PluginError,
         RefitError,
         ShapeError,
         TrustError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     )
     from dovetail.core.version import __version__
     from dovetail.device.cpu import set_affinity
+    from dovetail.plugins import plugin
 
 __all__ = [
     "Binding",
@@ -70,6 +72,7 @@ __all__ = [
     "ParseError",
     "PlanFormatError",
     "PlanVersionError",
+    "PluginError",
     "Profile",
     "RefitError",
     "Report",
@@ -85,12 +88,14 @@ __all__ = [
     "build",
     "compare",
     "load",
+    "plugin",
     "set_affinity",
 ]
 
 _HOMES = {
     "Target": "dovetail.codegen.target",
     "__version__": "dovetail.core.version",
+    "plugin": "dovetail.plugins",
     "set_affinity": "dovetail.device.cpu",
     **dict.fromkeys(
         ("Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"),

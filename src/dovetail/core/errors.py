@@ -15,6 +15,7 @@
     │   ├── PlanFormatError       damaged or hostile plan file
     │   ├── PlanVersionError      written by an incompatible release
     │   ├── TrustError            binaries are not signed by a trusted key
+    │   ├── PluginError           a plugin is not registered or cannot be loaded
     │   └── RefitError            unknown, misshapen or guarded weights
     ├── ExecutionError
     │   ├── ShapeError            an input's shape does not fit its binding
@@ -90,6 +91,10 @@ class PlanVersionError(EngineError):
 
 class TrustError(EngineError):
     """The plan's binaries are not signed by a trusted key."""
+
+
+class PluginError(EngineError):
+    """A plugin that is needed is not registered, or cannot be loaded."""
 
 
 class RefitError(EngineError):

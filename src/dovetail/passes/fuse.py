@@ -35,9 +35,10 @@ TEMPLATE_KINDS = {
     "ScatterND": "select",
     "NonZeroTable": "select",
     "SuppressionTable": "select",
+    "Plugin": "plugin",
 }
 # Kinds of groups that hold their anchor alone.
-_ALONE = frozenset({"attention", "recurrent", "select"})
+_ALONE = frozenset({"attention", "recurrent", "select", "plugin"})
 # Kinds of loop anchors that may compute their pointwise producers in place of a load, each element about once.
 _PROLOGUE_KINDS = frozenset({OpKind.REDUCTION, OpKind.ROW, OpKind.MOVEMENT})
 _EXPANDING = frozenset({"Tile", "Resize", "Gather", "GatherND", "GatherElements", "Concat"})

@@ -1,0 +1,47 @@
+"""Plugins: operators that users write as Python functions, with optional bodies in C and Triton.
+
+    @dovetail.plugin("OneHot", version="1")
+    def one_hot(x, *, depth: int, axis: int = -1): ...
+
+    definition   what a plugin is: signature, attributes, shape rule, bodies
+    registry     the table, and how packages, modules and files get into it
+    attributes   attribute values as canonical JSON text
+"""
+
+from dovetail.plugins.definition import Body, Key, Plugin
+from dovetail.plugins.registry import (
+    GROUP,
+    Source,
+    check_requirements,
+    find,
+    load,
+    load_file,
+    load_packages,
+    plugin,
+    register,
+    registered,
+    require,
+    requirement,
+    suggestion,
+    unregister,
+)
+
+__all__ = [
+    "GROUP",
+    "Body",
+    "Key",
+    "Plugin",
+    "Source",
+    "check_requirements",
+    "find",
+    "load",
+    "load_file",
+    "load_packages",
+    "plugin",
+    "register",
+    "registered",
+    "require",
+    "requirement",
+    "suggestion",
+    "unregister",
+]
