@@ -49,3 +49,21 @@ def test_shape_results_of_other_shapes_on_a_gpu():
     context = runtime.make(built.plan, [built.binary], None, built.module.weights, None, None, driver=driver).context()
     for n in (2, 5, 2, 1):
         assert context.run({"x": np.ones((n, 3), np.float32)})["y"] == 3 * n
+
+
+def test_a_sum_over_nothing_on_a_gpu():
+    """An extent of 0 beside extents that only runs know."""
+    pytest.importorskip("triton")
+    from dovetail import runtime
+    from dovetail.codegen.triton_host import host_driver
+
+    nodes = [
+        node("Gather", ["x", "none"], ["g"], axis=2), node("ReduceSum", ["g"], ["y"], keepdims=0),
+        node("Concat", ["x", "g", "x"], ["z"], axis=2),
+    ]  # fmt: skip
+    made = model(nodes, {"x": ["N", "M", 3]}, {"y": [], "z": ["N", "M", 6]}, {"none": np.zeros(0, np.int64)})
+    built = builder.build(made, BuildOptions(target="cuda:sm_80", verify="off"))
+    driver = host_driver(built.kernels, capability=80)
+    context = runtime.make(built.plan, [built.binary], None, built.module.weights, None, None, driver=driver).context()
+    found = context.run({"x": np.ones((2, 4, 3), np.float32)})
+    assert found["y"] == 0 and found["z"].shape == (2, 4, 6)

@@ -486,7 +486,9 @@ class NestPrinter:
 
     def _unrolled(self, e: Reduce, block: _Block) -> str:
         result: str | None = None
-        for taps in combinations(*(range(int(str(a.extent))) for a in e.axes)):
+        extents = [a.extent for a in e.axes]
+        # Nothing to reduce, whatever a run's other extents are.
+        for taps in combinations(*(range(int(str(d))) for d in extents)) if 0 not in extents else ():
             given: dict[str, Dim] = {a.name: k for a, k in zip(e.axes, taps, strict=True)}
             here = _substituted(self.scope, given, self._ranges)
             masks = [g for g in (here.dim(w) for w in e.where) if not self._ranges.non_negative(g)]
