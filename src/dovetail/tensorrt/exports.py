@@ -16,8 +16,17 @@ _ROWS = {
         TensorIOMode TensorLocation TensorRTPhase TilingOptimizationLevel TopKOperation TripLimit UffInputOrder
         UnaryOperation WeightsRole
     """,
+    "calibrator": """
+        IAlgorithm IAlgorithmContext IAlgorithmIOInfo IAlgorithmSelector IAlgorithmVariant IInt8Calibrator
+        IInt8EntropyCalibrator IInt8EntropyCalibrator2 IInt8LegacyCalibrator IInt8MinMaxCalibrator
+    """,
+    "containers": "FallbackString NodeIndices SubGraphCollection",
     "dims": "Dims Dims2 Dims3 Dims4 DimsHW Permutation",
     "dtypes": "bfloat16 bool e8m0 float16 float32 fp4 fp8 int32 int4 int64 int8 nptype uint8 volume",
+    "hooks": """
+        IDebugListener IErrorRecorder IGpuAllocator IGpuAsyncAllocator IOutputAllocator IProfiler IProgressMonitor
+        IStreamReader IStreamReaderV2 IStreamWriter IVersionedInterface InterfaceInfo Profiler
+    """,
     "host_memory": "IHostMemory",
     "logger": "ILogger Logger",
     "weights": "Weights",

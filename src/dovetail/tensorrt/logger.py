@@ -32,7 +32,7 @@ class ILogger(Deprecated):
 
 
 class Logger(ILogger):
-    """Prints messages at least as grave as `min_severity`: errors and warnings on stderr, the others on stdout.
+    """Prints messages at least as grave as `min_severity`, on stdout.
 
     A line reads `[MM/DD/YYYY-HH:MM:SS] [TRT] [W] text`.
     """
@@ -53,33 +53,45 @@ class Logger(ILogger):
         """Print the message, if it is grave enough."""
         if expect(Severity, severity, "Logger.log: severity") > self._min_severity:
             return
-        stream = sys.stderr if severity <= Severity.WARNING else sys.stdout
         letter = "F" if severity is Severity.INTERNAL_ERROR else severity.name[0]
-        stream.write(f"[{datetime.now():%m/%d/%Y-%H:%M:%S}] [TRT] [{letter}] {msg}\n")
-        stream.flush()
+        print(f"[{datetime.now():%m/%d/%Y-%H:%M:%S}] [TRT] [{letter}] {msg}", flush=True)  # noqa: T201
 
 
 class Reporter:
-    """Speaks to a client's logger and, of errors, to its error recorder: what builders, parsers and runtimes hold."""
+    """Speaks to a client's logger and, of errors, to its error recorder: what builders, parsers and runtimes hold.
+
+    A logger or recorder that raises stops nothing: that is said on stderr.
+    """
 
     def __init__(self, logger: ILogger, recorder: Any = None) -> None:
-        self.logger = logger
+        self.logger = expect(ILogger, logger, "logger")
         self.recorder = recorder
 
+    def log(self, severity: enums.Severity, message: str) -> None:
+        """Log a message."""
+        try:
+            self.logger.log(severity, message)
+        except Exception as error:
+            print(f"[ERROR] Exception caught in log(): {error}", file=sys.stderr)  # noqa: T201
+
     def error(self, message: str, code: ErrorCodeTRT = ErrorCodeTRT.INTERNAL_ERROR) -> None:
-        """Log an error and record it under `code`."""
-        self.logger.log(Severity.ERROR, f"Error Code {code.value}: {message}")
-        if self.recorder is not None:
-            self.recorder.report_error(code, message)
+        """Log an error and record it under `code`, in as many bytes as a recorder takes."""
+        self.log(Severity.ERROR, f"Error Code {code.value}: {message}")
+        if self.recorder is None:
+            return
+        try:
+            self.recorder.report_error(code, message.encode()[:127].decode(errors="ignore"))
+        except Exception as error:
+            print(f"[ERROR] Exception caught in report_error(): {error}", file=sys.stderr)  # noqa: T201
 
     def warning(self, message: str) -> None:
         """Log a warning."""
-        self.logger.log(Severity.WARNING, message)
+        self.log(Severity.WARNING, message)
 
     def info(self, message: str) -> None:
         """Log what happens."""
-        self.logger.log(Severity.INFO, message)
+        self.log(Severity.INFO, message)
 
     def verbose(self, message: str) -> None:
         """Log a detail."""
-        self.logger.log(Severity.VERBOSE, message)
+        self.log(Severity.VERBOSE, message)
