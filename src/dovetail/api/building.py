@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import onnx
 
 from dovetail import builder, runtime
+from dovetail import plugins as register
 from dovetail.api.checking import driver_of
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.builder.options import BuildOptions, isa_of
@@ -26,6 +27,7 @@ from dovetail.engine.plan import weights_key
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module
+from dovetail.plugins import Source
 from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
 from dovetail.tuner.cuda_choose import CudaTuner, Timer
@@ -55,6 +57,7 @@ def build(
     samples: Sequence[Mapping[str, Any]] | None = None,
     fp32_nodes: Sequence[str] = (),
     tolerance: float | None = None,
+    plugins: Iterable[Source] = (),
     progress: Progress | None = None,
 ) -> Engine:
     """Compile an ONNX model.
@@ -81,6 +84,7 @@ def build(
             build finds with them what is too large for that type and stays in fp32.
         fp32_nodes: names of nodes (or patterns, "head/*") that an fp16 or bf16 build keeps in fp32.
         tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; default: the precision's.
+        plugins: Python files, modules or their names that register plugins (`dovetail.plugin`).
         progress: called as progress(stage, done, total).
 
     Raises:
@@ -88,8 +92,10 @@ def build(
         BuildError: it cannot be built as asked, or verification failed.
         UsageError: an unknown option value.
         DeviceError: device "cuda" without a GPU, and no target.
+        PluginError: a file or module of plugins cannot be loaded.
     """
     start = time.perf_counter()
+    register.load(plugins)
     options = BuildOptions(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
         branches, samples, tuple(fp32_nodes), tolerance,

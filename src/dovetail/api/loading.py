@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dovetail import plugins as register
 from dovetail import runtime
 from dovetail.api import remade
 from dovetail.api.engine import Artifacts, Engine
 from dovetail.core.errors import CompileError, EngineError, TrustError
 from dovetail.core.log import logger
 from dovetail.engine.file import EngineFile, kernels_member
+from dovetail.plugins import Source
 
 _log = logger("load")
 
@@ -28,6 +30,7 @@ def load(
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     target: str | None = None,
     device: str | None = None,
+    plugins: Iterable[Source] = (),
 ) -> Engine:
     """Open an engine file.
 
@@ -37,18 +40,25 @@ def load(
 
     Args:
         threads: default team size; default: all CPUs of the process.
-        trust: run the binaries in the file whoever signed them. They are machine code with your rights.
+        trust: run the binaries in the file whoever signed them, and import the modules of plugins that it names. Both are code
+            with your rights.
         weights: the initializers, for a file without them.
         target: which of the file's targets; default: the best that runs here, on a GPU where one is.
         device: "cpu", "cuda" or "cuda:N"; default: as the target says, on the first GPU.
+        plugins: Python files, modules or their names that register the plugins which the engine needs.
 
     Raises:
         PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
         TrustError: kernels are not trusted and cannot be made again.
+        PluginError: plugins that the engine needs are not registered; without `trust`, nothing is imported for it.
         UsageError: the file has nothing for that device.
         DeviceError: this machine lacks what the engine needs.
     """
+    register.load(plugins)
     file = EngineFile(Path(path))
+    if trust:
+        for name in file.targets:
+            register.check_requirements(register.requirements(file.plan(name).meta), str(file.path), search=True)
     made: list[Artifacts] = []
 
     def provide(source: EngineFile, chosen: str) -> runtime.Provided:
@@ -87,13 +97,13 @@ def _make_again(
 ) -> tuple[Artifacts, runtime.Provided]:
     """Plan and kernels from the stored graph and tactics, or from the cache of what was made of them before."""
     # Weights from elsewhere have no hashes to go by.
-    key = remade.key_of(file, target) if weights is None else ""
+    stored = file.plan(target)
+    key = remade.key_of(file, target, stored.meta) if weights is None else ""
     made = remade.read(key) if key else None
     if made is None:
         made = _compile(file, target, weights)
         if key:
             remade.write(key, made)
-    stored = file.plan(target)
     artifacts = Artifacts(made.graph, made.source, made.kernels, made.host, dict(file.info), file.build)
     # What a stranger's file says of itself is shown, but as a claim.
     claimed = {**stored.certificate, "stale": True} if stored.certificate else {}

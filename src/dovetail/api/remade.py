@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from dovetail.core.errors import PlanFormatError
 from dovetail.core.log import logger
 from dovetail.engine.codec import dumps, loads
 from dovetail.engine.file import EngineFile
-from dovetail.engine.plan import Plan
+from dovetail.engine.plan import Json, Plan
+from dovetail.plugins import fingerprints
 
 _FORMAT = 1
 _log = logger("load")
@@ -42,12 +44,12 @@ class Remade:
     host: Path | None
 
 
-def key_of(file: EngineFile, target: str) -> str:
-    """A hash of all that making a plan again depends on; the file has been verified."""
+def key_of(file: EngineFile, target: str, meta: Mapping[str, Json]) -> str:
+    """A hash of all that making a plan again depends on; the file has been verified, `meta` are its plan's metadata."""
     plan = file.container.member(f"{file.folder(target)}/plan.json")
     parts = [
         _FORMAT, _code(), env().cc, target, hashlib.sha256(plan).hexdigest(),
-        hashlib.sha256(file.graph.encode()).hexdigest(), sorted(file.hashes.items()),
+        hashlib.sha256(file.graph.encode()).hexdigest(), sorted(file.hashes.items()), fingerprints(meta),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -18,6 +18,7 @@ from dovetail.builder.extents import require_extents
 from dovetail.builder.flops import contractions, require_precision
 from dovetail.builder.machine_code import compile_plan, source_text
 from dovetail.builder.options import BuildOptions, Progress
+from dovetail.builder.plugins import required
 from dovetail.builder.ranges import (
     RangeDecision,
     Ranges,
@@ -54,6 +55,7 @@ from dovetail.passes.precision import Kept, PrecisionLog, lower_precision, split
 from dovetail.passes.recognise import recognise
 from dovetail.passes.simplify import simplify
 from dovetail.passes.weight_time import group_weights
+from dovetail.plugins import PLUGINS_KEY
 from dovetail.tuner.cuda_plans import PlanTimer
 
 PASSES = ("import", "simplify", "recognise", "precision", "legalise", "horizontal", "fuse", "layout", "select", "weights")
@@ -240,6 +242,8 @@ def _compile(
     emission = emit_plan(module, choices | weight_choices, placement, target)
     stages.mark("emit")
     emission.plan.meta[WEIGHTS_KEY] = _weights_key(emission, target)  # type: ignore[index]  # a dict until it is saved
+    if plugins := required(module):
+        emission.plan.meta[PLUGINS_KEY] = plugins  # type: ignore[index]  # likewise
     code = compile_plan(emission.plan, emission.kernels, target, stages.compiling)
     stages.mark("compile")
     optimum = optima(module)

@@ -35,6 +35,9 @@ VERBS = {
 }
 """Verb and one-line summary; `dovetail.cli.VERB` has `add_arguments(parser)` and `run(args) -> int`."""
 
+WITHOUT_PLUGINS = frozenset({"doctor", "cache", "trust", "trtexec"})
+"""Verbs that take no `--plugins`: they touch no model, or read that option themselves."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse `argv` (default: the process's), run the verb, and return the exit code."""
@@ -71,6 +74,10 @@ def _parser(verb: str) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
+        if name not in WITHOUT_PLUGINS:
+            sub.add_argument(
+                "--plugins", action="append", metavar="FILE.py", help="run a Python file, or import a module, that defines plugins"
+            )
         sub.set_defaults(run=module.run)
     return parser
 
@@ -89,6 +96,10 @@ def _guarded(args: argparse.Namespace) -> int:
             from dovetail.device.cpu import set_affinity
 
             set_affinity(cpu_list(args.affinity))
+        if getattr(args, "plugins", None):
+            from dovetail.plugins import load
+
+            load(args.plugins)
         code = int(args.run(args))
         sys.stdout.flush()
         return code

@@ -11,9 +11,11 @@
 from dovetail.plugins.definition import Body, Key, Plugin
 from dovetail.plugins.registry import (
     GROUP,
+    PLUGINS_KEY,
     Source,
     check_requirements,
     find,
+    fingerprints,
     load,
     load_file,
     load_packages,
@@ -22,18 +24,21 @@ from dovetail.plugins.registry import (
     registered,
     require,
     requirement,
+    requirements,
     suggestion,
     unregister,
 )
 
 __all__ = [
     "GROUP",
+    "PLUGINS_KEY",
     "Body",
     "Key",
     "Plugin",
     "Source",
     "check_requirements",
     "find",
+    "fingerprints",
     "load",
     "load_file",
     "load_packages",
@@ -42,6 +47,7 @@ __all__ = [
     "registered",
     "require",
     "requirement",
+    "requirements",
     "suggestion",
     "unregister",
 ]

@@ -90,6 +90,13 @@ class Plugin:
     def __repr__(self) -> str:
         return f"<plugin {self.key}>"
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all its functions' source text: what kernels and types are made from."""
+        rule = "" if self.shape_rule is None else source_digest(self.shape_rule)
+        bodies = [f"{device} {source_digest(body.function)} {body.configs!r}" for device, body in sorted(self.bodies.items())]
+        return hashlib.sha256("\n".join([str(self.key), self.digest, rule, *bodies]).encode()).hexdigest()[:16]
+
     # ------------------------------------------------------------------ decorators
     def shape(self, function: F) -> F:
         """Add the shape rule: `(*types, **attributes)` to the results' types.

@@ -22,6 +22,9 @@ from dovetail.plugins.definition import Key, Plugin, define
 GROUP = "dovetail.plugins"
 """The entry point group of packages that bring plugins; an entry point names a module, or a function to call."""
 
+PLUGINS_KEY = "plugins"
+"""Where a plan's metadata keep what plugins it needs."""
+
 _log = logger("plugins")
 _lock = threading.RLock()
 _plugins: dict[Key, Plugin] = {}
@@ -229,6 +232,18 @@ def requirement(name: str, version: str, namespace: str, digest: str) -> dict[st
         file = getattr(sys.modules.get(module), "__file__", None)
         module = Path(file).name if file else ""
     return {"name": name, "version": version, "namespace": namespace, "digest": digest, "module": module}
+
+
+def requirements(meta: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The records of a plan's metadata, as far as they are records."""
+    stated = meta.get(PLUGINS_KEY, ())
+    return [r for r in stated if isinstance(r, Mapping)] if isinstance(stated, list | tuple) else []
+
+
+def fingerprints(meta: Mapping[str, Any]) -> list[str]:
+    """What the plugins that a plan needs are made of now, for keys of what is made with them."""
+    found = [find(*(str(r.get(k, "")) for k in ("name", "version", "namespace"))) for r in requirements(meta)]
+    return ["" if plugin is None else plugin.fingerprint for plugin in found]
 
 
 def check_requirements(needed: Iterable[Mapping[str, Any]], where: str, *, search: bool = False) -> None:

@@ -14,6 +14,7 @@ from dovetail.core.log import logger
 from dovetail.device.cpu.features import require
 from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan, weights_key
+from dovetail.plugins import check_requirements, requirements
 from dovetail.runtime.engine import Binary, RuntimeEngine
 from dovetail.runtime.weights import Stored
 
@@ -62,6 +63,7 @@ def open(
     Raises:
         PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
         TrustError: untrusted binaries and no provider.
+        PluginError: plugins that the engine needs are not registered.
         DeviceError: this machine lacks what the engine needs.
     """
     if isinstance(source, Plan):
@@ -91,6 +93,7 @@ def open(
             raise
         logger("runtime").info("%s: making kernels again", error)
         file.verify()
+        check_requirements(requirements(file.plan(chosen).meta), str(file.path))
         provided = kernels(file, chosen)
         plan = file.plan(chosen) if provided.plan is None else provided.plan
         require(str(file.path), plan.arch, plan.cpu_flags)
@@ -100,7 +103,7 @@ def open(
         if provided.plan is not None and weights is None and weights_key(plan):
             known = Stored(weights_key(plan), file.hashes, checked=True)
     stored = file.weights() if weights is None else weights
-    return make(plan, binaries, library, stored, threads, known, device=ordinal, driver=driver)
+    return make(plan, binaries, library, stored, threads, known, device=ordinal, driver=driver, where=str(file.path))
 
 
 def make(
@@ -113,12 +116,15 @@ def make(
     *,
     device: int = 0,
     driver: Any = None,
+    where: str = "engine",
 ) -> RuntimeEngine:
     """The engine of a plan's target: `CudaEngine` for a GPU, else `RuntimeEngine`; arguments as of `open`.
 
     Raises:
         DeviceError: this machine lacks what the engine needs.
+        PluginError: plugins that it needs are not registered; nothing is imported for it.
     """
+    check_requirements(requirements(plan.meta), where)
     if plan.target.startswith("cuda"):
         from dovetail.runtime.cuda import CudaEngine
 
