@@ -1,11 +1,12 @@
-"""How far torch's eager fp16 is from fp32 for the zoo's models and weights: what our own distance is judged by.
+"""How far torch's eager fp16, bf16 and TF32 are from fp32 for the zoo's models and weights: what our own distance is judged by.
 
     python -m bench.gpu.eager_error [NAME …] [--out DIR] [--device cuda] [--limit 90]
 
 Runs each ONNX graph by torch's functions (`eager_onnx`) on the inputs of `tests/gpu/test_models_gpu.py`. Columns, relative L2, the worst
-output of each: fp16 as a module in half precision computes; the same with images channels_last; fp16 with every node rounded; torch's
-fp32 from ONNX Runtime's, which says that it is the same function (nan without ONNX Runtime). Last, what we allow ourselves: 2e-3, or
-1.5 times the first column if both fp32 agree (detections do not: picks differ). At the end, the entries for `TORCH_FP16`.
+output of each: fp16 as a module in half precision computes; the same with images channels_last; fp16 with every node rounded; bf16 as
+fp16; fp32 with products in TF32; torch's fp32 from ONNX Runtime's, which says that it is the same function (nan without ONNX Runtime).
+Last, what we allow ourselves in fp16: 2e-3, or 1.5 times the first column if both fp32 agree (detections do not: picks differ). At the
+end, the entries for `TORCH_FP16`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from models import zoo
 Array = np.ndarray[Any, Any]
 PLAIN_LIMIT, FACTOR = 2e-3, 1.5
 SAME_FUNCTION = 1e-3
-FORMS: dict[str, dict[str, bool]] = {"fp16": {}, "channels_last": {"channels_last": True}, "each node": {"composed": False}}
-HEADER = f"{'model':42s} {'fp16':>9s} {'ch. last':>9s} {'each node':>9s} {'fp32/ORT':>9s} {'allowed':>9s} {'s':>6s}"
+FORMS: dict[str, dict[str, Any]] = {
+    "fp16": {"precision": "fp16"}, "channels_last": {"precision": "fp16", "channels_last": True},
+    "each node": {"precision": "fp16", "composed": False}, "bf16": {"precision": "bf16"}, "tf32": {},
+}  # fmt: skip
+HEADER = " ".join([f"{'model':42s}", *(f"{name:>9s}" for name in ("fp16", "ch. last", "each node", "bf16", "tf32", "fp32/ORT", "allowed")), f"{'s':>6s}"])
 
 
 def distance(got: Any, want: Any) -> float:
@@ -56,12 +60,14 @@ def measure(name: str, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name}
     if unknown := missing(model.graph):
         return row | {"error": f"no torch function for {', '.join(sorted(unknown))}"}
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     want = Graph(model.graph, device=device).run(feeds)
     if importlib.util.find_spec("onnxruntime"):
         exact = {k: torch.from_numpy(v) for k, v in onnx_runtime(model, feeds).items()}
         row["fp32 from ONNX Runtime"] = {k: distance(v.cpu(), exact[k]) for k, v in want.items()}
     for form, options in FORMS.items():
-        got = Graph(model.graph, half=True, device=device, **options).run(feeds)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = form == "tf32"
+        got = Graph(model.graph, device=device, **options).run(feeds)
         row[form] = {k: distance(v, want[k]) for k, v in got.items()}
         del got
         gc.collect()
@@ -124,7 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no models {', '.join(unknown)}; python -m models.zoo --list")
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     signal.signal(signal.SIGALRM, _stop)
     rows: list[dict[str, Any]] = []
     text = [f"torch {torch.__version__}, {torch.cuda.get_device_name() if args.device == 'cuda' else args.device}", HEADER]

@@ -1,4 +1,4 @@
-"""An ONNX graph run node by node by torch: in fp32, or in fp16 as a module does after `.half()`.
+"""An ONNX graph run node by node by torch: in fp32, or in fp16 or bf16 as a module does after `.half()`.
 
 In fp16 weights, activations and every operator are fp16, with torch's own kernels; integers stay integers, numbers without a
 dimension stay Python-like scalars. Where exporters write as several nodes what torch's modules compute in one kernel or in fp32
@@ -93,15 +93,16 @@ class Graph:
 
     Args:
         proto: the graph.
-        half: fp16 instead of fp32.
+        precision: of floats, "fp32", "fp16" or "bf16".
         composed: what `COMPOSED` says runs in fp32 within.
         device: where floats and inputs are.
         channels_last: images and weights of convolutions in that order of memory.
     """
 
-    def __init__(self, proto: onnx.GraphProto, *, half: bool = False, composed: bool = True, device: str = "cpu",
+    def __init__(self, proto: onnx.GraphProto, *, precision: str = "fp32", composed: bool = True, device: str = "cpu",
                  channels_last: bool = False) -> None:  # fmt: skip
-        self.half, self.device, self.channels_last = half, device, channels_last
+        self.precision, self.device, self.channels_last = precision, device, channels_last
+        self.narrow_type = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         self.inputs = [v.name for v in proto.input]
         self.outputs = [v.name for v in proto.output]
         self.arrays: dict[str, Array] = {t.name: numpy_helper.to_array(t) for t in proto.initializer}
@@ -109,7 +110,7 @@ class Graph:
             if node.op_type == "Constant":
                 self.arrays[node.output[0]] = numpy_helper.to_array(onnx.helper.get_node_attr_value(node, "value"))
         self.nodes = [n for n in proto.node if n.op_type != "Constant"]
-        self.composed = Composed(self.nodes if half and composed else [], self.arrays)
+        self.composed = Composed(self.nodes if self.narrow_type is not None and composed else [], self.arrays)
         self.attributes = [self._attributes(n, composed) for n in self.nodes]
         self._given: dict[str, Any] = {}
         self._wide: dict[str, Any] = {}
@@ -122,7 +123,7 @@ class Graph:
         for a in node.attribute:
             value = onnx.helper.get_attribute_value(a)
             if isinstance(value, onnx.GraphProto):
-                value = Graph(value, half=self.half, composed=composed, device=self.device, channels_last=self.channels_last)
+                value = Graph(value, precision=self.precision, composed=composed, device=self.device, channels_last=self.channels_last)
             elif isinstance(value, onnx.TensorProto):
                 value = torch.from_numpy(np.array(numpy_helper.to_array(value)))
             found[a.name] = value
@@ -136,11 +137,11 @@ class Graph:
         return value.contiguous(memory_format=torch.channels_last) if self.channels_last and value.ndim == 4 else value
 
     def narrow(self, value: Any) -> Any:
-        """The value as fp16 keeps it: finite numbers stay finite (modules write masks as the least number there is)."""
-        if not self.half or not torch.is_tensor(value) or value.dtype != torch.float32 or not value.ndim:
+        """The value as fp16 or bf16 keeps it: finite numbers stay finite (modules write masks as the least number there is)."""
+        if self.narrow_type is None or not torch.is_tensor(value) or value.dtype != torch.float32 or not value.ndim:
             return value
-        most = torch.finfo(torch.float16).max
-        return torch.where(value.isfinite(), value.clamp(-most, most), value).half()
+        most = torch.finfo(self.narrow_type).max
+        return torch.where(value.isfinite(), value.clamp(-most, most), value).to(self.narrow_type)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
         """All outputs by name, as tensors; feeds are arrays."""
@@ -169,7 +170,7 @@ class Graph:
         if not name:
             return None
         value = self._wide.get(name, values[name]) if wide else values[name]
-        return value.float() if wide and value.dtype == torch.float16 else value
+        return value.float() if wide and value.dtype == self.narrow_type else value
 
     def _node(self, op: str, attributes: Attributes, operands: list[Any], values: Mapping[str, Any]) -> Sequence[Any]:
         if op == "If":
