@@ -33,7 +33,9 @@ class _Template(Tactic):
 
     def layouts(self, group: Group, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
         want = ROWS if group.kind == "matmul" else CHANNELS_LAST
-        return tuple(want if v.tensor.rank == 4 or want == ROWS else "any" for v in group.inputs), (want,)
+        filters = group.anchor.input(1).index if group.kind == "conv" and group.anchor is not None else -1
+        images = [v.tensor.rank == 4 and i != filters for i, v in enumerate(group.inputs)]
+        return tuple(want if image or want == ROWS else "any" for image in images), (want,)
 
     def emit(self, group: Group, config: Any, target: Target) -> Emitted:
         raise AssertionError("not emitted in these tests")

@@ -190,7 +190,7 @@ class _Sweep:
 
     def _demand(self, node: Node, position: int, want: str, why: str) -> None:
         value = node.inputs[position]
-        if value is None or value.time != Time.RUN or fulfils(want, value.tensor):
+        if value is None or fulfils(want, value.tensor):
             return
         key = (value, CHANNELS_LAST if want == CHANNELS_LAST else ROW_MAJOR)
         if key not in self.copied:

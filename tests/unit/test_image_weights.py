@@ -1,0 +1,31 @@
+"""Images that are initializers: templates read them in the order that they want, which no run has put them in."""
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import dovetail
+from tests.unit.small_models import model
+
+node = helper.make_node
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_images_that_are_weights(residual):
+    """A bias of the run makes the convolution of an initializer one of the run; so does adding that image to it."""
+    rng = np.random.default_rng(3)
+    image, filters = rng.standard_normal((1, 8, 5, 7), np.float32), rng.standard_normal((8, 8, 1, 1), np.float32)
+    x = rng.standard_normal(8).astype(np.float32)
+    nodes = [node("Conv", ["image", "filters", "x"], ["c" if residual else "y"])]
+    if residual:
+        nodes += [node("Add", ["image", "c"], ["y"])]
+    engine = dovetail.build(
+        model(nodes, {"x": [8]}, {"y": [1, 8, 5, 7]}, {"image": image, "filters": filters}), verify="off", tune=False
+    )
+
+    def want(image):
+        return np.einsum("nchw,dc->ndhw", image, filters[:, :, 0, 0]) + x[None, :, None, None] + (image if residual else 0)
+
+    np.testing.assert_allclose(engine.run({"x": x})["y"], want(image), atol=1e-4)
+    engine.refit({"image": 2 * image})
+    np.testing.assert_allclose(engine.run({"x": x})["y"], want(2 * image), atol=1e-4)
