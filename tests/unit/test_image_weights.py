@@ -29,3 +29,20 @@ def test_images_that_are_weights(residual):
     np.testing.assert_allclose(engine.run({"x": x})["y"], want(image), atol=1e-4)
     engine.refit({"image": 2 * image})
     np.testing.assert_allclose(engine.run({"x": x})["y"], want(2 * image), atol=1e-4)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_bias_that_is_a_view(taps):
+    """Every second element of what the run computes; templates read biases in vectors."""
+    rng = np.random.default_rng(5)
+    filters = rng.standard_normal((8, 8, taps, taps), np.float32)
+    image, x = rng.standard_normal((1, 8, 4, 4), np.float32), rng.standard_normal(16).astype(np.float32)
+    nodes = [
+        node("Relu", ["x"], ["r"]), node("Slice", ["r", "zero", "end", "zero", "two"], ["b"]),
+        node("Conv", ["image", "filters", "b"], ["y"], pads=[taps // 2] * 4), node("Conv", ["image", "filters"], ["z"], pads=[taps // 2] * 4),
+    ]  # fmt: skip
+    weights = {"filters": filters, "zero": np.array([0]), "end": np.array([16]), "two": np.array([2])}
+    shape = [1, 8, 4, 4]
+    made = model(nodes, {"x": [16], "image": shape}, {"y": shape, "z": shape, "r": [16]}, weights)
+    found = dovetail.build(made, verify="off", tune=False).run({"x": x, "image": image})
+    np.testing.assert_allclose(found["y"], found["z"] + np.maximum(x[::2], 0)[None, :, None, None], atol=1e-4)

@@ -69,6 +69,9 @@ def image_layouts(group: Group, copies: bool = False) -> tuple[tuple[str, ...], 
     wants = [ANY] * len(group.inputs)
     for side in sides(group):
         wants[side.position] = CHANNELS_LAST if side.value.tensor.rank == rank else ROW_MAJOR
+    bias = bias_of(anchor) if anchor.op == "Conv" else None
+    if bias is not None and bias.producer is None:
+        wants[bias.index] = ROW_MAJOR  # read in vectors; one of the run may be a view
     x = anchor.input(0)
     # An input of the model that is copied for its padding may as well be reordered by that copy.
     wants[x.index] = ANY if copies and group.inputs[x.index].producer is None else CHANNELS_LAST
