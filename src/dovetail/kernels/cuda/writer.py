@@ -227,8 +227,11 @@ def tile_epilogue(
         name = w.pointer(Operand("in", bias.index), kind)
         stride = kind.placement.strides(kind.shape)[-1]
         loaded = w.fresh("b")
-        mask = f", mask={column_mask}, other=0" if column_mask else ""
-        lines.append(f"{loaded} = {_widen(f'tl.load({name} + {scaled(w, column[1], stride)}{mask})', kind.dtype)}{column_index}")
+        if stride == 0:  # one number for all columns
+            lines.append(f"{loaded} = {_widen(f'tl.load({name})', kind.dtype)}")
+        else:
+            mask = f", mask={column_mask}, other=0" if column_mask else ""
+            lines.append(f"{loaded} = {_widen(f'tl.load({name} + {scaled(w, column[1], stride)}{mask})', kind.dtype)}{column_index}")
         late.append(f"{acc} = {acc} + {loaded}")
     names = {anchor.output: acc}
     place = _Place(w, rows, column, row_mask, column_mask, tuple(base), row_index, column_index)
