@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     )
     from dovetail.core.version import __version__
     from dovetail.device.cpu import set_affinity
+    from dovetail.frontend.extensions import importer
+    from dovetail.frontend.network import Network
     from dovetail.plugins import plugin
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "ExecutionError",
     "IRError",
     "ModelError",
+    "Network",
     "NoTacticError",
     "ParseError",
     "PlanFormatError",
@@ -87,14 +90,17 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "importer",
     "load",
     "plugin",
     "set_affinity",
 ]
 
 _HOMES = {
+    "Network": "dovetail.frontend.network",
     "Target": "dovetail.codegen.target",
     "__version__": "dovetail.core.version",
+    "importer": "dovetail.frontend.extensions",
     "plugin": "dovetail.plugins",
     "set_affinity": "dovetail.device.cpu",
     **dict.fromkeys(

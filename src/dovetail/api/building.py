@@ -60,10 +60,10 @@ def build(
     plugins: Iterable[Source] = (),
     progress: Progress | None = None,
 ) -> Engine:
-    """Compile an ONNX model.
+    """Compile a model.
 
     Args:
-        model: path, bytes or ModelProto.
+        model: ONNX (path, bytes or ModelProto), or a `Network`.
         device: "cpu", "cuda" or "cuda:N".
         target: instruction set or GPU, such as "cpu:avx2" or "cuda:sm_90"; default: this machine's best. A GPU that is not
             here can be built for, too; its engine is not tuned.

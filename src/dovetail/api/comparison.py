@@ -16,7 +16,7 @@ from dovetail.builder.samples import free_symbols, graph_inputs, sizes_to_try
 from dovetail.builder.verify_engine import as_bound
 from dovetail.core.errors import BindingError, Error, UsageError
 from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.reader import ModelSource
+from dovetail.frontend.reader import Definition, ModelSource
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate, trace
 
@@ -113,7 +113,7 @@ def compare(
     """Run both on the same inputs and measure how far b is from a.
 
     Args:
-        a: the reference: a model (path, bytes, ModelProto; runs on the references) or an engine.
+        a: the reference: a model (path, bytes, ModelProto, Network; runs on the references) or an engine.
         b: likewise.
         inputs: arrays by name; default: seeded ones. Floats take the element types that either side's bindings have.
         layers: compare every intermediate value that both have under the same name.
@@ -175,8 +175,8 @@ class _EngineSide:
 
 class _ModelSide:
     def __init__(self, source: ModelSource) -> None:
-        if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "graph"):
-            raise UsageError(f"compare: got a {type(source).__name__}, expected a model (path, bytes, ModelProto) or an Engine")
+        if not isinstance(source, str | os.PathLike | bytes | Definition) and not hasattr(source, "graph"):
+            raise UsageError(f"compare: got a {type(source).__name__}, expected a model (path, bytes, ModelProto, Network) or an Engine")
         self.module = import_onnx(source)
 
     def tolerance(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import onnx
 
@@ -14,9 +14,8 @@ from dovetail.frontend.reader import element_type
 from dovetail.ir.graph import Module
 from dovetail.ir.types import SequenceType, TensorType, Type
 
-ShapeOverride = Mapping[str, Sequence[int | str]]
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)(?:@(\d+))?")
+RANGE = re.compile(r"(\d+)\.\.(\d+)(?:@(\d+))?")
 
 
 class InputTypes:
@@ -34,13 +33,13 @@ class InputTypes:
             if not tensor.HasField("shape"):
                 if override is None:
                     raise ModelError(f"input {name!r}: got no rank in the model; give its shape with shapes={{{name!r}: …}}")
-                return TensorType(kind, tuple(self._dim(d, name, i) for i, d in enumerate(override)))
+                return TensorType(kind, tuple(self.dim(d, name, i) for i, d in enumerate(override)))
             given: list[int | str] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
             if override is not None:
                 if len(override) != len(given):
                     raise ModelError(f"shapes: got {len(override)} dimensions for input {name!r}, expected {len(given)}")
                 given = [self._override(new, old) for new, old in zip(override, given, strict=True)]
-            return TensorType(kind, tuple(self._dim(d, name, i) for i, d in enumerate(given)))
+            return TensorType(kind, tuple(self.dim(d, name, i) for i, d in enumerate(given)))
         if which == "sequence_type":
             return self._sequence(proto.sequence_type.elem_type, name)
         if which == "optional_type":
@@ -56,11 +55,12 @@ class InputTypes:
 
     def _override(self, new: int | str, old: int | str) -> int | str:
         # A bound ("1..32") keeps the symbol's own name where it has one.
-        if isinstance(new, str) and _RANGE.fullmatch(new) and isinstance(old, str) and _IDENTIFIER.fullmatch(old):
+        if isinstance(new, str) and RANGE.fullmatch(new) and isinstance(old, str) and _IDENTIFIER.fullmatch(old):
             return f"{old}={new}"
         return new
 
-    def _dim(self, spec: int | str, name: str, axis: int) -> Dim:
+    def dim(self, spec: int | str, name: str, axis: int) -> Dim:
+        """One declared extent: a size, a symbol's name, a range "1..32" or "N=1..32"; other text is a fresh symbol."""
         if isinstance(spec, int):
             if spec < 0:
                 raise ModelError(f"input {name!r}: got size {spec} on axis {axis}, expected a non-negative size")
@@ -68,7 +68,7 @@ class InputTypes:
         if not isinstance(spec, str):  # protobuf hands out bytes where the text is not UTF-8
             raise ModelError(f"input {name!r}: got a dimension name that is not text on axis {axis}; export the model again")
         symbol, _, bound = spec.rpartition("=") if "=" in spec else ("", "", spec)
-        found = _RANGE.fullmatch(bound)
+        found = RANGE.fullmatch(bound)
         if found:
             symbol = symbol or self.fresh(re.sub(r"\W", "_", f"{name}_{axis}"))
             low, high = int(found[1]), int(found[2])

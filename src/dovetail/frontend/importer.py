@@ -13,14 +13,25 @@ import onnx
 from dovetail.core import dims
 from dovetail.core.dims import Dim
 from dovetail.core.dtypes import dtype
-from dovetail.core.errors import ModelError, ShapeError, TypeInferenceError, UnsupportedOpError
+from dovetail.core.errors import ModelError, UnsupportedOpError, UsageError
 from dovetail.core.log import logger
 from dovetail.frontend.contents import contents_of
-from dovetail.frontend.declared import InputTypes, ShapeOverride
+from dovetail.frontend.declared import InputTypes
 from dovetail.frontend.functions import expand
+from dovetail.frontend.plugins import call_plugin, has_plugin
 from dovetail.frontend.protos import densify, domain_of, free_names, plain
-from dovetail.frontend.reader import ModelSource, read_model, read_tensor
+from dovetail.frontend.reader import Definition, ModelSource, ShapeOverride, read_model, read_tensor
 from dovetail.frontend.registry import OnnxNode, find_importer
+from dovetail.frontend.session import (
+    FAILED,
+    NO_WAY,
+    Body,
+    Failed,
+    Poisoned,
+    Session,
+    Unsupported,
+    explained,
+)
 from dovetail.ir.graph import Graph, Guard, Module, Node, Time, Value
 from dovetail.ir.types import TensorType, Type
 from dovetail.ops.infer import infer
@@ -31,83 +42,63 @@ _log = logger("import")
 _MAX_CONTENTS = 256
 
 
-# What reading a node whose attributes have other types, lengths or ranges than ONNX's may raise.
-_MALFORMED = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
-
-
-class _Unsupported(Exception):
-    """An importer gave up on a node: (reason, hint)."""
-
-
-class _Failed:
-    """Stands for the outputs of a node that could not be imported."""
-
-
-_FAILED = _Failed()
-
-
 def import_onnx(source: ModelSource, shapes: ShapeOverride | None = None) -> Module:
-    """The module of an ONNX model.
+    """The module of an ONNX model, or of one defined in Python.
 
     Args:
-        source: path, bytes or ModelProto.
+        source: path, bytes, ModelProto or `Network`.
         shapes: replaces input shapes: an int fixes a dimension, a name makes it that symbol, "1..32" bounds it.
 
     Raises:
         ModelError: unreadable or invalid model.
         UnsupportedOpError: lists every node that cannot be imported, with op, reason and hint.
     """
-    model, folder = read_model(source)
-    session = _Session(model, folder)
-    graph = Graph("main")
-    context = ImportContext(session, graph, None, session.opsets)
-    context.import_main(model.graph, shapes or {})
-    if session.problems:
-        listing = "\n".join(f"  {p}" for p in session.problems)
-        raise UnsupportedOpError(
-            f"model: {len(session.problems)} node{'s' * (len(session.problems) > 1)} cannot be imported:\n{listing}",
-            tuple(session.problems),
-        )
-    graph.update_times()
-    return session.module
+    if isinstance(source, Definition):
+        return source.module(shapes)
+    context = main_context(*read_model(source))
+    context.import_main(shapes or {})
+    context.session.require_no_problems()
+    context.graph.update_times()
+    return context.module
 
 
-class _Session:
-    """What all graphs of one model share."""
-
-    def __init__(self, model: onnx.ModelProto, folder: Path | None) -> None:
-        self.folder = folder
-        self.module = Module(Graph())
-        self.opsets = {domain_of(o.domain): o.version for o in model.opset_import}
-        self.functions = {(domain_of(f.domain), f.name, getattr(f, "overload", "")): f for f in model.functions}
-        self.ir_version = model.ir_version
-        self.problems: list[str] = []
-        self.symbols: set[str] = set()
-        self.guarded: set[tuple[str, str]] = set()
-        self.constants: dict[int, np.ndarray[Any, Any]] = {}
-        self.sizes: dict[str, int] = {}  # symbols that depend on weights alone, as far as they were needed
-        newest = onnx.defs.onnx_opset_version()
-        if self.opsets.get("", newest) > newest:
-            raise ModelError(f"model: got ai.onnx opset {self.opsets['']}, expected at most {newest}; upgrade the onnx package")
+def main_context(model: onnx.ModelProto, folder: Path | None) -> ImportContext:
+    """The context of a model's main graph, of which nothing is imported yet."""
+    session = Session(model, folder)
+    return ImportContext(session, Graph("main"), None, session.opsets)
 
 
 class ImportContext:
     """Imports one graph (the main one or a region); the `Context` that importers see."""
 
-    def __init__(self, session: _Session, graph: Graph, parent: ImportContext | None, opsets: Mapping[str, int]) -> None:
+    def __init__(self, session: Session, graph: Graph, parent: ImportContext | None, opsets: Mapping[str, int]) -> None:
         self.session, self.graph, self.parent, self.opsets = session, graph, parent, opsets
         self.module = session.module
         if parent is None:
             self.module.main = graph
-        self.scope: dict[str, Value | None | _Failed] = {}
+        self.scope: dict[str, Value | None | Failed] = {}
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.origin: tuple[str, ...] = ()
         self.node: OnnxNode | None = None
         self.first_node: Node | None = None
+        self.busy = ""  # what holds this graph while a body inside of it is traced
 
     # ------------------------------------------------------------------ the graph
-    def import_main(self, proto: onnx.GraphProto, shapes: ShapeOverride) -> None:
+    def import_main(self, shapes: ShapeOverride) -> None:
         """Import the model's top graph."""
+        proto = self.session.model.graph
+        self.declare_inputs(shapes)
+        outputs = self.import_nodes(proto.node, [o.name for o in proto.output])
+        self.module.meta |= {"output_names": [o.name for o in proto.output], "opsets": dict(self.opsets)}
+        if all(isinstance(v, Value) for v in outputs):
+            self.graph.set_outputs([v for v in outputs if isinstance(v, Value)])
+        elif not self.session.problems:
+            missing = [o.name for o, v in zip(proto.output, outputs, strict=True) if not isinstance(v, Value)]
+            raise ModelError(f"model: outputs {missing} are computed by no node")
+
+    def declare_inputs(self, shapes: ShapeOverride) -> None:
+        """Add the inputs of the model's top graph, and note its initializers."""
+        proto = self.session.model.graph
         self._register_initializers(proto)
         inputs = [v for v in proto.input if v.name not in self.initializers]
         unknown = set(shapes) - {v.name for v in inputs}
@@ -119,13 +110,6 @@ class ImportContext:
             if value.name in self.scope:
                 raise ModelError(f"model: input {value.name!r} is declared twice")
             self.scope[value.name] = self.graph.add_input(value.name, type_)
-        outputs = self.import_nodes(proto.node, [o.name for o in proto.output])
-        self.module.meta |= {"output_names": [o.name for o in proto.output], "opsets": dict(self.opsets)}
-        if all(isinstance(v, Value) for v in outputs):
-            self.graph.set_outputs([v for v in outputs if isinstance(v, Value)])
-        elif not self.session.problems:
-            missing = [o.name for o, v in zip(proto.output, outputs, strict=True) if not isinstance(v, Value)]
-            raise ModelError(f"model: outputs {missing} are computed by no node")
 
     def _register_initializers(self, proto: onnx.GraphProto) -> None:
         for tensor in proto.initializer:
@@ -133,10 +117,10 @@ class ImportContext:
         for sparse in proto.sparse_initializer:
             self.scope[sparse.values.name] = self._weight(sparse.values.name, densify(sparse, self.session.folder))
 
-    def import_nodes(self, nodes: Iterable[onnx.NodeProto], outputs: Sequence[str]) -> list[Value | None | _Failed]:
+    def import_nodes(self, nodes: Iterable[onnx.NodeProto], outputs: Sequence[str]) -> list[Value | None | Failed]:
         """Import node protos in order; returns the values named by `outputs` (None where absent)."""
         for proto in nodes:
-            self._import_node(proto)
+            self.import_node(proto)
         return [self.look_up(name) if self.defines(name) else None for name in outputs]
 
     # ------------------------------------------------------------------ names
@@ -144,7 +128,7 @@ class ImportContext:
         """Whether a name is visible here."""
         return name in self.scope or name in self.initializers
 
-    def look_up(self, name: str) -> Value | None | _Failed:
+    def look_up(self, name: str) -> Value | None | Failed:
         """The value of an ONNX name; an initializer becomes a Constant at its first use."""
         if name in self.scope:
             return self.scope[name]
@@ -173,57 +157,73 @@ class ImportContext:
         return value
 
     # ------------------------------------------------------------------ nodes
-    def _import_node(self, proto: onnx.NodeProto) -> None:
+    def import_node(self, proto: onnx.NodeProto) -> None:
+        """Import one node; the values it computes get its names. What is unsupported is noted in the session's problems."""
         domain = domain_of(proto.domain)
         name = proto.name or next((o for o in proto.output if o), proto.op_type)
+        opset = self.opset_of(domain)
         where = f"{name} ({f'{domain}::' if domain else ''}{proto.op_type})"
-        opset = self.opsets.get(domain, 1 if domain else onnx.defs.onnx_opset_version())
-        self.origin = (name,)
+        values: tuple[Any, ...]
         try:
-            inputs = [self.look_up(i) if i else None for i in proto.input]
-            importer = find_importer(proto.op_type, opset, domain)
-            if any(isinstance(v, _Failed) for v in inputs):
-                if importer is None and not self._known(proto, domain, opset):
-                    raise _Unsupported("no importer and no function body", "write a plugin, or export with other ops")
-                raise _Poisoned
-            node = OnnxNode(
-                proto.op_type, domain, name, opset, [v for v in inputs if not isinstance(v, _Failed)], list(proto.output),
-                {a.name: self._attribute(a, where) for a in proto.attribute},
-            )  # fmt: skip
-            self.node = node
+            with explained(where, proto.op_type):
+                inputs = [self.look_up(i) if i else None for i in proto.input]
+                if any(isinstance(v, Failed) for v in inputs):
+                    if find_importer(proto.op_type, opset, domain) is None and not self._known(proto, domain, opset):
+                        raise Unsupported(*NO_WAY)
+                    raise Poisoned
+                node = OnnxNode(
+                    proto.op_type, domain, name, opset, [v for v in inputs if not isinstance(v, Failed)], list(proto.output),
+                    {a.name: self._attribute(a, where) for a in proto.attribute},
+                )  # fmt: skip
+            values = self.lower(node)
+        except Poisoned:
+            values = (FAILED,) * len(proto.output)
+        except UnsupportedOpError as error:
+            self.session.problems += error.problems
+            values = (FAILED,) * len(proto.output)
+        self._bind(proto.output, values, where)
+
+    def opset_of(self, domain: str) -> int:
+        """The version of a domain's operators here."""
+        return self.opsets.get(domain, 1 if domain else onnx.defs.onnx_opset_version())
+
+    def lower(self, node: OnnxNode) -> tuple[Value | None, ...]:
+        """The values that a node computes, from the first way that there is: an importer, the IR's op of that name, a function
+        body of the model or of ONNX, a plugin of that name.
+
+        Raises:
+            UnsupportedOpError: there is no way, or what there is does not cover the node; with one problem or several.
+            ModelError: inputs or attributes do not fit the op.
+        """
+        self.node, self.origin = node, (node.name,)
+        with explained(node.where, node.op_type):
+            importer = find_importer(node.op_type, node.opset, node.domain)
+            results: Any
             if importer is not None:
-                results: Any = importer(self, node)
-            elif not domain and find_spec(proto.op_type) is not None:
-                results = self.emit(proto.op_type, *node.inputs, **{k: plain(v) for k, v in node.attrs.items()})
+                results = importer(self, node)
+            elif not node.domain and find_spec(node.op_type) is not None:
+                results = self.emit(node.op_type, *node.inputs, **{k: plain(v) for k, v in node.attrs.items()})
             else:
                 results = expand(node, self)
                 if results is None:
-                    raise _Unsupported("no importer and no function body", "write a plugin, or export with other ops")
-            values = tuple(results) if isinstance(results, (tuple, list)) else (results,)
-        except _Poisoned:
-            values = (_FAILED,) * len(proto.output)
-        except _Unsupported as error:
-            reason, hint = error.args
-            self.session.problems.append(f"{where}: {reason}; {hint}")
-            values = (_FAILED,) * len(proto.output)
-        except UnsupportedOpError as error:
-            self.session.problems += error.problems or [f"{where}: {error}"]
-            values = (_FAILED,) * len(proto.output)
-        except (TypeInferenceError, ShapeError) as error:
-            raise ModelError(f"{where}: {error}") from error
-        except _MALFORMED as error:
-            _log.debug("%s", where, exc_info=True)  # a bug of ours looks the same: its trace is here, and is the cause
-            raise ModelError(
-                f"{where}: got inputs or attributes that do not fit it ({type(error).__name__}: {error}), expected "
-                f"{proto.op_type} as ONNX defines it; check the model with onnx.checker; "
-                "if that accepts it, please report it with the trace that DOVETAIL_LOG=import prints"
-            ) from error
-        self._bind(proto.output, values, where)
+                    results = self._plugin(node)
+            return tuple(results) if isinstance(results, (tuple, list)) else (results,)
+
+    def _plugin(self, node: OnnxNode) -> Any:
+        """An op that nothing else imports is a call of the plugin of that name."""
+        fields = dict(node.attrs)
+        version, namespace = str(fields.pop("plugin_version", "1")), str(fields.pop("plugin_namespace", ""))
+        if not has_plugin(node.op_type, version, namespace):
+            raise Unsupported(*NO_WAY)
+        return call_plugin(self, node.op_type, node.inputs, version, namespace, fields, node.n_outputs)
 
     def _known(self, proto: onnx.NodeProto, domain: str, opset: int) -> bool:
         if (domain, proto.op_type, getattr(proto, "overload", "")) in self.session.functions:
             return True
         if not domain and find_spec(proto.op_type) is not None:
+            return True
+        fields = {a.name: a.s.decode("utf-8", "replace") for a in proto.attribute if a.type == onnx.AttributeProto.STRING}
+        if has_plugin(proto.op_type, fields.get("plugin_version", "1"), fields.get("plugin_namespace", "")):
             return True
         try:
             return bool(onnx.defs.get_schema(proto.op_type, opset, domain).has_function)
@@ -299,7 +299,7 @@ class ImportContext:
         why = f"{node.op}, whose extents depend on its data"
         settled = tuple(self.const(self._read(v, why)) for v in node.outputs)
         for value in node.outputs:
-            del self.session.constants[id(value)]
+            del self.session.constants[value]
         if self.first_node is node:
             self.first_node = settled[0].producer
         self.graph.erase(node)
@@ -346,11 +346,11 @@ class ImportContext:
             current = pending[-1]
             node = current.producer
             assert node is not None
-            if id(current) in memo:
+            if current in memo:
                 pending.pop()
             elif node.op == "Constant":
-                memo[id(current)] = self.module.weights[node.attrs["name"]]
-            elif missing := [v for v in node.operands if id(v) not in memo]:
+                memo[current] = self.module.weights[node.attrs["name"]]
+            elif missing := [v for v in node.operands if v not in memo]:
                 pending += missing
             elif unbound := node.symbols() - set(self.session.sizes):
                 pending += self._sources(unbound)
@@ -359,11 +359,11 @@ class ImportContext:
                 assert spec is not None
                 attrs = spec.complete({k: v for k, v in node.attrs.items() if k != "impure"})
                 attrs = {k: _evaluated(v, self.session.sizes) for k, v in attrs.items()}
-                results = call(node.op, [None if v is None else memo[id(v)] for v in node.inputs], attrs)
+                results = call(node.op, [None if v is None else memo[v] for v in node.inputs], attrs)
                 for output, array in zip(node.outputs, results, strict=True):
-                    memo[id(output)] = np.asarray(array)
-                    self._bind_sizes(output.tensor.shape, memo[id(output)].shape)
-        return memo[id(value)]
+                    memo[output] = np.asarray(array)
+                    self._bind_sizes(output.tensor.shape, memo[output].shape)
+        return memo[value]
 
     def _sources(self, symbols: frozenset[str]) -> list[Value]:
         """The values to evaluate before these symbols, which nodes define from weights, are known."""
@@ -373,10 +373,10 @@ class ImportContext:
                 continue
             if node.op != "BindSymbols":
                 needed.append(node.outputs[0])
-            elif id(node.input(0)) not in memo:
+            elif node.input(0) not in memo:
                 needed.append(node.input(0))
             else:
-                data = memo[id(node.input(0))].reshape(-1)
+                data = memo[node.input(0)].reshape(-1)
                 self.session.sizes.update(zip(node.attrs["symbols"], map(int, data), strict=True))
         return needed
 
@@ -429,29 +429,52 @@ class ImportContext:
 
     def unsupported(self, reason: str, hint: str) -> NoReturn:
         """Give up on the current node; the model's other nodes are still checked."""
-        raise _Unsupported(reason, hint)
+        raise Unsupported(reason, hint)
+
+    def undo(self, mark: tuple[int, int], last: Node | None, first: Node | None) -> None:
+        """Take away what was added since the session's `mark`, when `last` was the last and `first` the first node."""
+        names = self.session.undo(mark)
+        for node in reversed(self.graph.after(last)):
+            self.graph.erase(node)
+        for node in self.graph.nodes:  # constants stand in front
+            if node.op == "Constant" and node.attrs["name"] in names:
+                self.graph.erase(node)
+        self.first_node = first
+
+    def adopt(self, value: Value) -> Value:
+        """A value in this graph; regions whose captures are not known beforehand capture it.
+
+        Raises:
+            UsageError: it belongs to another network.
+        """
+        if value.graph is not self.graph or (value.producer is not None and value.producer.erased):
+            raise UsageError(f"%{value.name}: got a value of another network, or of an op that failed, expected one of this network")
+        return value
 
     # ------------------------------------------------------------------ regions and functions
-    def captures(self, *protos: onnx.GraphProto) -> list[Value]:
-        """The outer values that subgraphs read, in order of first use, each once."""
+    def captures(self, *protos: onnx.GraphProto | Body) -> list[Value]:
+        """The outer values that subgraphs read, in order of first use, each once; `subgraph` appends those of other bodies."""
         names: dict[str, None] = {}
         for proto in protos:
-            free_names(proto, names)
+            if isinstance(proto, onnx.GraphProto):
+                free_names(proto, names)
         found: dict[Value, None] = {}
         for name in names:
             value = self.look_up(name)
-            if isinstance(value, _Failed):
-                raise _Poisoned
+            if isinstance(value, Failed):
+                raise Poisoned
             if value is not None:
                 found[value] = None
         return list(found)
 
-    def subgraph(self, proto: onnx.GraphProto, types: Sequence[Type], captures: Sequence[Value]) -> Graph:
+    def subgraph(self, proto: onnx.GraphProto | Body, types: Sequence[Type], captures: list[Value]) -> Graph:
         """A region whose inputs are the subgraph's own (of the given types), then the captures.
 
         Raises:
             UnsupportedOpError: a node of the subgraph cannot be imported (collected with all others).
         """
+        if isinstance(proto, Body):
+            return proto.region(self, types, captures)
         region = Graph(proto.name or "region")
         inner = ImportContext(self.session, region, self, self.opsets)
         inner.origin = self.origin
@@ -460,10 +483,7 @@ class ImportContext:
             inner.scope[info.name] = region.add_input(info.name, type_)
         inner_of: dict[Value, Value] = {}
         for value in captures:
-            captured = region.add_input(value.name, value.type)
-            captured.contents = value.contents
-            captured.time = Time.RUN
-            inner_of[value] = captured
+            inner_of[value] = add_capture(region, value)
         names: dict[str, None] = {}
         free_names(proto, names)
         for name in names:
@@ -471,8 +491,8 @@ class ImportContext:
             inner.scope[name] = inner_of[outer] if isinstance(outer, Value) else outer
         inner._register_initializers(proto)
         outputs = inner.import_nodes(proto.node, [o.name for o in proto.output])
-        if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in outputs):
-            raise _Poisoned
+        if len(self.session.problems) > before or any(isinstance(v, Failed) for v in outputs):
+            raise Poisoned
         missing = [o.name for o, v in zip(proto.output, outputs, strict=True) if v is None]
         if missing:
             raise ModelError(f"subgraph {proto.name!r}: outputs {missing} are computed by no node")
@@ -480,8 +500,10 @@ class ImportContext:
         region.update_times()
         return region
 
-    def inline_subgraph(self, proto: onnx.GraphProto) -> list[Value]:
+    def inline_subgraph(self, proto: onnx.GraphProto | Body) -> list[Value]:
         """Import a subgraph without inputs in place, as the branch of an If that is known to be taken."""
+        if isinstance(proto, Body):
+            return proto.inline(self)
         outer_names: dict[str, None] = {}
         free_names(proto, outer_names)
         for name in outer_names:
@@ -494,8 +516,8 @@ class ImportContext:
             results = self.import_nodes(proto.node, [o.name for o in proto.output])
         finally:
             self.scope, self.initializers, self.origin, self.node = outer
-        if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in results):
-            raise _Poisoned
+        if len(self.session.problems) > before or any(isinstance(v, Failed) for v in results):
+            raise Poisoned
         missing = [o.name for o, v in zip(proto.output, results, strict=True) if v is None]
         if missing:
             raise ModelError(f"subgraph {proto.name!r}: outputs {missing} are computed by no node")
@@ -515,22 +537,26 @@ class ImportContext:
         caller = self.origin
         try:
             for proto in nodes:
-                self._import_node(proto)
+                self.import_node(proto)
                 self.origin = caller
             results = [self.look_up(name) if name in self.scope else None for name in outputs]
         finally:
             self.scope, self.initializers, self.opsets, self.origin, self.node = outer
-        if len(self.session.problems) > before or any(isinstance(v, _Failed) for v in results):
-            raise _Poisoned
-        return [v for v in results if not isinstance(v, _Failed)]
+        if len(self.session.problems) > before or any(isinstance(v, Failed) for v in results):
+            raise Poisoned
+        return [v for v in results if not isinstance(v, Failed)]
 
     def function(self, domain: str, name: str, overload: str = "") -> onnx.FunctionProto | None:
         """A function that the model itself defines."""
         return self.session.functions.get((domain_of(domain), name, overload))
 
 
-class _Poisoned(Exception):
-    """A node reads a value that could not be imported; its own problem is reported already."""
+def add_capture(region: Graph, value: Value) -> Value:
+    """The input of a region that stands for a value of the graph around it."""
+    captured = region.add_input(value.name, value.type)
+    captured.contents = value.contents
+    captured.time = Time.RUN
+    return captured
 
 
 def _evaluated(attribute: Any, sizes: Mapping[str, int]) -> Any:

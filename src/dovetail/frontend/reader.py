@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,9 +15,20 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from dovetail.core.dtypes import DType, dtype
-from dovetail.core.errors import ModelError
+from dovetail.core.errors import ModelError, UsageError
+from dovetail.ir.graph import Module
 
-ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+class Definition(ABC):
+    """A model that is defined in Python instead of read."""
+
+    @abstractmethod
+    def module(self, shapes: ShapeOverride | None = None) -> Module:
+        """A module of its own, with other input shapes where some are given."""
+
+
+ShapeOverride: TypeAlias = Mapping[str, Sequence[int | str]]
+ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | Definition
 
 
 def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
@@ -23,8 +36,11 @@ def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
 
     Raises:
         ModelError: missing file, not an ONNX model, or no graph in it.
+        UsageError: a network defined in Python, where only ONNX will do.
     """
     folder: Path | None = None
+    if isinstance(source, Definition):
+        raise UsageError(f"model: got a {type(source).__name__}, expected ONNX (path, bytes or ModelProto); this reads ONNX only")
     if isinstance(source, onnx.ModelProto):
         model = source
     else:

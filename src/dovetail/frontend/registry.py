@@ -6,6 +6,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -30,6 +31,11 @@ class OnnxNode:
     inputs: list[Value | None]
     outputs: list[str]
     attrs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """How errors name this node."""
+        return f"{self.name} ({f'{self.domain}::' if self.domain else ''}{self.op_type})"
 
     @property
     def n_outputs(self) -> int:
@@ -87,6 +93,45 @@ F = TypeVar("F", bound=OnnxImporter)
 _importers: dict[tuple[str, str], dict[int, OnnxImporter]] = {}
 
 
+@dataclass(eq=False)
+class Override:
+    """An importer that is asked before those of this package, for opsets `low` to `high` (None: all later ones)."""
+
+    op_type: str
+    domain: str
+    low: int
+    high: int | None
+    function: OnnxImporter
+
+    def covers(self, op_type: str, opset: int, domain: str) -> bool:
+        """Whether this imports an op."""
+        named = (self.op_type, self.domain) == (op_type, domain)
+        return named and self.low <= opset and (self.high is None or opset <= self.high)
+
+    def __call__(self, ctx: Context, node: OnnxNode) -> Value | Sequence[Value | None]:
+        """Import a node; the same op inside of this call means what this importer stands in front of."""
+        token = _running.set((*_running.get(), self))
+        try:
+            return self.function(ctx, node)
+        finally:
+            _running.reset(token)
+
+
+_overrides: list[Override] = []  # the last one wins
+_running: ContextVar[tuple[Override, ...]] = ContextVar("running importers", default=())
+
+
+def add_override(override: Override) -> None:
+    """Put an importer in front of all others of its op."""
+    _overrides.append(override)
+
+
+def remove_override(override: Override) -> None:
+    """Take an importer away again; one that is not there any more is left alone."""
+    if override in _overrides:
+        _overrides.remove(override)
+
+
 def onnx_op(
     *op_types: str, since: int = 1, domain: str = ""
 ) -> Callable[[F], F]:
@@ -114,9 +159,13 @@ def _load_families() -> None:
 
 
 def find_importer(op_type: str, opset: int, domain: str = "") -> OnnxImporter | None:
-    """The importer of `op_type` with the largest `since` <= `opset`, or None."""
+    """The newest override of `op_type` that is not running, else the importer with the largest `since` <= `opset`, or None."""
+    domain = "" if domain == "ai.onnx" else domain
+    for override in reversed(_overrides):
+        if override.covers(op_type, opset, domain) and override not in _running.get():
+            return override
     _load_families()
-    versions = _importers.get(("" if domain == "ai.onnx" else domain, op_type), {})
+    versions = _importers.get((domain, op_type), {})
     usable = [since for since in versions if since <= opset]
     return versions[max(usable)] if usable else None
 

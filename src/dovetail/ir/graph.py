@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from dovetail.core import dims
-from dovetail.core.dims import Expr
+from dovetail.core.dims import Dim, Expr
+from dovetail.core.dtypes import DType
 from dovetail.ir.types import TensorType, Type
 
 
@@ -63,6 +64,16 @@ class Value:
         """The type of a tensor value (asserts that it is one)."""
         assert isinstance(self.type, TensorType), f"%{self.name} is a {self.type}"
         return self.type
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """The extents of a tensor value (asserts that it is one)."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> DType:
+        """The element type of a tensor value (asserts that it is one)."""
+        return self.tensor.dtype
 
     def __repr__(self) -> str:
         return f"%{self.name}: {self.type}"
@@ -173,6 +184,19 @@ class Graph:
             if not node.erased:
                 yield node
             node = node.next
+
+    @property
+    def last(self) -> Node | None:
+        """The last node."""
+        return self._last
+
+    def after(self, node: Node | None) -> list[Node]:
+        """The nodes behind a node (all for None), in order."""
+        found, current = list[Node](), self._last
+        while current is not None and current is not node:
+            found.append(current)
+            current = current.prev
+        return found[::-1]
 
     def __len__(self) -> int:
         return self._count

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
 
 from dovetail.core.dims import Dim, Expr, sym, symbols
 from dovetail.core.dtypes import BOOL, I64, DType
+from dovetail.frontend.importer import ImportContext, add_capture
 from dovetail.frontend.onnx.contraction import require
 from dovetail.frontend.registry import Context, OnnxNode, onnx_op
+from dovetail.frontend.session import Body
 from dovetail.ir.graph import Graph, Time, Value
 from dovetail.ir.types import SequenceType, TensorType, Type
-
-if TYPE_CHECKING:
-    from dovetail.frontend.importer import ImportContext
 
 _MAX_ROUNDS = 8
 FLAG = TensorType(BOOL, ())
@@ -26,7 +25,7 @@ COUNTER = TensorType(I64, ())
 
 def _importer(context: Context) -> ImportContext:
     """The context with what only ops with regions need: captures, subgraphs, explicit types."""
-    return cast("ImportContext", context)
+    return cast(ImportContext, context)
 
 
 class _Results:
@@ -90,6 +89,9 @@ def if_(context: Context, node: OnnxNode) -> Any:
         return ctx.inline_subgraph(branches[0] if bool(known.reshape(())) else branches[1])
     captures = ctx.captures(*branches)
     regions = [ctx.subgraph(b, [], captures) for b in branches]
+    for region in regions:  # a branch may have found captures after the other one was made
+        for value in captures[len(region.inputs) :]:
+            add_capture(region, value)
     if len(regions[0].outputs) != len(regions[1].outputs):
         ctx.unsupported("its branches return different numbers of values", "let both return the same")
     inner = inner_symbols(regions[0]) | inner_symbols(regions[1])
@@ -114,7 +116,7 @@ class _Body:
 
 def _settle(
     ctx: ImportContext,
-    proto: onnx.GraphProto,
+    proto: onnx.GraphProto | Body,
     before: Sequence[Type],
     carried: Sequence[Type],
     after: Sequence[Type],
@@ -129,7 +131,7 @@ def _settle(
     types, varying = list(carried), set[str]()
     for _ in range(_MAX_ROUNDS):
         # A rejected attempt must leave no weights behind.
-        weights, guards = dict(ctx.module.weights), list(ctx.module.guards)
+        mark = ctx.session.mark()
         region = ctx.subgraph(proto, [*before, *types, *after], captures)
         inner = inner_symbols(region) | varying
         settled = True
@@ -139,9 +141,7 @@ def _settle(
                 types[i], settled = general, False
         if settled:
             return _Body(region, captures, types, frozenset(inner))
-        ctx.module.weights.clear()
-        ctx.module.weights.update(weights)
-        ctx.module.guards[:] = guards
+        ctx.session.undo(mark)
     ctx.unsupported("the shapes of its carried values do not settle", "give them fixed ranks and types")
 
 
@@ -178,10 +178,10 @@ def loop(context: Context, node: OnnxNode) -> Any:
     """Loop-1 to 25."""
     ctx = _importer(context)
     trip_count, condition = node.input(0), node.input(1)
-    proto: onnx.GraphProto = node.attrs["body"]
+    proto: onnx.GraphProto | Body = node.attrs["body"]
     initial = [require(ctx, node, i, "carried value") for i in range(2, len(node.inputs))]
     count = len(initial)
-    if len(proto.input) != count + 2:
+    if isinstance(proto, onnx.GraphProto) and len(proto.input) != count + 2:
         ctx.unsupported(f"its body takes {len(proto.input)} values", f"expected {count + 2}")
     body = _settle(ctx, proto, [COUNTER, FLAG], [v.type for v in initial], [], 1)
     returned = body.region.outputs
@@ -240,28 +240,27 @@ def scan(context: Context, node: OnnxNode) -> Any:
         ctx.unsupported(f"num_scan_inputs {scans} of {len(values)} inputs", "scan at least one input")
     states = len(values) - scans
     ranks = [v.tensor.rank for v in values[states:]]
-    outs = len(node.attrs["body"].output) - states
     scanning = _Scanning(
         _axes(node.attr("scan_input_axes"), ranks),
         tuple(bool(d) for d in node.attr("scan_input_directions") or [0] * scans),
-        node.attr("scan_output_axes") or [0] * outs,
-        tuple(bool(d) for d in node.attr("scan_output_directions") or [0] * outs),
+        node.attr("scan_output_axes"),
+        node.attr("scan_output_directions"),
     )
     return _scan(ctx, node.attrs["body"], values, states, scanning)
 
 
 @dataclass
 class _Scanning:
-    """Axes and directions of a Scan's inputs and outputs (output axes may be negative)."""
+    """Axes and directions of a Scan's inputs and, where given, outputs (whose axes may be negative)."""
 
     input_axes: tuple[int, ...]
     input_reverse: tuple[bool, ...]
-    output_axes: Sequence[int]
-    output_reverse: tuple[bool, ...]
+    output_axes: Sequence[int] | None = None
+    output_reverse: Sequence[int] | None = None
 
 
 def _scan(
-    ctx: ImportContext, proto: onnx.GraphProto, values: Sequence[Value], states: int, scanning: _Scanning
+    ctx: ImportContext, proto: onnx.GraphProto | Body, values: Sequence[Value], states: int, scanning: _Scanning
 ) -> tuple[Value, ...]:
     slices: list[Type] = []
     for value, axis in zip(values[states:], scanning.input_axes, strict=True):
@@ -283,7 +282,7 @@ def _scan(
         "input_axes": scanning.input_axes,
         "input_reverse": scanning.input_reverse,
         "output_axes": axes,
-        "output_reverse": scanning.output_reverse,
+        "output_reverse": tuple(bool(d) for d in scanning.output_reverse or [0] * len(stacked)),
         "elements": _elements(stacked, body.inner, ctx),
     }
     if results.symbols:
@@ -301,7 +300,6 @@ def scan_8(context: Context, node: OnnxNode) -> Any:
     proto: onnx.GraphProto = node.attrs["body"]
     scans = int(node.attr("num_scan_inputs", 0))
     states = len(values) - scans
-    outs = len(proto.output) - states
     reverse = tuple(bool(d) for d in node.attr("directions") or [0] * scans)
     captures = ctx.captures(proto)
     outer = Graph(f"{proto.name or 'scan'}_batch")
@@ -313,7 +311,7 @@ def scan_8(context: Context, node: OnnxNode) -> Any:
         names[value] = outer.add_input(value.name, value.type)
         names[value].contents = value.contents
     region.scope = {k: names.get(v, v) if isinstance(v, Value) else v for k, v in ctx.scope.items()}
-    scanning = _Scanning((0,) * scans, reverse, (0,) * outs, (False,) * outs)
+    scanning = _Scanning((0,) * scans, reverse)
     outer.set_outputs(_scan(region, proto, rows, states, scanning))
     outer.update_times()
     inner = inner_symbols(outer)
