@@ -53,7 +53,8 @@ NOT_VERIFIED: Certificate = {"version": CERTIFICATE_VERSION, "level": "off"}
 def tolerance(built: Built) -> float:
     """The end-to-end tolerance: the precision's, wider where a transformed algorithm was chosen or bindings are narrower."""
     worst = max((c.tactic.relative_error() for c in built.choices.values()), default=0.0)
-    found = max(TOLERANCES[built.precision.precision], TRANSFORMED_TOLERANCE if worst > TOLERANCE else TOLERANCE)
+    stated = max((c.tactic.tolerance(c.group) for c in built.choices.values()), default=0.0)
+    found = max(TOLERANCES[built.precision.precision], TRANSFORMED_TOLERANCE if worst > TOLERANCE else TOLERANCE, stated)
     kinds = {p.tensor.dtype for p in (*built.plan.inputs, *built.plan.outputs)} if built.formats else set()
     return max(found, *(NARROW_TOLERANCES.get(k, 0.0) for k in kinds), 0.0)
 

@@ -261,7 +261,7 @@ def kernel_tolerance(choice: Choice, target: Target) -> float:
     """
     group = choice.group
     stores = [2.0 ** -_mantissa_bits(v.tensor.dtype.name) for v in group.outputs if v.tensor.dtype.is_float]
-    found = max(choice.tactic.relative_error(), *stores, 0.0)
+    found = max(choice.tactic.tolerance(group), *stores, 0.0)
     if not isinstance(target, CudaTarget):
         return found
     if target.tf32 and any(contraction_flops(n) != 0 for n in group.body.nodes):

@@ -158,6 +158,10 @@ class Tactic(ABC):
         """Relative L2 error that verification accepts for this tactic in fp32."""
         return 1e-5
 
+    def tolerance(self, group: Group) -> float:
+        """The same for one group: what this tactic's arithmetic has, unless the group says otherwise."""
+        return self.relative_error()
+
 
 _tactics: list[Tactic] = []
 

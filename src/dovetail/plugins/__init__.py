@@ -3,11 +3,13 @@
     @dovetail.plugin("OneHot", version="1")
     def one_hot(x, *, depth: int, axis: int = -1): ...
 
+    bodies       what kernel bodies give back
     definition   what a plugin is: signature, attributes, shape rule, bodies
     registry     the table, and how packages, modules and files get into it
     attributes   attribute values as canonical JSON text
 """
 
+from dovetail.plugins.bodies import CKernel, TritonKernel
 from dovetail.plugins.definition import Body, Key, Plugin
 from dovetail.plugins.registry import (
     GROUP,
@@ -33,9 +35,11 @@ __all__ = [
     "GROUP",
     "PLUGINS_KEY",
     "Body",
+    "CKernel",
     "Key",
     "Plugin",
     "Source",
+    "TritonKernel",
     "check_requirements",
     "find",
     "fingerprints",

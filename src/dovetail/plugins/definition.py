@@ -110,7 +110,7 @@ class Plugin:
         return function
 
     def c(self, configs: Configs = ({},)) -> Callable[[F], F]:
-        """Add the C body for CPUs: `(call, **config)` to C text; see `kernels.plugin_call.PluginCall`.
+        """Add the C body for CPUs: `(call, **config)` to C text or a `CKernel`; see `kernels.plugin_call.PluginCall`.
 
         Args:
             configs: the configurations that the tuner tries, the best guess first; or a function of the call that gives them.
@@ -118,7 +118,7 @@ class Plugin:
         return self._body("cpu", configs)
 
     def triton(self, configs: Configs = ({},)) -> Callable[[F], F]:
-        """Add the Triton body for GPUs: `(call, **config)` to `kernels.plugin_call.Triton`; `configs` as of `c`."""
+        """Add the Triton body for GPUs: `(call, **config)` to a `TritonKernel`; `configs` as of `c`."""
         return self._body("cuda", configs)
 
     def _body(self, device: str, configs: Configs) -> Callable[[F], F]:

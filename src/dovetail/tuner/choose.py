@@ -24,7 +24,7 @@ from dovetail.device.cpu import KernelLibrary
 from dovetail.ir.graph import Time
 from dovetail.ops.registry import CONTRACTION, find
 from dovetail.passes.layout import fulfils
-from dovetail.tuner.launch import host_pool, sizes_of
+from dovetail.tuner.launch import amount, host_pool, sizes_of
 from dovetail.tuner.measure import Candidate, measure
 from dovetail.tuner.timing_cache import TimingCache, timing_key
 
@@ -101,13 +101,13 @@ class Tuner:
 
     def _contest(self, group: Group, able: list[Tactic], target: Target) -> _Contest | None:
         """The candidates of a group that is worth measuring; None if there is nothing to choose."""
-        if group.anchor is None or (spec := find(group.anchor.op)) is None or spec.kind != CONTRACTION:
+        if group.anchor is None or (spec := find(group.anchor.op)) is None or (spec.kind != CONTRACTION and group.kind != "plugin"):
             return None
         found = candidates(group, able, target)
         if len(found) < 2:
             return None
         sizes = sizes_of(group, self.sizes)
-        flops = _flops(group, sizes)
+        flops = _plugin_work(group, found[0], sizes, target) if group.kind == "plugin" else _flops(group, sizes)
         if flops < _MIN_FLOPS:
             return None
         key = timing_key(group, sizes, target, self.threads)
@@ -183,6 +183,12 @@ def _accepts(tactic: Tactic, group: Group, target: Target) -> bool:
 
 def _kernels(emitted: Sequence[tuple[Group, Emitted]]) -> list[Kernel]:
     return [step.kernel for _, code in emitted for step in code.steps]
+
+
+def _plugin_work(group: Group, first: Candidate, sizes: Mapping[str, int], target: Target) -> int:
+    """Operations that a plugin's kernel states, or what moving its operands costs in their place."""
+    flops, moved = amount([step.kernel for step in first.emit(group, target)[1].steps], sizes)
+    return max(flops, 8 * moved)
 
 
 def _flops(group: Group, sizes: Mapping[str, int]) -> int:

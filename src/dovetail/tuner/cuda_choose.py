@@ -26,7 +26,7 @@ from dovetail.ir.graph import Time
 from dovetail.passes.layout import fulfils
 from dovetail.tuner.launch import sizes_of
 from dovetail.tuner.measure import Candidate
-from dovetail.tuner.timing_cache import TimingCache, template_version
+from dovetail.tuner.timing_cache import TimingCache, template_version, users_code
 
 NOISE = 0.02
 """Times closer than this share count as equal."""
@@ -226,6 +226,7 @@ class CudaTuner:
         environment = "" if self.timer is None else self.timer.environment
         parts = (
             fingerprint(group.body, sizes), outer, repr(target), environment, triton_version(), template_version(), str(self.level),
+            *users_code(group),
         )  # fmt: skip
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40], sizes
 

@@ -17,6 +17,7 @@ from dovetail.codegen.target import Target
 from dovetail.core.env import env
 from dovetail.core.records import RecordFile
 from dovetail.ir.fingerprint import fingerprint
+from dovetail.plugins import PLUGINS_KEY, fingerprints
 
 _TEMPLATE_FOLDERS = ("kernels", "codegen")
 
@@ -83,8 +84,13 @@ class TimingCache:
 def timing_key(group: Group, sizes: Mapping[str, int], target: Target, threads: int) -> str:
     """The key of a group's times on this machine."""
     outer = ";".join(str(v.type) for v in (*group.inputs, *group.outputs))
-    parts = (fingerprint(group.body, sizes), outer, str(target), cpu_model(), str(threads), template_version())
+    parts = (fingerprint(group.body, sizes), outer, str(target), cpu_model(), str(threads), template_version(), *users_code(group))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+
+def users_code(group: Group) -> list[str]:
+    """Hashes of the functions behind plugin calls of a group, which print its kernels."""
+    return [f for node in group.body.nodes if node.op == "Plugin" for f in fingerprints({PLUGINS_KEY: [node.attrs]})]
 
 
 @functools.cache
