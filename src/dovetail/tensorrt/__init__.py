@@ -20,7 +20,10 @@ def __getattr__(name: str) -> Any:
 
         return env().tensorrt_version
     if name not in HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from dovetail.tensorrt.names import ABSENT
+
+        why = f": {ABSENT[name]}" if name in ABSENT else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{why}")
     value = getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
     globals()[name] = value
     return value

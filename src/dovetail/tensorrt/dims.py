@@ -71,6 +71,8 @@ class Dims:
     def __repr__(self) -> str:
         return repr(tuple(self._items)) if self._valid else "(invalid)"
 
+    __str__ = __repr__
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (list(self._items),)) if self._valid else (invalid, ())
 

@@ -1,0 +1,94 @@
+"""How much of the union of TensorRT 8.2 to 11.1 exists, and how much of it tests observe."""
+
+import subprocess
+import sys
+
+import pytest
+
+import dovetail.tensorrt as trt
+from dovetail.core.env import override
+from dovetail.core.errors import UsageError
+from dovetail.tensorrt import exports
+from dovetail.tensorrt.names import ABSENT, LEFT_OUT
+from tests.tensorrt.coverage import COUNTED, UNION, exercised, exercises, exposed, report, watch
+
+
+def test_shares(record_property):
+    record_property("summary", report())
+    assert exercised() <= set(exposed()), "a test claims what does not exist"
+
+
+def test_left_out_names_are_of_the_union_and_absent_ones_are_absent():
+    assert set(LEFT_OUT) <= set(UNION)
+    assert len(LEFT_OUT) < 0.03 * len(UNION)
+    for name, why in ABSENT.items():
+        assert not hasattr(trt, name)
+        with pytest.raises(AttributeError, match=why[:20]):
+            getattr(trt, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'NoSuchName'$"):
+        trt.NoSuchName  # noqa: B018
+
+
+def test_every_exported_name_is_defined_where_the_table_says_and_is_tensorrts():
+    for name in exports.HOMES:
+        assert getattr(trt, name) is not None
+    assert set(exports.HOMES) - set(UNION) <= {"install", "uninstall"}, "names of our own"
+    assert dir(trt) == sorted({*exports.HOMES, "__version__"})
+    everything: dict[str, object] = {}
+    exec("from dovetail.tensorrt import *", everything)
+    assert everything["bool"] is trt.DataType.BOOL
+
+
+def test_import_is_cheap():
+    program = (
+        "import sys, numpy; before = set(sys.modules); import dovetail.tensorrt as trt; new = set(sys.modules) - before;"
+        "assert not {n for n in new if n.split('.')[0] not in ('dovetail', '__future__')}, new; assert len(new) < 12, new;"
+        "[getattr(trt, n) for n in ('DataType', 'Dims', 'Weights', 'Logger', 'IHostMemory', '__version__')];"
+        "assert 'onnx' not in sys.modules and 'dovetail.api' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@exercises("__version__")
+def test_version_is_a_late_10_and_can_be_overridden():
+    assert trt.__version__ == "10.16.1.11"
+    assert tuple(int(part) for part in trt.__version__.split(".")) > (10, 16)
+    with override(tensorrt_version="8.6.1"):
+        assert trt.__version__ == "8.6.1"
+    assert trt.__version__ == "10.16.1.11"
+
+
+@pytest.mark.parametrize(("text", "version"), [("8.6.1", "8.6.1"), ("", "10.16.1.11"), ("11.1.0.2", "11.1.0.2")])
+def test_version_comes_from_the_environment(monkeypatch, text, version):
+    from dovetail.core import env
+
+    monkeypatch.setenv("DOVETAIL_TENSORRT_VERSION", text)
+    assert env._read().tensorrt_version == version
+    monkeypatch.setenv("DOVETAIL_TENSORRT_VERSION", "newest")
+    with pytest.raises(UsageError, match="DOVETAIL_TENSORRT_VERSION: got 'newest'"):
+        env._read()
+
+
+def test_claims_are_checked():
+    """The watch itself: what is used, what is not, what is overridden, what does not exist; and it leaves no trace."""
+    finish = watch(["Dims.__len__", "Dims.__eq__", "DimsHW.h", "IProfiler.report_layer_time", "DataType.HALF"])
+    dims = trt.DimsHW(3, 4)
+    dims.h = 5
+    assert len(dims) == 2
+    assert finish() == ["DataType.HALF", "IProfiler.report_layer_time", "Dims.__eq__"]
+
+    class Profiler(trt.IProfiler):
+        def report_layer_time(self, layer_name, ms):
+            pass
+
+    assert watch(["IProfiler.report_layer_time"])() == []
+    assert watch(["CaffeParser", "CaffeParser.parse"])() == ["CaffeParser", "CaffeParser.parse"]
+    assert trt.DataType.HALF is trt.float16
+    assert isinstance(vars(trt.DimsHW)["h"], property)
+    with pytest.raises(ValueError, match="NoSuch"):
+        exercises("NoSuch.name")
+
+
+def test_the_union_has_known_ends():
+    assert UNION["BuilderFlag.FP16"][1].startswith("11") and UNION["OnnxParser.get_refit_map"] == ["7.2", "7.2"]
+    assert len(COUNTED) > 1700
