@@ -20,6 +20,7 @@ from dovetail.cli import main
 from dovetail.core.env import inherited, override
 from dovetail.core.errors import BindingError, DeviceError, PlanFormatError, ShapeError, UsageError
 from dovetail.engine import cubins
+from dovetail.engine.file import EngineFile
 from dovetail.runtime.cuda.arrays import DeviceArray
 from dovetail.tuner import cuda_choose, cuda_time
 from tests.unit.cuda_device import plug_in, pull_out
@@ -86,11 +87,14 @@ def verb(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 def test_an_engine_for_a_gpu_that_is_not_here_is_built_and_kept(files, no_gpu, tmp_path):
     engine = dovetail.build(small_model(), target=TARGET)
     assert engine.report().json()["actual"]["tuned"] is False
-    for use in (engine.run, engine.profile, engine.bench, lambda x: engine.context(), lambda x: engine.refit({"b": B}), engine.run_async,
+    for use in (engine.run, engine.profile, engine.bench, lambda x: engine.context(), engine.run_async,
                 lambda x: engine.verify(), lambda x: engine.tap(["m"], x)):  # fmt: skip
         with pytest.raises(DeviceError, match=r"the engine is for cuda:sm_90, which is not here .*save it and load it there"):
             use(feeds())
+    engine.refit({"b": 2 * B})  # what is derived from weights is made where the engine runs
+    np.testing.assert_array_equal(engine.weight("b"), 2 * B)
     engine.save(tmp_path / "e.plan")
+    np.testing.assert_array_equal(EngineFile(tmp_path / "e.plan").weights()["b"], 2 * B)
     with pytest.raises(DeviceError, match=r"e.plan: the engine is for cuda:sm_90, which cannot be used here: .*no usable NVIDIA driver"):
         dovetail.load(tmp_path / "e.plan")
 

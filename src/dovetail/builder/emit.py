@@ -97,9 +97,7 @@ def _with_orders(program: Program, orders: Mapping[str, Sequence[int]]) -> Progr
 def _kernel_ref(kernel: Kernel) -> KernelRef:
     """A kernel as the plan names it; what its compiler says of the launch is filled in after compilation."""
     call = json.loads(kernel.source) if kernel.library else {}
-    # A CPU's threads share each step: no plan for one has lanes that this would keep apart.
-    on_gpu = kernel.launch is not None or kernel.library
-    writes = tuple(i for i, p in enumerate(kernel.params) if p.role != "in") if on_gpu else None
+    writes = tuple(i for i, p in enumerate(kernel.params) if p.role != "in")
     return KernelRef(kernel.entry, len(kernel.params), len(kernel.dims), library=kernel.library, call=call, writes=writes)
 
 

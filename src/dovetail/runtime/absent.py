@@ -15,6 +15,7 @@ from dovetail.engine.check import check
 from dovetail.engine.plan import Plan
 from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.engine import RuntimeEngine
+from dovetail.runtime.partial import Parts
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +35,8 @@ class AbsentEngine(RuntimeEngine):
         self._contexts = deque(maxlen=0)
         self._lock = threading.Lock()
         self._weights = weight_sets.WeightSet(weight_sets.fitted(plan, weights), {}, {})
+        self._memory = weight_sets.recycler(self._weights)
+        self._parts = Parts(plan.weights_program, plan.kernels, self._runner)
 
     @property
     def device(self) -> str:
@@ -74,6 +77,7 @@ class AbsentEngine(RuntimeEngine):
         """As `run`."""
         raise self.refusal("check_nan")
 
-    def set_weights(self, changes: Mapping[str, Any]) -> None:
-        """As `run`: what is derived from weights is made on the device."""
-        raise self.refusal("refit")
+    def _refit(self, old: Any, changes: Mapping[str, Any]) -> weight_sets.WeightSet:
+        """The initializers alone: what is derived from them is made where the engine runs."""
+        new = weight_sets.changed(self.plan, old, changes, self._memory, self.threads)
+        return weight_sets.WeightSet(new.arrays, {}, new.hashes, new.raw)

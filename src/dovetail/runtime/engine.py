@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.arrays import as_input, as_output, in_logical_order, in_memory_order
 from dovetail.runtime.match import PortMatcher
 from dovetail.runtime.observe import Observer, Record
+from dovetail.runtime.partial import Parts
 from dovetail.runtime.program import Kernels, ProgramRunner
 from dovetail.runtime.stage import Resources, Stage
 
@@ -34,6 +36,15 @@ Binary = str | Path | bytes | memoryview
 """A compiled library: a path, or its bytes."""
 
 _IDLE_CONTEXTS = 16
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A refit that can be undone: the weight sets before and after it, and the names of what it replaced."""
+
+    old: weight_sets.WeightSet
+    new: weight_sets.WeightSet
+    names: tuple[str, ...]
 
 
 class RuntimeEngine:
@@ -58,6 +69,8 @@ class RuntimeEngine:
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._lock = threading.Lock()
         self._weights = weight_sets.build(plan, weights or {}, self._packer, self.threads, stored)
+        self._parts = Parts(plan.weights_program, plan.kernels, self._runner)
+        self._memory = weight_sets.recycler(self._weights)
         remember(self)
 
     @property
@@ -153,8 +166,8 @@ class RuntimeEngine:
         """
         return self._observed(inputs, threads, self._observer(nan=True))
 
-    def set_weights(self, changes: Mapping[str, Any]) -> None:
-        """Refit: replace weights by their original names, all or none.
+    def set_weights(self, changes: Mapping[str, Any]) -> Refitted:
+        """Refit: replace weights by their original names, all or none; only what depends on them is packed anew.
 
         Runs in progress finish with the old weights, later ones take the new.
 
@@ -162,9 +175,28 @@ class RuntimeEngine:
             RefitError: unknown name, wrong dtype or shape, or a violated guard.
         """
         with self._lock:
-            self._weights = weight_sets.refit(
-                self.plan, self._weights, changes, self._packer(), self.threads
-            )
+            old = self._weights
+            self._weights = self._refit(old, changes)
+            return Refitted(old, self._weights, tuple(changes))
+
+    def restore_weights(self, refitted: Refitted) -> bool:
+        """Undo a refit; True if nothing else has changed since, so that the weights are the very ones from before."""
+        with self._lock:
+            if self._weights is refitted.new:
+                self._weights = refitted.old
+                return True
+            self._weights = self._refit(self._weights, {n: refitted.old.arrays[n] for n in refitted.names})
+            return False
+
+    def release_memory(self) -> None:
+        """Give back what refits keep for the next one: memory for one more set of weights, at most."""
+        with self._lock:
+            self._memory.release()
+            self._parts.release()
+
+    def _refit(self, old: Any, changes: Mapping[str, Any]) -> Any:
+        """The weight set after a refit; the caller has the lock."""
+        return weight_sets.refit(self.plan, old, changes, self._parts.runner, self._memory, self.threads)
 
     def weight(self, name: str) -> Array:
         """The current value of an original initializer (read-only).
@@ -191,7 +223,7 @@ class RuntimeEngine:
         )
 
     def _packer(self) -> ProgramRunner:
-        """A runner for the weights program: needed at a cold start and for a refit only."""
+        """A runner for the weights program: needed at a cold start only."""
         return self._runner(self.plan.weights_program)
 
     def _runner(self, program: Program) -> ProgramRunner:

@@ -95,6 +95,11 @@ class ProgramRunner:
         }.union(output_roots)
         self._with_arrays = self.layout.needs_arrays or len(self._owner) < len(program.outputs)
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that stay between runs."""
+        return sum(block.nbytes for block in self._blocks)
+
     def stage(self, shapes: tuple[Any, ...], env: Mapping[str, int]) -> Stage:
         """The first stage for these input shapes; binds it unless it is cached.
 

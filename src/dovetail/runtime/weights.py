@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
-import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.core.dtypes import dtype
-from dovetail.core.env import env
 from dovetail.core.errors import PlanFormatError, RefitError
-from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
-from dovetail.device.cpu.memory import ALIGNMENT, aligned_empty
-from dovetail.engine.plan import ControlSegment, Plan, Program, WeightSpec, digest, digests
+from dovetail.device.cpu.memory import Recycler
+from dovetail.engine.plan import Guard, Plan, Program, WeightSpec, digest, digests
+from dovetail.runtime import packed_cache
+from dovetail.runtime.partial import weights_of
 from dovetail.runtime.program import ProgramRunner, storage_of
-from dovetail.runtime.stage import Resources
+from dovetail.runtime.stage import Resources, Stage
 
 Array = NDArray[Any]
 
 _versions = itertools.count(1)
-_CACHE_FORMAT = 2
+_LISTED = 20  # problems that one error spells out
+_PIECE = 4 << 20  # bytes that one thread copies at a time
 
 
 class WeightSet:
@@ -40,11 +37,12 @@ class WeightSet:
     """
 
     def __init__(
-        self, arrays: Mapping[str, Array], packed: Mapping[str, Array], hashes: Mapping[str, str]
-    ) -> None:
+        self, arrays: Mapping[str, Array], packed: Mapping[str, Array], hashes: Mapping[str, str],
+        raw: Mapping[str, Array] | None = None,
+    ) -> None:  # fmt: skip
         self.version = next(_versions)
         self.arrays = dict(arrays)
-        self.raw = {name: storage_of(a) for name, a in arrays.items()}
+        self.raw = {name: storage_of(a) for name, a in arrays.items()} if raw is None else dict(raw)
         self.packed = dict(packed)
         self.hashes = dict(hashes)
 
@@ -62,6 +60,26 @@ class Stored:
     program: str
     hashes: Mapping[str, str]
     checked: bool = False
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The initializers of a weight set with some replaced.
+
+    Attributes:
+        arrays, hashes, raw: as a `WeightSet` has them; hashes of new arrays are not known.
+        names: of what is new.
+    """
+
+    arrays: dict[str, Array]
+    hashes: dict[str, str]
+    raw: dict[str, Array]
+    names: frozenset[str]
+
+
+def recycler(weights: WeightSet) -> Recycler:
+    """Keeps memory for one more set like this one."""
+    return Recycler(sum(a.nbytes for a in (*weights.arrays.values(), *weights.packed.values()) if isinstance(a, np.ndarray)))
 
 
 def new_token() -> int:
@@ -89,62 +107,143 @@ def build(
     known = {} if stored is None else dict(stored.hashes)
     if not plan.weights_program.outputs:
         return WeightSet(kept, {}, known)
-    key = None if stored is None else _cache_key(plan, stored)
-    if key is not None:
-        cached = _read_cache(key, plan)
+    used = sorted(weights_of(plan.weights_program))
+    key = None
+    if stored is not None and set(used) <= stored.hashes.keys():
+        key = packed_cache.key_of([stored.program, [stored.hashes[n] for n in used]])
+        cached = packed_cache.read(key, [p.name for p in plan.weights_program.outputs])
         if cached is not None:
             return WeightSet(kept, cached, known)
-    packed = _pack(plan, kept, runner(), max(threads, default_threads()))
+    raw = {n: storage_of(a) for n, a in kept.items()}
+    packed = _pack(runner(), raw, {}, Recycler(0), max(threads, default_threads()))
     if key is not None and stored is not None:
         if not stored.checked:
-            _check_hashes(plan, kept, known)
-        _write_cache(key, packed)
-    return WeightSet(kept, packed, known)
+            _check_hashes(used, kept, known)
+        packed_cache.write(key, packed)
+    return WeightSet(kept, packed, known, raw)
 
 
 def refit(
-    plan: Plan, old: WeightSet, changes: Mapping[str, Array], runner: ProgramRunner, threads: int
+    plan: Plan,
+    old: WeightSet,
+    changes: Mapping[str, Array],
+    runner: Callable[[Collection[str]], ProgramRunner],
+    memory: Recycler,
+    threads: int,
 ) -> WeightSet:
     """A new set with some weights replaced; `old` is untouched. Arrays are copied.
 
-    Raises:
-        RefitError: unknown name, wrong dtype or shape, or a violated guard.
-    """
-    arrays, hashes = changed(plan, old, changes)
-    return WeightSet(arrays, _pack(plan, arrays, runner, threads), hashes)
-
-
-def changed(
-    plan: Plan, old: WeightSet, changes: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """The initializers after a refit, and the hashes of those that are still known.
+    Args:
+        runner: gives the runner for what depends on some weights; the rest is taken over from `old`.
+        memory: where the new arrays are, and those of older sets were.
 
     Raises:
         RefitError: unknown name, wrong dtype or shape, or a violated guard.
     """
-    arrays = dict(old.arrays)
+    new = changed(plan, old, changes, memory, threads)
+    packed = _pack(runner(new.names), new.raw, old.packed, memory, threads)
+    return WeightSet(new.arrays, {**old.packed, **packed}, new.hashes, new.raw)
+
+
+def changed(plan: Plan, old: WeightSet, changes: Mapping[str, Any], memory: Recycler, threads: int) -> Changed:
+    """The initializers after a refit, the new ones copied by several threads.
+
+    Raises:
+        RefitError: unknown name, wrong dtype or shape, or a violated guard.
+    """
+    given = {name: np.asarray(value) for name, value in changes.items()}
+    require(plan, given)
     specs = {spec.name: spec for spec in plan.weights}
-    guards = {g.weight: g for g in plan.guards}
-    hashes = dict(old.hashes)
-    for name, value in changes.items():
-        if name not in specs:
-            close = difflib.get_close_matches(name, specs, 3, 0.4)
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise RefitError(f"refit: got the weight {name!r}, expected one of {len(specs)}{hint}")
-        source = np.asarray(value)
-        fitted = _fit(specs[name], {name: source})
-        if name in guards and digest(fitted) != guards[name].sha256:
-            raise RefitError(
-                f"refit: got a new value for {name!r}, expected the original one, because "
-                f"{guards[name].reason}; rebuild the engine from the changed model"
+    new = _copies({n: (a, dtype(specs[n].dtype).numpy) for n, a in given.items()}, memory, threads)
+    hashes = {n: h for n, h in old.hashes.items() if n not in new}
+    raw = old.raw | {n: storage_of(a) for n, a in new.items()}
+    return Changed(old.arrays | new, hashes, raw, frozenset(new))
+
+
+def require(plan: Plan, changes: Mapping[str, Array], others: Sequence[str] = ()) -> None:
+    """Check that all of these weights may be replaced so; `others` are problems that were found before.
+
+    Raises:
+        RefitError: lists everything that is wrong.
+    """
+    found = [*others, *problems(plan, changes)]
+    if not found:
+        return
+    if len(found) == 1:
+        raise RefitError(f"refit: {found[0]}")
+    listing = "".join(f"\n  {p}" for p in found[:_LISTED])
+    more = f"\n  and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    raise RefitError(f"refit: {len(found)} problems, so no weight is changed:{listing}{more}")
+
+
+def problems(plan: Plan, changes: Mapping[str, Array]) -> list[str]:
+    """What keeps each of these weights from being replaced so: unknown name, wrong dtype or shape, violated guards."""
+    specs = {spec.name: spec for spec in plan.weights}
+    guards: dict[str, list[Guard]] = {}
+    for guard in plan.guards:
+        guards.setdefault(guard.weight, []).append(guard)
+    found: list[str] = []
+    for name, array in changes.items():
+        spec = specs.get(name)
+        if spec is None:
+            found.append(unknown(plan, name, array, hint=len(found) < _LISTED))
+            continue
+        want = dtype(spec.dtype).numpy
+        if array.shape != spec.shape or not _converts(array.dtype, want):
+            found.append(f"weight {name!r}: got {array.dtype} {array.shape}, expected {want} {spec.shape}")
+            continue
+        broken = [g.reason for g in guards.get(name, ()) if digest(array.astype(want, copy=False)) != g.sha256]
+        if broken:
+            found.append(
+                f"weight {name!r}: got a new value {np.array2string(array.reshape(-1)[:8], threshold=8)}, expected the original one, "
+                f"because {' and '.join(broken)}; rebuild the engine from the changed model"
             )
-        copy = (
-            fitted.copy() if fitted.dtype == object else aligned_empty(fitted.shape, fitted.dtype)
-        )
-        copy[...] = fitted
-        arrays[name] = copy
-        hashes.pop(name, None)
-    return arrays, hashes
+    return found
+
+
+def unknown(plan: Plan, name: str, array: Array | None = None, *, hint: bool = True) -> str:
+    """What is wrong with a name that no weight has, and which names are near: those of the array's shape first."""
+    near = []
+    if hint:
+        names = [s.name for s in plan.weights if not s.name.startswith("~")]
+        same = [s.name for s in plan.weights if array is not None and s.shape == array.shape and s.name in names]
+        near = list(dict.fromkeys(difflib.get_close_matches(name, same, 2, 0.4) + difflib.get_close_matches(name, names, 3, 0.4)))[:3]
+    shapes = {s.name: s for s in plan.weights}
+    close = " or ".join(f"{n!r} ({shapes[n].dtype} {shapes[n].shape})" for n in near)
+    what = "" if array is None else f" {array.dtype} {array.shape},"
+    return f"got the weight {name!r},{what} expected one of {len(shapes)}" + (f"; did you mean {close}?" if close else "")
+
+
+def _converts(given: np.dtype[Any], want: np.dtype[Any]) -> bool:
+    """Whether every value has the type wanted, or is a narrower float."""
+    if given == want:
+        return True
+    try:
+        both = dtype(given).is_float and dtype(want).is_float
+    except (TypeError, ValueError):
+        return False
+    return both and np.can_cast(given, want, "safe")
+
+
+def _copies(arrays: Mapping[str, tuple[Array, np.dtype[Any]]], memory: Recycler, threads: int) -> dict[str, Array]:
+    """Copies in types that they convert to, in memory of their own."""
+    plain = {n: (a, want) for n, (a, want) in arrays.items() if not want.hasobject}
+    room = memory.parts([a.size * want.itemsize for a, want in plain.values()])
+    copies = {n: m.view(want).reshape(a.shape) for m, (n, (a, want)) in zip(room, plain.items(), strict=True)}
+    pieces: list[tuple[Array, Array]] = []
+    for name, (source, want) in plain.items():
+        if source.dtype == want and source.flags.c_contiguous:
+            to, of = storage_of(copies[name]), storage_of(source)
+            pieces += [(to[i : i + _PIECE], of[i : i + _PIECE]) for i in range(0, to.nbytes, _PIECE)]
+        else:
+            pieces.append((copies[name], source))
+    if threads > 1 and sum(to.nbytes for to, _ in pieces) > _PIECE:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda piece: np.copyto(*piece), pieces))
+    else:
+        for piece in pieces:
+            np.copyto(*piece)
+    return {n: copies[n] if n in copies else a.copy() for n, (a, _) in arrays.items()}
 
 
 def fitted(plan: Plan, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -172,14 +271,25 @@ def _fit(spec: WeightSpec, arrays: Mapping[str, Array]) -> Array:
 
 
 def _pack(
-    plan: Plan, arrays: Mapping[str, Array], runner: ProgramRunner, threads: int
+    runner: ProgramRunner, raw: Mapping[str, Array], packed: Mapping[str, Array], memory: Recycler, threads: int
 ) -> dict[str, Array]:
-    if not plan.weights_program.outputs:
+    """Results of a weights program, or of a part of one that reads what is packed already."""
+    if not runner.program.outputs:
         return {}
-    resources = Resources({n: storage_of(a) for n, a in arrays.items()}, {}, {})
     stage = runner.stage((), {})
-    results = runner.run(stage, (), None, resources, new_token(), threads)
-    return by_name(plan.weights_program, results)
+    results = runner.run(stage, (), _room(runner, stage, memory), Resources(raw, packed, {}), new_token(), threads)
+    return by_name(runner.program, results)
+
+
+def _room(runner: ProgramRunner, stage: Stage, memory: Recycler) -> list[Array | None]:
+    """Memory for the results whose sizes are known, side by side."""
+    count = len(runner.program.outputs)
+    known = [(i, v) for i, v in stage.outputs if v.whole and v.buffer.kind == "output" and v.nbytes == stage.sizes[v.root]]
+    room: list[Array | None] = [None] * count
+    for (i, view), part in zip(known, memory.parts([v.nbytes for _, v in known]), strict=True):
+        assert view.shape is not None
+        room[i] = part.view(view.dtype).reshape(view.shape)
+    return room
 
 
 def by_name(program: Program, results: Sequence[Array]) -> dict[str, Array]:
@@ -190,99 +300,11 @@ def by_name(program: Program, results: Sequence[Array]) -> dict[str, Array]:
     }
 
 
-# --- the cache of packed weights ------------------------------------------------------------------
-#
-# A file per key: the header's length, the header (JSON), then the packed arrays, each aligned to 64
-# bytes and described by the header. It is mapped, not read, so that a warm start
-# costs no copy and processes share the pages.
-
-
-def _cache_key(plan: Plan, stored: Stored) -> str | None:
-    """Hash of all that the packed weights depend on; None where a weight's hash is unknown."""
-    used = sorted(_weights_of(plan.weights_program))
-    if not set(used) <= stored.hashes.keys():
-        return None
-    parts = [_CACHE_FORMAT, stored.program, [stored.hashes[n] for n in used]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _check_hashes(plan: Plan, arrays: Mapping[str, Array], hashes: Mapping[str, str]) -> None:
+def _check_hashes(used: Collection[str], arrays: Mapping[str, Array], hashes: Mapping[str, str]) -> None:
     """Nothing may enter the cache under the hash of something else."""
-    found = digests({name: arrays[name] for name in sorted(_weights_of(plan.weights_program))})
-    for name, value in found.items():
+    for name, value in digests({name: arrays[name] for name in used}).items():
         if value != hashes[name]:
             raise PlanFormatError(
                 f"weight {name!r}: does not match its hash in the manifest; the file is damaged, "
                 "copy or build it again"
             )
-
-
-def _weights_of(program: Program) -> set[str]:
-    names = {b.name for b in program.buffers if b.kind == "weight"}
-    for segment in program.segments:
-        if isinstance(segment, ControlSegment):
-            for region in segment.regions:
-                names |= _weights_of(region)
-    return names
-
-
-def _cache_path(key: str) -> Path:
-    return env().cache / "packed" / f"{key}.bin"
-
-
-def _read_cache(key: str, plan: Plan) -> dict[str, Array] | None:
-    """The packed weights of a key, mapped read-only; None where there is no intact file."""
-    try:
-        data: Array = np.memmap(_cache_path(key), np.uint8, "r").view(np.ndarray)
-    except (OSError, ValueError):
-        return None
-    try:
-        header_size = int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8 : 8 + header_size].tobytes())
-        if header["key"] != key or header["size"] != data.nbytes:
-            raise ValueError("another key or size")
-        result = {}
-        for port in plan.weights_program.outputs:
-            start, size = header["arrays"][port.name]
-            if not 0 <= start <= start + size <= data.nbytes or start % ALIGNMENT:
-                raise ValueError(f"{port.name} leaves the file")
-            result[port.name] = data[start : start + size]
-    except (KeyError, TypeError, ValueError) as error:
-        logger("runtime").warning("packed weights %s are damaged (%s): packing again", key, error)
-        return None
-    return result
-
-
-def _write_cache(key: str, packed: Mapping[str, Array]) -> None:
-    """Keep packed weights for the next start; a cache that cannot be written is only slower."""
-    arrays: dict[str, tuple[int, int]] = {}
-    room = 128 + sum(len(json.dumps(name)) + 48 for name in packed)
-    start = end = _padded(8 + len(key) + room, 4096)
-    for name, array in packed.items():
-        if not isinstance(array, np.ndarray) or array.dtype == object:
-            return  # sequences and strings are not worth a format of their own
-        arrays[name] = (start, array.nbytes)
-        end = start + array.nbytes
-        start = _padded(end, ALIGNMENT)
-    header = json.dumps({"key": key, "size": end, "arrays": arrays}).encode()
-    path = _cache_path(key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(".tmp", key[:16], path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
-                for name, (offset, _) in arrays.items():
-                    file.seek(offset)
-                    file.write(packed[name].data)
-                file.truncate(end)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        logger("runtime").warning("packed weights are not cached: %s", error)
-
-
-def _padded(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment

@@ -7,6 +7,7 @@ import ctypes
 import math
 import mmap
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ ALIGNMENT = 64
 # spares most TLB misses of streaming kernels, and the memory returns to the system when freed.
 _MAPPED = 4 << 20
 _HUGE_PAGE = 2 << 20
+_SHARED = 16 << 20  # arrays that are made together share mappings until one is as large as this
 
 
 # `__array_interface__` builds a description of the dtype and takes microseconds, which a small model
@@ -71,9 +73,37 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
     return raw[start : start + size]
 
 
+def aligned_parts(sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """As `aligned_bytes` of each size. Small arrays share mappings of a few of them, which live as long as the last of them does.
+
+    Raises:
+        DeviceError: the memory cannot be had.
+    """
+    found: list[NDArray[np.uint8]] = []
+    pending: list[int] = []
+    total = 0
+
+    def flush() -> None:
+        block, at = aligned_bytes(total), 0
+        for size in pending:
+            found.append(block[at : at + size])
+            at += -(-size // ALIGNMENT) * ALIGNMENT
+
+    for size in sizes:
+        pending.append(size)
+        total += -(-size // ALIGNMENT) * ALIGNMENT
+        if total >= _SHARED:
+            flush()
+            pending, total = [], 0
+    flush()
+    return found
+
+
 def _mapped(size: int) -> NDArray[np.uint8]:
     length = size + _HUGE_PAGE
-    mapping = mmap.mmap(-1, length)
+    # Shared mappings, Python's default, get no huge pages, and a forked process would write into them.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    mapping = mmap.mmap(-1, length, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Kernels built without transparent huge pages refuse the advice; it is only advice.
         with contextlib.suppress(OSError):
@@ -90,3 +120,64 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
         return aligned_bytes(size).view(dtype).reshape(shape)
     raw = np.empty(size + ALIGNMENT, np.uint8)
     return np.ndarray(shape, dtype, raw, -address(raw) % ALIGNMENT)
+
+
+class Recycler:
+    """Memory of arrays that are gone, for new ones of the same sizes: fresh memory costs as much as copying into it.
+
+    An array of it is gone with the last view of it, whoever holds that.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Keeps at most `limit` bytes that nobody uses."""
+        self.limit = limit
+        self.held = 0
+        self._free: dict[int, list[NDArray[np.uint8]]] = {}
+        self._lock = threading.RLock()  # an array may go while this thread takes another one
+
+    def parts(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """As `aligned_parts`.
+
+        Raises:
+            DeviceError: the memory cannot be had.
+        """
+        found = [self._take(size) for size in sizes]
+        fresh = iter(aligned_parts([size for size, memory in zip(sizes, found, strict=True) if memory is None]))
+        return [np.asarray(_Recycled(next(fresh) if memory is None else memory, self)) for memory in found]
+
+    def give(self, memory: NDArray[np.uint8]) -> None:
+        """Take memory back that no array uses any more."""
+        with self._lock:
+            if self.held + memory.nbytes <= self.limit:
+                self.held += memory.nbytes
+                self._free.setdefault(memory.nbytes, []).append(memory)
+
+    def release(self) -> None:
+        """Give the memory that nobody uses back to the system."""
+        with self._lock:
+            self._free.clear()
+            self.held = 0
+
+    def _take(self, size: int) -> NDArray[np.uint8] | None:
+        with self._lock:
+            free = self._free.get(size)
+            if not free:
+                return None
+            self.held -= size
+            return free.pop()
+
+
+class _Recycled:
+    """What the arrays over a piece of memory have as their base."""
+
+    __slots__ = ("memory", "owner")
+
+    def __init__(self, memory: NDArray[np.uint8], owner: Recycler) -> None:
+        self.memory, self.owner = memory, owner
+
+    @property
+    def __array_interface__(self) -> Any:
+        return self.memory.__array_interface__
+
+    def __del__(self) -> None:
+        self.owner.give(self.memory)

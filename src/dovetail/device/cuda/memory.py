@@ -55,6 +55,8 @@ class Uploader:
         self._stream = stream
         self._buffers: list[tuple[NDArray[np.uint8], Event]] = []
         self._turn = 0
+        self._finalizer = weakref.finalize(self, _destroy_events, driver, self._buffers)
+        self._finalizer.atexit = False
 
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
         """Queue a copy of a dense array of any size; the array may change after the call."""
@@ -64,7 +66,7 @@ class Uploader:
                 self.driver.upload(pointer, source, self._stream)
             return
         if not self._buffers:
-            self._buffers = [(self.driver.host_memory(_CHUNK), self.driver.create_event()) for _ in range(2)]
+            self._buffers += [(self.driver.host_memory(_CHUNK), self.driver.create_event()) for _ in range(2)]
         for start in range(0, source.nbytes, _CHUNK):
             buffer, event = self._buffers[self._turn]
             self._turn ^= 1
@@ -75,8 +77,17 @@ class Uploader:
             self.driver.record(event, self._stream)
 
     def finish(self) -> None:
-        """Wait for all copies and give the buffers back."""
+        """Wait for all copies; the buffers stay for the next ones."""
         self.driver.synchronize(self._stream)
-        for _, event in self._buffers:
-            self.driver.destroy_event(event)
-        self._buffers = []
+
+    def release(self) -> None:
+        """Give the buffers back, when no copy is under way."""
+        _destroy_events(self.driver, self._buffers)
+
+
+def _destroy_events(driver: Driver, buffers: list[tuple[NDArray[np.uint8], Event]]) -> None:
+    if buffers and not driver.lost:
+        with driver.active():
+            for _, event in buffers:
+                driver.destroy_event(event)
+    buffers.clear()

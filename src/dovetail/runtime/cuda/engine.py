@@ -16,9 +16,10 @@ from dovetail.device.cpu import default_threads
 from dovetail.device.cpu.pool import check_threads
 from dovetail.device.cuda.driver import Driver, Function, Stream, require_capability
 from dovetail.device.cuda.driver import driver as driver_of
+from dovetail.device.cuda.memory import Uploader
 from dovetail.engine import cubins
 from dovetail.engine.check import check
-from dovetail.engine.plan import KernelRef, Plan
+from dovetail.engine.plan import KernelRef, Plan, Program
 from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.cuda import weights as device_weights
 from dovetail.runtime.cuda.arrays import stream_handle
@@ -34,6 +35,7 @@ from dovetail.runtime.engine import (
     remember,
 )
 from dovetail.runtime.observe import Observer
+from dovetail.runtime.partial import Parts
 
 Array = np.ndarray[Any, Any]
 
@@ -46,6 +48,7 @@ class CudaEngine(RuntimeEngine):
     """
 
     _weights: CudaWeights
+    _parts: Any  # of CudaRunner
 
     def __init__(
         self,
@@ -72,7 +75,11 @@ class CudaEngine(RuntimeEngine):
         with self.driver.active():
             self._queue = Queue(self.driver)
             known = {} if stored is None else dict(stored.hashes)
-            self._weights = device_weights.build(plan, weights or {}, self._device_packer(), known)
+            self._uploader = Uploader(self.driver, self._queue.own)
+            self._weights = device_weights.build(plan, weights or {}, self._device_runner(plan.weights_program), self._uploader, known)
+            self._uploader.release()
+        self._parts = Parts(plan.weights_program, plan.kernels, self._device_runner)
+        self._memory = weight_sets.recycler(self._weights)
         remember(self)
 
     @property
@@ -121,17 +128,23 @@ class CudaEngine(RuntimeEngine):
         """A context for one thread, with a stream and memory of its own."""
         return CudaContext(self)
 
-    def set_weights(self, changes: Mapping[str, Any]) -> None:
-        """See `RuntimeEngine.set_weights`."""
+    def release_memory(self) -> None:
+        """See `RuntimeEngine.release_memory`."""
         with self._lock, self.driver.active():
-            self._weights = device_weights.refit(self.plan, self._weights, changes, self._device_packer())
+            self._memory.release()
+            self._parts.release()
+            self._uploader.release()
+
+    def _refit(self, old: Any, changes: Mapping[str, Any]) -> CudaWeights:
+        with self.driver.active():
+            return device_weights.refit(self.plan, old, changes, self._parts.runner, self._uploader, self._memory, self.threads)
 
     def _capturing(self, stream: Stream) -> bool:
         with self.driver.active():
             return self.driver.is_capturing(stream)
 
-    def _device_packer(self) -> CudaRunner:
-        return CudaRunner(self.plan.weights_program, self._kernels, self.driver, self._queue)
+    def _device_runner(self, program: Program) -> CudaRunner:
+        return CudaRunner(program, self._kernels, self.driver, self._queue)
 
     def _observer(self, taps: Any = (), nan: bool = False) -> Observer:
         return Observer(1.0, taps, nan)

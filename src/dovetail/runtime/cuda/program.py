@@ -65,6 +65,11 @@ class CudaRunner(ProgramRunner):
         # Buffers whose copies must be kept track of: all others live on the device alone.
         self._tracked = frozenset(self._viewed | ports)
 
+    @property
+    def held(self) -> int:
+        """Bytes of device memory that stay between runs."""
+        return sum(block.size for block in [*self._blocks, *self._slots.values()] if block is not None)
+
     def uncapturable(self) -> str:
         """Why a run cannot be part of somebody's CUDA graph; empty if it can."""
         for segment in self.program.segments:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.core.errors import PlanFormatError
-from dovetail.device.cuda.driver import Driver
+from dovetail.device.cpu.memory import Recycler
+from dovetail.device.cuda.driver import Driver, Stream
 from dovetail.device.cuda.memory import DeviceMemory, Uploader, parts
 from dovetail.engine.memory import roots
 from dovetail.engine.plan import Buffer, ControlSegment, NativeSegment, Plan, Program
@@ -21,6 +22,8 @@ from dovetail.runtime.program import storage_of
 from dovetail.runtime.weights import WeightSet, changed, fitted, new_token
 
 Array = NDArray[Any]
+_ORDERED = 16 << 20  # bytes of passing memory beyond which the driver should get it back at once
+
 Values = Mapping[str, Any]
 """By name a `DeviceView`, an array on the host, or a host value that is no array."""
 
@@ -29,12 +32,13 @@ class CudaWeights(WeightSet):
     """One immutable version of all weights; `device` are the raw initializers that kernels of runs read, `values` the packed ones."""
 
     def __init__(
-        self, arrays: Mapping[str, Array], device: Mapping[str, DeviceView], values: Values, hashes: Mapping[str, str]
-    ) -> None:
-        super().__init__(arrays, {}, hashes)
+        self, arrays: Mapping[str, Array], device: Mapping[str, DeviceView], values: Values, hashes: Mapping[str, str],
+        raw: Mapping[str, Array], copies: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(arrays, {}, hashes, raw)
         self.device = dict(device)
         self.values = dict(values)
-        self.copies: dict[str, Any] = {}  # of packed weights on the host, for host steps that read them
+        self.copies = dict(copies or {})  # of packed weights on the host, for host steps that read them
 
 
 class DeviceResources(CudaResources):
@@ -82,43 +86,72 @@ class DeviceResources(CudaResources):
         return value.address, value.nbytes
 
 
-def build(plan: Plan, given: Mapping[str, Array], runner: CudaRunner, hashes: Mapping[str, str]) -> CudaWeights:
+def build(plan: Plan, given: Mapping[str, Array], runner: CudaRunner, uploader: Uploader, hashes: Mapping[str, str]) -> CudaWeights:
     """Upload what kernels read and run the weights program; its results stay on the device.
 
     Raises:
         RefitError: weights are missing or do not fit the plan.
         DeviceError: too little memory.
     """
-    return _made(plan, fitted(plan, given), {}, runner, hashes)
+    arrays = fitted(plan, given)
+    raw = {name: storage_of(a) for name, a in arrays.items()}
+    lasting = {n: arrays[n] for n in sorted(_lasting(plan))}
+    device, values = _made(arrays, raw, lasting, {}, {}, runner, uploader)
+    return CudaWeights(arrays, device, values, hashes, raw)
 
 
-def refit(plan: Plan, old: CudaWeights, changes: Mapping[str, Array], runner: CudaRunner) -> CudaWeights:
+def refit(
+    plan: Plan, old: CudaWeights, changes: Mapping[str, Any], runner: Callable[[Collection[str]], CudaRunner], uploader: Uploader,
+    memory: Recycler, threads: int,
+) -> CudaWeights:  # fmt: skip
     """A new set with some weights replaced; `old` is untouched.
+
+    Args:
+        runner: gives the runner for what depends on some weights; the rest is taken over from `old`.
 
     Raises:
         RefitError: unknown name, wrong dtype or shape, or a violated guard.
     """
-    arrays, hashes = changed(plan, old, changes)
-    kept = {name: view for name, view in old.device.items() if name not in changes}
-    return _made(plan, arrays, kept, runner, hashes)
+    new = changed(plan, old, changes, memory, threads)
+    # What a run of the kernels reads: a name that is not here was never on the device.
+    lasting = {n: new.arrays[n] for n in sorted(new.names) if n in old.device}
+    device = {n: view for n, view in old.device.items() if n not in lasting}
+    device, values = _made(new.arrays, new.raw, lasting, device, old.values, runner(new.names), uploader)
+    copies = {k: v for k, v in old.copies.items() if k.partition(" ")[2] not in values}
+    return CudaWeights(new.arrays, device, {**old.values, **values}, new.hashes, new.raw, copies)
+
+
+def _lasting(plan: Plan) -> set[str]:
+    """Names of the initializers that kernels of runs read."""
+    return device_weights(plan.main) | device_weights(plan.shapes_program)
 
 
 def _made(
-    plan: Plan, arrays: dict[str, Array], kept: Mapping[str, DeviceView], runner: CudaRunner, hashes: Mapping[str, str]
-) -> CudaWeights:
-    uploader = Uploader(runner.driver, runner.queue.own)
+    arrays: Mapping[str, Array], raw: Mapping[str, Array], lasting: Mapping[str, Array], device: Mapping[str, DeviceView],
+    packed: Values, runner: CudaRunner, uploader: Uploader,
+) -> tuple[dict[str, DeviceView], dict[str, Any]]:  # fmt: skip
+    """The raw weights on the device, with those of `lasting` anew, and the results of a weights program."""
+    device = dict(device) | upload(uploader, lasting)
+    passing: list[int] = []
+    driver, stream = runner.driver, runner.queue.own
     try:
-        lasting = device_weights(plan.main) | device_weights(plan.shapes_program)
-        device = dict(kept) | upload(uploader, {n: arrays[n] for n in sorted(lasting - kept.keys())})
-        if not plan.weights_program.outputs:
-            return CudaWeights(arrays, device, {}, hashes)
-        passing = upload(uploader, {n: arrays[n] for n in sorted(device_weights(plan.weights_program) - device.keys())})
-        raw = {name: storage_of(a) for name, a in arrays.items()}
-        resources = DeviceResources(runner.queue, raw, device | passing, {}, {}, {})
-        values = run_to_device(runner, runner.stage((), {}), resources, new_token())
-        return CudaWeights(arrays, device, values, hashes)
+        if not runner.program.outputs:
+            return device, {}
+        needed = {n: arrays[n] for n in sorted(device_weights(runner.program) - device.keys())}
+        small = sum(a.nbytes for a in needed.values() if a.dtype != object) <= _ORDERED
+        own = upload(uploader, needed, (lambda size: _ordered(passing, driver, size, stream)) if small else None)
+        resources = DeviceResources(runner.queue, raw, device | own, packed, {}, {})
+        return device, run_to_device(runner, runner.stage((), {}), resources, new_token())
     finally:
+        for pointer in passing:
+            driver.free_ordered(pointer, stream)
         uploader.finish()
+
+
+def _ordered(taken: list[int], driver: Driver, size: int, stream: Stream) -> int:
+    """Memory in the order of a stream, which takes the driver less time than any other."""
+    taken.append(driver.allocate_ordered(size, stream))
+    return taken[-1]
 
 
 def run_to_device(runner: CudaRunner, stage: Any, resources: CudaResources, token: int) -> dict[str, Any]:
@@ -162,17 +195,21 @@ def _in_one_block(driver: Driver, sizes: Sequence[int]) -> Allocate:
     return allocate
 
 
-def upload(uploader: Uploader, arrays: Mapping[str, Array]) -> dict[str, DeviceView]:
-    """Copies of host arrays, in one allocation; later work in the uploader's stream finds them there."""
+def upload(uploader: Uploader, arrays: Mapping[str, Array], allocate: Callable[[int], int] | None = None) -> dict[str, DeviceView]:
+    """Copies of host arrays, in one allocation; later work in the uploader's stream finds them there.
+
+    `allocate` gives memory that the caller frees; without it the copies own theirs.
+    """
     arrays = {name: a for name, a in arrays.items() if a.dtype != object}
     if not arrays:
         return {}
     offsets, total = parts([a.nbytes for a in arrays.values()])
-    block = DeviceMemory(uploader.driver, total)
+    block = DeviceMemory(uploader.driver, total) if allocate is None else None
+    base = block.address if block is not None else allocate(total)  # type: ignore[misc]  # one of the two is there
     found = {}
     for (name, array), offset in zip(arrays.items(), offsets, strict=True):
-        uploader.upload(block.address + offset, array)
-        found[name] = DeviceView(block.address + offset, array.shape, array.dtype, block)
+        uploader.upload(base + offset, array)
+        found[name] = DeviceView(base + offset, array.shape, array.dtype, block)
     return found
 
 
