@@ -121,12 +121,14 @@ def _compile_command(source: Path, output: Path, target: Target) -> list[str]:
     return [str(_zig()), "clang", *flags(target), *headers, "-c", str(source), "-o", str(output)]
 
 
-def _link_command(objects: Sequence[Path], output: Path, target: Target) -> list[str]:
+def _link_command(objects: Sequence[Path], output: Path, target: Target, soname: str = "") -> list[str]:
     inputs = [str(path) for path in objects]
     if env().cc:
-        return [*shlex.split(env().cc), "-shared", "-nostdlib", "-o", str(output), *inputs]
+        named = [f"-Wl,-soname,{soname}"] if soname else []
+        return [*shlex.split(env().cc), "-shared", "-nostdlib", *named, "-o", str(output), *inputs]
     machine = "elf_x86_64" if target.arch == "x86_64" else "aarch64linux"
-    return [str(_zig()), "ld.lld", "-m", machine, "-shared", "-s", "--no-undefined", *inputs, "-o", str(output)]
+    named = ["-soname", soname] if soname else []
+    return [str(_zig()), "ld.lld", "-m", machine, "-shared", "-s", "--no-undefined", *named, *inputs, "-o", str(output)]
 
 
 def cache_key(source: str, target: Target) -> str:
@@ -160,6 +162,23 @@ def compile_parts(parts: Sequence[str], target: Target, jobs: int | None = None)
     with ThreadPoolExecutor(max_workers=max(1, jobs or env().jobs)) as pool:
         objects = list(pool.map(lambda pair: _object(pair[0], folder / f"{pair[1]}.o", target), zip(parts, keys, strict=True)))
     _produce(final, lambda scratch: [_link_command(objects, scratch / final.name, target)])
+    return final
+
+
+def compile_library(source: str, target: Target, name: str) -> Path:
+    """Compile C text to a shared library of that file name, in a folder of its own in the cache; returns its path.
+
+    Whoever asks the loader for `name` gets this library, once it is loaded or its folder is on the library path.
+
+    Raises:
+        CompileError: the compiler is missing or rejects the source.
+    """
+    key = cache_key(source, target)
+    folder = _folder(target)
+    final = folder / key / name
+    if not final.is_file():
+        built = _object(source, folder / f"{key}.o", target)
+        _produce(final, lambda scratch: [_link_command([built], scratch / name, target, name)])
     return final
 
 

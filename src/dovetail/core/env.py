@@ -26,6 +26,8 @@ class Env:
         check_nan: check every step's outputs for NaN at run time (DOVETAIL_NAN=1).
         cublaslt, cudnn: the shared libraries to use instead of those found (DOVETAIL_CUBLASLT, DOVETAIL_CUDNN).
         affinity: CPUs that worker threads are pinned to, in turn; empty pins none (DOVETAIL_AFFINITY=0-3,6).
+        tensorrt_standins: whether CUDA is stood in for by host memory where `import tensorrt` gives Dovetail
+            (DOVETAIL_TENSORRT_STANDINS=0 or 1); None: where there is no GPU.
         tensorrt_version: what `dovetail.tensorrt.__version__` says (DOVETAIL_TENSORRT_VERSION); its clients branch on it.
     """
 
@@ -40,6 +42,7 @@ class Env:
     cublaslt: str = ""
     cudnn: str = ""
     affinity: tuple[int, ...] = ()
+    tensorrt_standins: bool | None = None
     tensorrt_version: str = "10.16.1.11"
 
 
@@ -99,6 +102,7 @@ def _read() -> Env:
         cublaslt=os.environ.get("DOVETAIL_CUBLASLT", ""),
         cudnn=os.environ.get("DOVETAIL_CUDNN", ""),
         affinity=cpu_list(os.environ.get("DOVETAIL_AFFINITY", "")),
+        tensorrt_standins=_flag("DOVETAIL_TENSORRT_STANDINS") if os.environ.get("DOVETAIL_TENSORRT_STANDINS", "").strip() else None,
         tensorrt_version=_tensorrt_version(),
     )
 
@@ -136,3 +140,16 @@ def override(**changes: object) -> Iterator[Env]:
 def inherited(without: tuple[str, ...] = (), **changes: str) -> dict[str, str]:
     """The environment that a program started from here gets: this process's, but for some variables."""
     return {k: v for k, v in os.environ.items() if k not in without} | changes
+
+
+def export(name: str, value: str | None) -> str | None:
+    """Set a variable of this process, which those that it starts inherit (None: take it away); returns what it was.
+
+    Flags of Dovetail itself that were read already stay as they were.
+    """
+    before = os.environ.get(name)
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+    return before

@@ -23,6 +23,7 @@ _ROWS = {
     "containers": "FallbackString NodeIndices SubGraphCollection",
     "dims": "Dims Dims2 Dims3 Dims4 DimsHW Permutation",
     "dtypes": "bfloat16 bool e8m0 float16 float32 fp4 fp8 int32 int4 int64 int8 nptype uint8 volume",
+    "dropin": "install uninstall",
     "hooks": """
         IDebugListener IErrorRecorder IGpuAllocator IGpuAsyncAllocator IOutputAllocator IProfiler IProgressMonitor
         IStreamReader IStreamReaderV2 IStreamWriter IVersionedInterface InterfaceInfo Profiler

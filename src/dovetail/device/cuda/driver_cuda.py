@@ -73,6 +73,8 @@ def _bindings() -> Any:
         raise DeviceError(
             f"cuda: the package cuda-bindings cannot be imported ({error}), expected it to run on a GPU; {_PACKAGES}"
         ) from None
+    if getattr(driver, "__dovetail_standin__", False):
+        raise DeviceError("cuda: got the stand-in of dovetail.tensorrt for cuda-bindings, expected NVIDIA's; run without stand-ins")
     return driver
 
 

@@ -125,7 +125,7 @@ def library_path() -> Path:
     from dovetail.codegen.compiler import compile_library
     from dovetail.codegen.target import Target
 
-    return compile_library(source(), Target.parse("cpu:generic"), LIBRARY)
+    return compile_library(source(), Target.parse("cpu:generic"), LIBRARY).resolve()
 
 
 @functools.cache

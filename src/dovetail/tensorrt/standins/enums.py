@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 from dovetail.tensorrt.standins import names
 
@@ -37,7 +37,7 @@ def table(text: str, prefix: str) -> dict[str, int]:
 
 def enumeration(name: str, members: dict[str, int], module: str) -> Any:
     """An enumeration of the module `module`; later members of equal value are aliases, as in CUDA."""
-    return CudaEnum(name, members, module=module)
+    return cast(Any, CudaEnum)(name, members, module=module)
 
 
 def error_text(name: str) -> str:
