@@ -81,31 +81,44 @@ def _claims(mark: Any) -> Iterator[str]:
         yield from mark.args
     elif mark.name == "parametrize":
         for value in mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]:
-            for inner in getattr(value, "marks", ()):
-                yield from _claims(getattr(inner, "mark", inner))
+            inner = [getattr(m, "mark", m) for m in getattr(value, "marks", ())]
+            if _runs(inner):
+                yield from (name for m in inner for name in _claims(m))
 
 
-def _tests(module: ModuleType) -> Iterator[Callable[..., Any] | type]:
+def _marks(of: Any) -> list[Any]:
+    marks = getattr(of, "pytestmark", [])
+    return [getattr(mark, "mark", mark) for mark in (marks if isinstance(marks, list) else [marks])]
+
+
+def _tests(module: ModuleType) -> Iterator[list[Any]]:
+    """The marks of each test of a module, those of its class and module included."""
+    outer = _marks(module)
     for name, item in vars(module).items():
-        if name.startswith("test_") and callable(item):
-            yield item
-        elif inspect.isclass(item) and name.startswith("Test"):
-            yield item
-            yield from (f for n, f in vars(item).items() if n.startswith("test_"))
+        if name.startswith("test") and inspect.isfunction(item):
+            yield outer + _marks(item)
+        elif name.startswith("Test") and inspect.isclass(item):
+            tests = [f for n, f in inspect.getmembers(item, inspect.isfunction) if n.startswith("test")]
+            yield from (outer + _marks(item) + _marks(test) for test in tests)
+
+
+def _runs(marks: list[Any]) -> bool:
+    """Whether a test with those marks runs on a machine without a GPU and is expected to pass."""
+    skipped = any(mark.name == "skipif" and any(c for c in mark.args if not isinstance(c, str)) for mark in marks)
+    return not skipped and not any(mark.name in ("gpu", "skip", "xfail") for mark in marks)
 
 
 def exercised() -> set[str]:
-    """The counted names that a test of this folder claims and this machine needs no GPU to run."""
+    """The counted names that a test of this folder claims, of tests that run without a GPU."""
     found: set[str] = set()
     for path in sorted(FOLDER.glob("**/test_*.py")):
-        module = importlib.import_module(
-            ".".join(("tests", "tensorrt", *path.relative_to(FOLDER).with_suffix("").parts))
-        )
-        marks = [getattr(module, "pytestmark", [])]
-        for group in [*marks, *(getattr(test, "pytestmark", []) for test in _tests(module))]:
-            group = group if isinstance(group, list) else [group]
-            if not any(getattr(m, "name", "") == "gpu" for m in group):
-                found.update(name for mark in group for name in _claims(getattr(mark, "mark", mark)))
+        try:
+            module = importlib.import_module(".".join(("tests", "tensorrt", *path.relative_to(FOLDER).with_suffix("").parts)))
+        except pytest.skip.Exception:
+            continue  # what it needs is not installed
+        for marks in _tests(module):
+            if _runs(marks):
+                found.update(name for mark in marks for name in _claims(mark))
     return found.intersection(COUNTED)
 
 
@@ -115,20 +128,32 @@ def exercised() -> set[str]:
 class _Watch:
     """Stands for an attribute of a class while a test runs, and notes that it was used."""
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, name: str, original: Any) -> None:
+        self.name = name
         self.original = original
         self.used = False
+        self.is_data = hasattr(type(original), "__set__")
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         self.used = True
+        if instance is not None and not self.is_data and self.name in getattr(instance, "__dict__", ()):
+            return instance.__dict__[self.name]
         get = getattr(type(self.original), "__get__", None)
         return get(self.original, instance, owner) if get else self.original
 
     def __set__(self, instance: Any, value: Any) -> None:
         self.used = True
-        if not hasattr(type(self.original), "__set__"):
-            raise AttributeError(f"{type(instance).__name__}: the attribute cannot be set")
-        self.original.__set__(instance, value)
+        if self.is_data:
+            self.original.__set__(instance, value)
+        else:
+            instance.__dict__[self.name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        self.used = True
+        if self.is_data:
+            self.original.__delete__(instance)
+        else:
+            del instance.__dict__[self.name]
 
 
 def watch(names: Iterable[str]) -> Callable[[], list[str]]:
@@ -144,7 +169,7 @@ def watch(names: Iterable[str]) -> Callable[[], list[str]]:
             missing.append(name)
         elif inspect.isclass(found[0]):
             owner, attribute = found
-            item = _Watch(inspect.getattr_static(owner, attribute))
+            item = _Watch(attribute, inspect.getattr_static(owner, attribute))
             watches.append((name, owner, attribute, item, attribute in vars(owner)))
             setattr(owner, attribute, item)
 

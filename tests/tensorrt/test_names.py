@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -10,7 +11,19 @@ from dovetail.core.env import override
 from dovetail.core.errors import UsageError
 from dovetail.tensorrt import exports
 from dovetail.tensorrt.names import ABSENT, LEFT_OUT
-from tests.tensorrt.coverage import COUNTED, UNION, exercised, exercises, exposed, report, watch
+from tests.tensorrt.coverage import (
+    COUNTED,
+    UNION,
+    _claims,
+    _runs,
+    _tests,
+    cases,
+    exercised,
+    exercises,
+    exposed,
+    report,
+    watch,
+)
 
 
 def test_shares(record_property):
@@ -87,6 +100,52 @@ def test_claims_are_checked():
     assert isinstance(vars(trt.DimsHW)["h"], property)
     with pytest.raises(ValueError, match="NoSuch"):
         exercises("NoSuch.name")
+
+
+def test_a_watched_attribute_can_still_be_set_on_an_instance():
+    class Client(trt.IOutputAllocator):
+        def __init__(self):
+            self.tensorrt_version = 8
+
+    finish = watch(["IOutputAllocator.tensorrt_version"])
+    client = Client()
+    assert client.tensorrt_version == 8 and trt.IOutputAllocator.tensorrt_version == 1
+    del client.tensorrt_version
+    assert client.tensorrt_version == 1 and finish() == []
+
+
+def test_claims_are_read_from_marks():
+    """Of functions, parameters, classes and modules; not of tests that do not run here."""
+    module = ModuleType("module")
+    first, rest = cases("BoundingBoxFormat", CORNER_PAIRS=1)[0], cases("TripLimit", COUNT=1, WHILE=2)
+    assert first.values == (trt.BoundingBoxFormat.CORNER_PAIRS, 1) and first.id == "CORNER_PAIRS"
+
+    @exercises("Dims.__len__")
+    @pytest.mark.parametrize(("kind", "value"), [first, (trt.TripLimit.COUNT, 3)])
+    def test_a():
+        pass
+
+    @pytest.mark.gpu
+    @exercises("Dims.__str__")
+    def test_b():
+        pass
+
+    class TestC:
+        pytestmark = exercises("DimsHW.h")
+
+        @exercises("DimsHW.w")
+        @pytest.mark.parametrize("x", [pytest.param(1, marks=[pytest.mark.xfail, *rest[0].marks]), pytest.param(2, marks=rest[1].marks)])
+        def test_d(self):
+            pass
+
+        @pytest.mark.skipif(sys.version_info > (3, 0), reason="never")
+        @exercises("Permutation")
+        def test_e(self):
+            pass
+
+    vars(module).update(test_a=test_a, test_b=test_b, TestC=TestC, pytestmark=exercises("Dims"))
+    found = {name for marks in _tests(module) if _runs(marks) for mark in marks for name in _claims(mark)}
+    assert found == {"Dims", "Dims.__len__", "BoundingBoxFormat.CORNER_PAIRS", "DimsHW.h", "DimsHW.w", "TripLimit.WHILE"}
 
 
 def test_the_union_has_known_ends():

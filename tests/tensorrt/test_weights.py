@@ -10,7 +10,7 @@ import pytest
 import dovetail.tensorrt as trt
 from dovetail.core import dtypes
 from dovetail.tensorrt.dtypes import nbytes, to_data_type, to_dtype
-from dovetail.tensorrt.weights import address, as_weights, values
+from dovetail.tensorrt.weights import address, as_weights, prototype, values
 from tests.tensorrt.coverage import exercises
 
 NUMPY = {
@@ -157,6 +157,14 @@ def test_memory_that_cannot_be_is_refused():
     for pointer, count in ((0, 1), (16, -1)):
         with pytest.raises(ValueError, match="expected memory that exists"):
             trt.Weights(trt.float32, pointer, count)
+
+
+def test_a_prototype_is_a_type_and_a_size():
+    kind = prototype(trt.float16, 10)
+    assert (kind.dtype, kind.size, kind.nbytes, len(kind), address(kind)) == (trt.float16, 10, 20, 10, 0)
+    with pytest.raises(ValueError, match="10 elements without memory"):
+        kind.numpy()
+    assert prototype(trt.float32, -1).size == -1 and prototype(trt.float32, -1).nbytes == 0
 
 
 def test_arrays_are_taken_for_weights():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,7 +87,7 @@ def nptype(trt_type: DataType) -> type[np.generic]:
     return _NUMPY[expect(DataType, trt_type, "nptype: trt_type")]
 
 
-def has_nptype(data_type: DataType) -> Any:
+def has_nptype(data_type: DataType) -> builtins.bool:
     """Whether `nptype` knows the type."""
     return data_type in _NUMPY
 

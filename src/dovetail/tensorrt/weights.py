@@ -65,7 +65,7 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """The size in bytes; 4-bit elements at an address lie two to a byte."""
-        return nbytes(self._data_type, self._count)
+        return nbytes(self._data_type, max(self._count, 0))
 
     def numpy(self) -> Any:
         """The elements as a flat array that shares their memory; the Weights themselves where NumPy has no such type."""
@@ -84,14 +84,26 @@ def values(weights: Weights) -> np.ndarray[Any, Any]:
     """The elements as a flat array of Dovetail's NumPy type, shared where it can be; 4-bit elements are unpacked.
 
     Weights at an address are read when this is called: the address must be one of this process's host memory.
+
+    Raises:
+        ValueError: a prototype, which has no elements.
     """
     dtype = to_dtype(weights.dtype)
     if weights._array is not None:
         return weights._array
+    if weights.size and not weights._pointer:
+        raise ValueError(f"Weights: {weights.size} elements without memory: a prototype has only a type and a size")
     if not weights.size:
         return np.empty(0, dtype.numpy)
     raw = np.frombuffer(memoryview((ctypes.c_uint8 * weights.nbytes).from_address(weights._pointer)), np.uint8)
     return _unpack(raw, weights.size, dtype) if dtype.bits < 8 else raw.view(dtype.numpy)
+
+
+def prototype(data_type: DataType, size: int) -> Weights:
+    """A type and a size without memory: what `Refitter.get_weights_prototype` gives; size -1 for weights that are not there."""
+    weights = Weights(data_type)
+    weights._count = size
+    return weights
 
 
 def address(weights: Weights) -> int:
