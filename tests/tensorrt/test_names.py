@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import dovetail
 import dovetail.tensorrt as trt
 from dovetail.core.env import override
 from dovetail.core.errors import UsageError
@@ -59,7 +61,8 @@ def test_import_is_cheap():
         "[getattr(trt, n) for n in ('DataType', 'Dims', 'Weights', 'Logger', 'IHostMemory', '__version__')];"
         "assert 'onnx' not in sys.modules and 'dovetail.api' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    source = str(Path(dovetail.__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {source!r}); {program}"], check=True)
 
 
 @exercises("__version__")
