@@ -46,8 +46,15 @@ def prefetch_l2(pointers):
     tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1)
 
 
+@triton.jit
+def nearest_tf32(x):
+    return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
 """
-"""What stands in front of every source; `prefetch_l2(pointers)` asks for cache lines without waiting for them."""
+"""What stands in front of every source: `prefetch_l2(pointers)` asks for cache lines without waiting for them; `nearest_tf32(x)` rounds
+fp32 to 10 bits of fraction, ties away from zero.
+"""
 
 _COMMAND = (sys.executable, "-m", "dovetail.codegen.triton_worker")
 

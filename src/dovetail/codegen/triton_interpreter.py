@@ -148,7 +148,7 @@ def _module(entry: str, text: str) -> dict[str, Any]:
     names = _interpreter_names(tri)
     exec(compile(tree, _filename(entry), "exec"), names)  # text that this package made
     unseen = dict.fromkeys(("gdc_wait", "gdc_launch_dependents", "prefetch_l2"), _nothing)
-    names |= {**unseen, "libdevice": _library(), entry: names[entry]}
+    names |= {**unseen, "nearest_tf32": _elementwise(tri, _nearest_tf32, None), "libdevice": _library(), entry: names[entry]}
     return names
 
 
@@ -315,6 +315,12 @@ def _dot(tri: Any, a: Any, b: Any, accumulator: Any, precision: Any, imprecise: 
     result = np.matmul(left.astype(wide), right.astype(wide))
     dtype = accumulator.dtype.scalar
     return tri.handle((result + accumulator.data).astype(tri.interpreter._get_np_dtype(dtype)), dtype)
+
+
+def _nearest_tf32(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """fp32 with 10 bits of fraction, ties away from zero, as cvt.rna.tf32.f32 rounds; infinities and NaN stay."""
+    rounded = ((x.view(np.uint32) + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x)
 
 
 # ---------------------------------------------------------------- the device library

@@ -21,8 +21,9 @@ from dovetail.core.dims import Dim, ceil_div
 from dovetail.core.dtypes import BOOL, F32, I64
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda.attention_shape import AttentionShape, Part, Strides, Tiling, parts
+from dovetail.kernels.cuda.dot import dot
 from dovetail.kernels.cuda.split_sum import arrival
-from dovetail.kernels.cuda.writer import Writer, dot_precision, scaled
+from dovetail.kernels.cuda.writer import Writer, scaled
 
 _LOG2_E = math.log2(math.e)
 
@@ -46,7 +47,6 @@ class _Text:
         self.factor = triton_scalar.literal(shape.scale * _LOG2_E, F32)
         self.safe = shape.may_hide_rows or tiling.splits > 1
         self.bounded = shape.lengths is not None or (shape.mask is not None and shape.mask_keys != shape.keys)
-        self.precision = dot_precision(shape.types[0].dtype, target)
 
     def emitted(self) -> Emitted:
         """Kernels and temporary buffers."""
@@ -287,7 +287,7 @@ class _Text:
             row, column = self._along(f"c_{u}", shape.v[2]), self._along(f"f{i}", shape.v[3])
             lines.append(f"v{i}_{u} = {_load(f'vp + {row}[:, None] + {column}[None, :]', masks)}")
             grown = f"acc{i}" if only else f"acc{i} * fade_{u}[:, None]"
-            lines.append(f"acc{i} = tl.dot(x_{u}, v{i}_{u}, {grown}{self.precision})")
+            lines.append(f"acc{i} = {dot(f'x_{u}', f'v{i}_{u}', grown, kind, self.target)}")
         lines.append(f"peak = new_{u}")
 
     def _scores(self, u: str, at: str, guard: bool) -> str:
@@ -299,8 +299,7 @@ class _Text:
             masks += [f"(e{i} < {shape.depth})[:, None]"] if part.width != part.valid else []
             row, column = self._along(f"e{i}", shape.k[3]), self._along(f"c_{u}", shape.k[2])
             self.lines.append(f"k{i}_{u} = {_load(f'kp + {row}[:, None] + {column}[None, :]', masks)}")
-            before = f", {result}" if result else ""
-            result = f"tl.dot(q{i}, k{i}_{u}{before}{self.precision})"
+            result = dot(f"q{i}", f"k{i}_{u}", result, shape.types[0].dtype, self.target)
         return result
 
     def _visible(self, u: str, at: str, masked: bool, guard: bool) -> None:

@@ -23,6 +23,7 @@ from dovetail.core.dims import Dim, ceil_div
 from dovetail.kernels.cuda.configuration import Configuration
 from dovetail.kernels.cuda.conv_prologue import Factor, Prologue, find_prologue
 from dovetail.kernels.cuda.conv_shape import Convolution, Window, convolution_of, corner
+from dovetail.kernels.cuda.dot import dot
 from dovetail.kernels.cuda.matmul import more_steps
 from dovetail.kernels.cuda.split_sum import Finish, last_arrival
 from dovetail.kernels.cuda.writer import (
@@ -30,7 +31,6 @@ from dovetail.kernels.cuda.writer import (
     MAX_LINES,
     Rows,
     Writer,
-    dot_precision,
     known_early,
     scaled,
     tile_epilogue,
@@ -140,7 +140,7 @@ def implicit_gemm(group: Group, tile: Tile, target: CudaTarget, name: str) -> Ke
     def compute(body: list[str], channel: str, mask: str) -> str:
         return prologue.apply(w, group, body, "a", lambda p: _factor(w, tile, p, image, channel, mask))
 
-    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, dot_precision(conv.dtype, target), compute)
+    body = _step(w, conv, tiles, tile, x, f, inside, weight_mask, target, compute)
     if tile.fetch:
         lines += prefetch_sides(w, group, inner, tile)
     lines += step_loop(body, tiles.steps, tile.split)
@@ -262,7 +262,7 @@ def _prefetch(conv: Convolution, tiles: _Tiles, tile: Tile, f: str) -> list[str]
 
 def _step(
     w: Writer, conv: Convolution, tiles: _Tiles, tile: Tile, x: str, f: str, inside: list[tuple[str, Sequence[int]]],
-    weight_mask: list[str], options: str, compute: Callable[[list[str], str, str], str],
+    weight_mask: list[str], target: CudaTarget, compute: Callable[[list[str], str, str], str],
 ) -> list[str]:  # fmt: skip
     """The statements of step k of the sum."""
     window, strides = conv.window, conv.window.x_strides
@@ -297,7 +297,7 @@ def _step(
     lines.append(f"b = tl.load({' + '.join([f, *_scalar(weight_terms)])} + fo{_masked(weights)})")
     # Where a prologue makes something of channels beyond the last one, filters are zero.
     image = compute(lines, channel, beyond)
-    lines.append(f"acc = tl.dot({f'b, {image}' if tile.swap else f'{image}, b'}, acc{options})")
+    lines.append(f"acc = {dot(*(('b', image) if tile.swap else (image, 'b')), 'acc', conv.dtype, target)}")
     return lines
 
 

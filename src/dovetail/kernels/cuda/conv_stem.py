@@ -37,7 +37,8 @@ from dovetail.kernels.cuda.conv_shape import (
     corner,
     image_layouts,
 )
-from dovetail.kernels.cuda.writer import Rows, Writer, dot_precision, scaled, tile_epilogue, typical
+from dovetail.kernels.cuda.dot import dot
+from dovetail.kernels.cuda.writer import Rows, Writer, scaled, tile_epilogue, typical
 from dovetail.kernels.fused import in_place, sides
 
 MAX_DEPTH, MAX_SUM = 12, 1024
@@ -70,7 +71,7 @@ def stem(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros(({tile.bn}, {tile.bm}), dtype=tl.float32)"]
     total = window.taps * conv.depth
     steps = -(-total // tile.bk)
-    body = _step(w, group, conv, prologue, tile, (x, f, offset, image), inside, dot_precision(conv.dtype, target))
+    body = _step(w, group, conv, prologue, tile, (x, f, offset, image), inside, target)
     if steps == 1:
         lines += ["kk = rk", *body]
     else:
@@ -91,7 +92,7 @@ def _image_index(w: Writer, prologue: Prologue, rows: Rows, lines: list[str]) ->
 
 def _step(
     w: Writer, group: Group, conv: Convolution, prologue: Prologue, tile: Tile, names: tuple[str, str, str, str],
-    inside: list[tuple[str, Sequence[int]]], options: str,
+    inside: list[tuple[str, Sequence[int]]], target: CudaTarget,
 ) -> list[str]:  # fmt: skip
     """The statements of a block of (tap, channel), numbered by `kk`."""
     window, strides = conv.window, conv.window.x_strides
@@ -134,7 +135,7 @@ def _step(
         value = "x1"
     guard = "" if total % tile.bk == 0 else f", mask=(kk < {total})[None, :], other=0.0"
     lines.append(f"f0 = tl.load({f} + kk[None, :] * {conv.filters} + rf[:, None]{guard})")
-    lines.append(f"acc = tl.dot(f0, {value}, acc{options})")
+    lines.append(f"acc = {dot('f0', value, 'acc', conv.dtype, target)}")
     return lines
 
 

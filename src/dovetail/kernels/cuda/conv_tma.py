@@ -27,6 +27,7 @@ from dovetail.kernels.cuda.conv_shape import (
     image_layouts,
 )
 from dovetail.kernels.cuda.conv_tactic import epilogue_operands, filter_packs
+from dovetail.kernels.cuda.dot import dot
 from dovetail.kernels.cuda.writer import (
     ALIGNMENT,
     Rows,
@@ -117,7 +118,7 @@ def tma(group: Group, tile: Tile, target: CudaTarget, name: str) -> Kernel:
     column_mask = "" if conv.filters % tile.bn == 0 else f"rn < {conv.filters}"
     epilogue = tile_epilogue(w, group, rows, (1, "rn"), "acc", row_mask, column_mask, bias=conv.bias)
     lines += [*epilogue.early, *w.wait, *w.release, f"acc = tl.zeros(({tile.bm}, {tile.bn}), dtype=tl.float32)"]
-    body += [f"b = {f}.load([first, {at or f'k * {tile.bk}'}])", "acc = tl.dot(a, b.T, acc)"]
+    body += [f"b = {f}.load([first, {at or f'k * {tile.bk}'}])", f"acc = {dot('a', 'b.T', 'acc', conv.dtype, target)}"]
     steps = window.taps * blocks
     loop = step_loop(body, steps, tile.split)
     if tile.fetch:

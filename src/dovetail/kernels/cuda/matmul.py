@@ -16,6 +16,7 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, floor_div
 from dovetail.kernels.cuda.configuration import Configuration
+from dovetail.kernels.cuda.dot import dot
 from dovetail.kernels.cuda.matmul_problem import Axis, Problem, by_axis, traffic
 from dovetail.kernels.cuda.split_sum import Finish, last_arrival
 from dovetail.kernels.cuda.writer import (
@@ -24,7 +25,6 @@ from dovetail.kernels.cuda.writer import (
     Rows,
     TileEpilogue,
     Writer,
-    dot_precision,
     known_early,
     scaled,
     tile_epilogue,
@@ -272,8 +272,8 @@ def _loop(w: Writer, p: Problem, tile: Tile, target: CudaTarget, depth_at: tuple
     bk = tile.bk
 
     def product(c: Block) -> str:
-        factors = f"y{c.name}, x" if tile.swap else f"x, y{c.name}"
-        return f"    acc{c.name} = tl.dot({factors}, acc{c.name}{dot_precision(p.dtype, target)})"
+        a, b = (f"y{c.name}", "x") if tile.swap else ("x", f"y{c.name}")
+        return f"    acc{c.name} = {dot(a, b, f'acc{c.name}', p.dtype, target)}"
 
     def step(masked: bool) -> list[str]:
         inside = f"rk < {w.dim(p.depth)} - k * {bk}"

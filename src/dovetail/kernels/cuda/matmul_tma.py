@@ -16,6 +16,7 @@ from dovetail.codegen.target import CudaTarget
 from dovetail.core.dims import Dim, ceil_div, minimum
 from dovetail.ir.types import TensorType
 from dovetail.kernels.cuda.configuration import Configuration
+from dovetail.kernels.cuda.dot import dot
 from dovetail.kernels.cuda.matmul import (
     Store,
     blocks,
@@ -30,7 +31,6 @@ from dovetail.kernels.cuda.writer import (
     ALIGNMENT,
     Rows,
     Writer,
-    dot_precision,
     is_aligned,
     known_early,
 )
@@ -158,7 +158,7 @@ def emit(group: Group, p: Problem, tile: Tile, target: CudaTarget, tactic: str, 
         f"for k in range(0, {w.dim(steps)}{'' if tile.flatten else more_steps(steps)}):",
         f"    x = {a}.load([pm * {bm}, k * {bk}])" if left.depth_last else f"    x = {a}.load([k * {bk}, pm * {bm}]).T",
         *(f"    y{c.name} = {_right(b[c], right, f'pn * {bn} + {c.first}', f'k * {bk}')}" for c in parts),
-        *(f"    acc{c.name} = tl.dot(x, y{c.name}, acc{c.name}{dot_precision(p.dtype, target)})" for c in parts),
+        *(f"    acc{c.name} = {dot('x', f'y{c.name}', f'acc{c.name}', p.dtype, target)}" for c in parts),
     ]
     result = stored(group, p) if tile.store else None
     out = epilogue(

@@ -21,7 +21,7 @@ from dovetail.codegen.tactic import Config, Group, Operand
 from dovetail.codegen.target import CudaTarget
 from dovetail.codegen.triton_epilogue import epilogue_code
 from dovetail.core.dims import Dim, evaluate, product, sym, symbols
-from dovetail.core.dtypes import F32, DType
+from dovetail.core.dtypes import DType
 from dovetail.ir.graph import Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.kernels.fused import Side, broadcast_strides, sides
@@ -41,11 +41,6 @@ def is_aligned(type_: TensorType) -> bool:
 def known_early(group: Group, position: int) -> bool:
     """Whether a kernel may read an operand before the one ahead of it has ended: another program made it, from weights alone."""
     return group.inputs[position].time == Time.WEIGHT and group.outputs[0].time != Time.WEIGHT
-
-
-def dot_precision(dtype: DType, target: CudaTarget) -> str:
-    """The argument of `tl.dot` that keeps fp32 products exact unless the build asked for less."""
-    return f', input_precision="{"tf32" if target.tf32 else "ieee"}"' if dtype == F32 else ""
 
 
 class Writer:
