@@ -353,7 +353,7 @@ def test_the_second_device_alone(machine, torch):
         "from tests.gpu import kernels\n"
         "from dovetail.device.cuda.driver import driver\n"
         "m = kernels.machine(driver(1).properties.capability)\n"
-        "e = m.engine(m.plan(kernels.chain(m, 7)), device=1)\n"
+        "e = m.engine(m.plan(kernels.chain(m, 7)), device='cuda:1')\n"
         "x = np.arange(100, dtype=np.float32)\n"
         "assert (e.run({'x': x})['y'] == kernels.expected(x, 7)).all()\n"
         "err, flags, active = api.cuDevicePrimaryCtxGetState(api.cuDeviceGet(0)[1])\n"
@@ -362,7 +362,7 @@ def test_the_second_device_alone(machine, torch):
     paths = os.pathsep.join([str(root / "src"), str(root)])
     environment = {**os.environ, "PYTHONPATH": paths}
     subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env=environment)
-    tested = machine.engine(machine.plan(kernels.chain(machine, LENGTH)), device=1)
+    tested = machine.engine(machine.plan(kernels.chain(machine, LENGTH)), device="cuda:1")
     with pytest.raises(BindingError, match="got an array in cuda:0, expected one on cuda:1"):
         tested.run({"x": torch.zeros(5, device="cuda:0")})
     assert tested.run({"x": torch.zeros(5, device="cuda:1")})["y"].device.index == 1
