@@ -24,6 +24,8 @@ MAX_BYTES = 256 << 20
 MAX_ITEMS = 1 << 20
 """Longest list."""
 MAX_STRING = 1 << 16
+MAX_ATTRIBUTE = 1 << 24
+"""Longest text among the attributes of a host step: those of a plugin call may hold arrays."""
 MAX_SYMBOL = 1 << 10
 MAX_PROGRAM = 512
 """Most instructions of a dimension."""
@@ -234,9 +236,9 @@ def _attr(value: Any, depth: int) -> Any:
         raise _Mismatch(value, "an attribute")
     if type(value) is int:
         return _int(value, depth)
-    if type(value) is str:
-        return _str(value, depth)
-    return value  # bool, float or None: JSON has nothing else
+    if type(value) is str and len(value) > MAX_ATTRIBUTE:
+        raise _Mismatch(value, f"at most {MAX_ATTRIBUTE} characters")
+    return value  # text, bool, float or None: JSON has nothing else
 
 
 def _json(value: Any, depth: int) -> Any:

@@ -121,7 +121,9 @@ class _Run:
             attributes["regions"] = tuple(self._region(g) for g in node.regions)
         try:
             return call(node.op, arrays, attributes)
-        except Error:
+        except Error as error:
+            if node.op == "Plugin":  # the user's code, which knows no nodes
+                raise ExecutionError(f"{node.where}: {error}") from error
             raise
         except (ValueError, TypeError, IndexError, ArithmeticError, AssertionError) as error:
             shown = ", ".join("none" if v is None else str(v.type) for v in node.inputs)

@@ -19,8 +19,8 @@ import numpy as np
 from dovetail.core.dtypes import DTYPES, dtype
 from dovetail.core.errors import PlanFormatError, UsageError
 
-MAX_BYTES = 8 << 20
-"""The most bytes that an array among the attributes may have; larger ones are inputs."""
+MAX_TEXT = 1 << 24
+"""The longest text of a call's attributes; arrays that need more are inputs."""
 
 _MAX_DEPTH = 32
 
@@ -32,7 +32,11 @@ def encode(attributes: Mapping[str, Any]) -> str:
         UsageError: a value that is neither JSON nor an array.
     """
     tree = {key: _encoded(value, key, 0) for key, value in attributes.items()}
-    return json.dumps(tree, separators=(",", ":"), sort_keys=True, ensure_ascii=True, allow_nan=False)
+    text = json.dumps(tree, separators=(",", ":"), sort_keys=True, ensure_ascii=True, allow_nan=False)
+    if len(text) > MAX_TEXT:
+        largest = max(tree, key=lambda name: len(json.dumps(tree[name])))
+        raise UsageError(f"attribute {largest!r}: got attributes of {len(text)} characters, expected {MAX_TEXT} at most; make it an input")
+    return text
 
 
 def decode(text: str) -> dict[str, Any]:
@@ -81,8 +85,6 @@ def _encoded_array(array: np.ndarray[Any, Any], where: str) -> Any:
         return {"$array": ["str", list(array.shape), strings]}
     kind = dtype(array.dtype)
     dense = np.ascontiguousarray(array, kind.numpy)
-    if dense.nbytes > MAX_BYTES:
-        raise UsageError(f"{where}: got an array of {dense.nbytes} bytes, expected at most {MAX_BYTES}; pass it as an input")
     return {"$array": [kind.name, list(array.shape), base64.b64encode(dense.tobytes()).decode()]}
 
 

@@ -190,8 +190,8 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Plugin, ...]:
     digest = hashlib.sha256(text).hexdigest()
     with _lock:
         known = _files.get(file)
-        if known is not None and known[0] == digest:
-            return tuple(_plugins[key] for key in known[1] if key in _plugins)
+        if known is not None and known[0] == digest and known[1] <= _plugins.keys():
+            return tuple(_plugins[key] for key in known[1])
         before = dict(_plugins)
         for key in known[1] if known is not None else ():
             _plugins.pop(key, None)
