@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from dovetail.device.cpu import set_affinity
     from dovetail.frontend.extensions import importer
     from dovetail.frontend.network import Network
+    from dovetail.frontend.survey import survey
     from dovetail.plugins import plugin
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "load",
     "plugin",
     "set_affinity",
+    "survey",
 ]
 
 _HOMES = {
@@ -103,6 +105,7 @@ _HOMES = {
     "importer": "dovetail.frontend.extensions",
     "plugin": "dovetail.plugins",
     "set_affinity": "dovetail.device.cpu",
+    "survey": "dovetail.frontend.survey",
     **dict.fromkeys(
         ("Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"),
         "dovetail.api",

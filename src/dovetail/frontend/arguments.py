@@ -138,7 +138,16 @@ def inputs_of(schema: onnx.defs.OpSchema | None, given: Sequence[Any], where: st
     if schema is not None:
         _check_count(schema, inputs, where)
     types = _bound_types(schema, inputs, where)
-    return [_typed(schema, i, v, types, where) if isinstance(v, _Weak) else v for i, v in enumerate(inputs)]
+    made: list[Value | np.ndarray[Any, Any] | None] = []
+    for i, value in enumerate(inputs):
+        if isinstance(value, _Weak):
+            # Numbers alone agree on the type of the widest kind.
+            peers = [v.array for j, v in enumerate(inputs) if isinstance(v, _Weak) and _same_type(schema, i, j)]
+            kind = max((a.dtype.kind for a in peers if a.size), key="Obif".index, default="f")
+            made.append(_typed(schema, i, value, types, kind, where))
+        else:
+            made.append(value)
+    return made
 
 
 class _Weak:
@@ -224,18 +233,27 @@ def _dtype_of(value: Any) -> DType | None:
     return dtype(value.dtype) if isinstance(value, np.ndarray) else None
 
 
-def _typed(schema: onnx.defs.OpSchema | None, position: int, value: _Weak, types: Mapping[str, DType], where: str) -> np.ndarray[Any, Any]:
-    """Python numbers as an array of the type of their place."""
+def _same_type(schema: onnx.defs.OpSchema | None, i: int, j: int) -> bool:
+    """Whether two inputs have one element type."""
+    if i == j or schema is None or not schema.inputs:
+        return i == j
+    a, b = _formal(schema, i), _formal(schema, j)
+    return bool(a.is_homogeneous) and a.type_str == b.type_str
+
+
+def _typed(
+    schema: onnx.defs.OpSchema | None, position: int, value: _Weak, types: Mapping[str, DType], kind: str, where: str
+) -> np.ndarray[Any, Any]:
+    """Python numbers as an array of the type of their place; `kind` is what they would have alone, as NumPy calls it."""
     if schema is None or not schema.inputs:
         return strong(value)
     formal = _formal(schema, position)
     wanted = types.get(formal.type_str)
     if wanted is None:
         allowed = [_ONNX_NAMES.get(t[len(_TENSOR) : -1]) for t in sorted(formal.types) if t.startswith(_TENSOR)]
-        usual = _DEFAULTS[value.array.dtype.kind if value.array.size else "f"]
-        options = [usual, *([F32] if value.array.dtype.kind == "i" else [])]
+        usual = _DEFAULTS[kind]
         known = [dtype(name) for name in allowed if name is not None]
-        wanted = next((o for o in options if o in known), known[0] if known else usual)
+        wanted = next((o for o in (usual, F32 if kind == "i" else I64, I64) if o in known), known[0] if known else usual)
     fits = {"b": wanted == BOOL, "i": wanted.is_int or wanted.is_float, "f": wanted.is_float, "O": wanted == STR}
     if value.array.size and not fits[value.array.dtype.kind]:
         raise ModelError(

@@ -340,8 +340,10 @@ class GraphBuilder:
         return results
 
     def _name(self, results: Sequence[Value | None], names: Sequence[str], last: Node | None = None) -> None:
-        """Give the results of a new node its name."""
+        """Give the results of a new node its name, where it has one of its own."""
         graph, origin = self._context.graph, self._context.origin
+        if names[0] == self._origin:
+            return
         new = set(graph.after(last))
         for position, value in enumerate(results):
             if value is None or value.producer not in new or value.producer.origin != origin or value.producer.op == "Constant":

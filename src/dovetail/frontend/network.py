@@ -217,8 +217,10 @@ def _overridden(module: Module, shapes: ShapeOverride) -> tuple[dict[str, Dim], 
 
 
 def _drop_unread_weights(graph: Graph, module: Module) -> None:
-    """Weights that nothing reads are no part of a model, as initializers that nothing reads are not."""
+    """Weights that nothing has read are no part of a model, as initializers that nothing reads are not."""
+    guarded = {guard.weight for guard in module.guards}
     for node in graph.nodes:
-        if node.op == "Constant" and not node.output.uses and not node.output.is_output:
+        unread = node.op == "Constant" and not node.output.uses and not node.output.is_output
+        if unread and node.attrs["name"] not in guarded:
             del module.weights[node.attrs["name"]]
             graph.erase(node)
