@@ -87,9 +87,16 @@ def test_nan_tuples_and_numpy_scalars_become_what_plugins_get() -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.arange(6, dtype=np.int16).reshape(2, 3), np.zeros((0, 3), np.float16), np.array(3.0), np.array([["a", "bc"]], object),
-     np.arange(8, dtype=np.float32)[::2], np.ones(3, F16.numpy), np.array([True, False])],
-)  # fmt: skip
+    [
+        np.arange(6, dtype=np.int16).reshape(2, 3),
+        np.zeros((0, 3), np.float16),
+        np.array(3.0),
+        np.array([["a", "bc"]], object),
+        np.arange(8, dtype=np.float32)[::2],
+        np.ones(3, F16.numpy),
+        np.array([True, False]),
+    ],
+)
 def test_arrays_are_attributes(array: np.ndarray) -> None:
     found = texts.decode(texts.encode({"a": {"deep": [array]}}))["a"]["deep"][0]
     assert found.dtype == array.dtype and np.array_equal(found, array)
@@ -139,10 +146,13 @@ def test_attributes_get_defaults_and_the_types_of_annotations() -> None:
     found = p.complete({"depth": np.int64(3), "scale": 2, "flag": 1, "rest": (1, 2)})
     assert found["scale"] == 2.0 and type(found["scale"]) is float and found["flag"] is True and found["rest"] == [1, 2]
     for given, message in (
-        ({}, "no value for the attribute 'depth'"), ({"depth": 1, "dept": 2}, "unknown attribute 'dept'.*one of: depth, scale, flag, mode, rest"),
-        ({"depth": 1.5}, "'depth': got 1.5, expected int"), ({"depth": True}, "'depth': got True, expected int"),
-        ({"depth": 1, "flag": 2}, "'flag': got 2, expected bool"), ({"depth": 1, "mode": 0}, "'mode': got 0, expected str"),
-    ):  # fmt: skip
+        ({}, "no value for the attribute 'depth'"),
+        ({"depth": 1, "dept": 2}, "unknown attribute 'dept'.*one of: depth, scale, flag, mode, rest"),
+        ({"depth": 1.5}, "'depth': got 1.5, expected int"),
+        ({"depth": True}, "'depth': got True, expected int"),
+        ({"depth": 1, "flag": 2}, "'flag': got 2, expected bool"),
+        ({"depth": 1, "mode": 0}, "'mode': got 0, expected str"),
+    ):
         with pytest.raises(TypeInferenceError, match=r"plugin P \(version 1\).*" + message):
             p.complete(given)
 
@@ -404,10 +414,14 @@ def test_shape_rules_say_types_in_several_ways(rule, wanted) -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (lambda x, k: 3, "got 3, expected a type"), (lambda x, k: (-1, 2), "extents of 0 or more"), (lambda x, k: ("N",), "expected a type"),
-        (lambda x, k: x.shape[7], "IndexError"), (lambda x, k: (x.shape, "f33"), "expected one of"), (lambda x, k: None, "expected a type"),
+        (lambda x, k: 3, "got 3, expected a type"),
+        (lambda x, k: (-1, 2), "extents of 0 or more"),
+        (lambda x, k: ("N",), "expected a type"),
+        (lambda x, k: x.shape[7], "IndexError"),
+        (lambda x, k: (x.shape, "f33"), "expected one of"),
+        (lambda x, k: None, "expected a type"),
     ],
-)  # fmt: skip
+)
 def test_shape_rules_that_say_nothing_are_refused(rule, message) -> None:
     p = dovetail.plugin("P")(lambda x, *, k=2: x)
     p.shape(lambda x, *, k: rule(x, k))
@@ -435,9 +449,15 @@ def test_functions_get_read_only_arrays_and_give_arrays() -> None:
 
 @pytest.mark.parametrize(
     ("results", "message"),
-    [((np.zeros((2, 3), np.float32),), ""), ((np.zeros((2, 9), np.float32),), ""), ((np.zeros((3, 3), np.float32),), r"f32\[3, 3\].*expected f32\[2, any\]"),
-     ((np.zeros((2, 3)),), r"f64\[2, 3\]"), ((np.zeros(2, np.float32),), r"f32\[2\]"), ((), "got 0 results, expected the 1")],
-)  # fmt: skip
+    [
+        ((np.zeros((2, 3), np.float32),), ""),
+        ((np.zeros((2, 9), np.float32),), ""),
+        ((np.zeros((3, 3), np.float32),), r"f32\[3, 3\].*expected f32\[2, any\]"),
+        ((np.zeros((2, 3)),), r"f64\[2, 3\]"),
+        ((np.zeros(2, np.float32),), r"f32\[2\]"),
+        ((), "got 0 results, expected the 1"),
+    ],
+)
 def test_promises_are_checked(results, message) -> None:
     p = define()
     if not message:
