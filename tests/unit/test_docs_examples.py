@@ -56,6 +56,13 @@ def test_python_examples_of_the_readme(folder: Path) -> None:
     assert (folder / "model.plan").is_file()
 
 
+@pytest.mark.parametrize("page", [p.name for p in sorted(ROOT.glob("docs/*.md")) if "\n```python\n" in p.read_text()])
+def test_python_examples_of_the_other_pages(page: str, folder: Path) -> None:
+    namespace: dict[str, object] = {}
+    for example in blocks(f"docs/{page}", "python"):
+        exec(compile(example, page, "exec"), namespace)
+
+
 def test_command_line_examples_of_the_readme(folder: Path) -> None:
     lines = [line.split("#")[0].strip() for block in blocks("README.md", "sh") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line]
@@ -82,7 +89,7 @@ def test_every_variable_is_documented() -> None:
     documented = dict(re.findall(r"^\| `(DOVETAIL_\w+)` \| `(\w+)`", table, re.MULTILINE))
     assert sorted(documented.values()) == sorted(f.name for f in fields(Env))
     source = (ROOT / "src" / "dovetail" / "core" / "env.py").read_text()
-    assert set(documented) == set(re.findall(r"DOVETAIL_[A-Z]+", source)) - {"DOVETAIL_"}
+    assert set(documented) == set(re.findall(r"DOVETAIL_[A-Z_]*[A-Z]", source)) - {"DOVETAIL_"}
 
 
 def test_flags_are_read_in_one_place() -> None:
