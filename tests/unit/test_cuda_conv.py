@@ -320,6 +320,32 @@ def test_maximum_keeps_nan():
     assert np.isnan(got[0, 3]).sum() == 4
 
 
+ONE = [
+    ((1, 32, 1, 1), (8, 32, 1, 1), {}), ((1, 32, 1, 1), (8, 32, 3, 3), {"pads": (1, 1, 1, 1)}), ((1, 32, 3, 4), (8, 32, 3, 4), {}),
+    ((1, 32, 1, 1), (8, 32, 1, 1), {"pads": (1, 0, 0, 1), "strides": (2, 2)}), ((1, 32, 2, 5), (8, 32, 3, 3), {"pads": (1, 0, 0, 1)}),
+    ((1, 32, 1, 5), (1, 32, 1, 5), {"bias": False}), ((1, 32, 1), (8, 32, 4), {"pads": (0, 3)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("x", "w", "attrs"), ONE)
+def test_one_output_position_of_one_image(x, w, attrs):
+    """All axes of a tile's rows have the extent 1, and still there is an offset and a mask per row."""
+    group = conv_group(x, w, residual=True, **attrs)
+    check(GEMM, group, tile(swap=1))
+    for tactic in (GEMM, TMA):
+        if tactic.supports(group, SM90) is None:
+            check(tactic, group, tile(bk=32))
+            check(tactic, group, tile(bk=32, fetch=1))
+    few = conv_group((1, 3, *x[2:]), (w[0], 3, *w[2:]), image=F32, **attrs)
+    check(STEM, few)
+    if VECTOR.supports(group, SM90) is None:
+        check(VECTOR, group)
+    check(DEPTHWISE, conv_group(x, (32, 1, *w[2:]), group=32, residual=True, **attrs))
+    window = {k: v for k, v in attrs.items() if k != "bias"}
+    for op in ("MaxPool", "AveragePool"):
+        check(POOL, pool_group(op, x, w[2:], **window))
+
+
 # ---------------------------------------------------------------- what is refused, and what is asked for
 def test_reasons():
     assert "computed inside" in GEMM.supports(conv_group((1, 16, 4, 4), (16, 16, 3, 3), image=F32), SM90)

@@ -371,7 +371,8 @@ def prefetch_sides(w: Writer, group: Group, rows: Rows, tile: Tile) -> list[str]
         count = max(1, tile.bn // per_line)
         pointer = w.pointer(Operand("in", side.position), kind)
         at = f"tl.minimum(first + tl.arange(0, {count}) * {per_line}, {kind.shape[1]} - 1)"
-        lines.append(f"prefetch_l2({pointer} + ({offset})[:, None] + ({at})[None, :])")
+        row = f"({offset})[:, None] + " if offset != "0" else ""
+        lines.append(f"prefetch_l2({pointer} + {row}({at})[None, :])")
     return lines
 
 

@@ -218,9 +218,9 @@ def image_layouts(group: Group, x: str = CHANNELS_LAST) -> tuple[tuple[str, ...]
 
 
 def corner(w: Writer, window: Window, rows: Rows, lines: list[str], guarded: Sequence[int]) -> tuple[str, dict[int, str]]:
-    """(element offset of the first tap of each row's window, variables of that tap's index per axis of `guarded`).
+    """(element offset of the first tap of each row's window, variables of that tap's index per axis of `guarded`), shape [rows] each.
 
-    `rows` are output positions; those beyond the last one must have been clamped to it.
+    The offset is "0" where all rows lie at one place. `rows` are output positions; those beyond the last one must have been clamped to it.
     """
     strides = window.x_strides
     if window.in_place() and not guarded:
@@ -230,9 +230,11 @@ def corner(w: Writer, window: Window, rows: Rows, lines: list[str], guarded: Seq
     starts: dict[int, str] = {}
     for axis, (step, low) in enumerate(zip(window.strides, window.low, strict=True)):
         first = scaled(w, parts[axis + 2], step)
+        if first == "0" and (low or axis in guarded):
+            first = f"{rows.name} * 0"  # one position along this axis, but one per row
         if low:
             first = f"({first} - {low})"
-        if axis in guarded or (low and first != "0"):
+        if axis in guarded or low:
             name = w.fresh("f")
             lines.append(f"{name} = {first}")
             first = starts[axis] = name
@@ -240,5 +242,5 @@ def corner(w: Writer, window: Window, rows: Rows, lines: list[str], guarded: Seq
             first = f"({first})"
         terms.append(scaled(w, first, strides[axis + 2]))
     offset = w.fresh("o")
-    lines.append(f"{offset} = {' + '.join(t for t in terms if t != '0') or '0'}")
+    lines.append(f"{offset} = {' + '.join(t for t in terms if t != '0') or f'{rows.name} * 0'}")
     return offset, starts
