@@ -181,6 +181,27 @@ def test_regions_weights_and_constants_inside_of_importers() -> None:
     np.testing.assert_array_equal(got["s"], [2])
 
 
+def test_an_importer_may_try_and_do_something_else() -> None:
+    def careful(net: Any, node: Any) -> Any:
+        x = node.inputs[0]
+        for attempt in ("Nowhere", "Gemm", "Resize", "Abs"):
+            try:
+                return net.op(attempt, x)
+            except dovetail.ModelError:
+                continue
+
+    def careful_body(net: Any, node: Any) -> Any:
+        x, c = node.inputs[0], net.op("Greater", net.op("ReduceMax", node.inputs[0], keepdims=0), 0)
+        return net.if_(c, lambda inner: careful(inner, node), lambda inner: inner.op("Neg", x))
+
+    with dovetail.importer("Sign").use(careful):
+        assert ops(SIGN) == ["Abs"] and not import_onnx(SIGN).weights
+    with dovetail.importer("Sign").use(careful_body):
+        module = import_onnx(SIGN)
+    assert [[n.op for n in r.nodes] for n in module.main.nodes for r in n.regions] == [["Abs"], ["Neg"]]
+    np.testing.assert_array_equal(evaluate(module, {"x": X})["y"], np.abs(X))
+
+
 @pytest.mark.parametrize(
     "function, kind, message",
     [

@@ -306,6 +306,24 @@ def test_captures_pass_through_every_level_between() -> None:
         np.testing.assert_array_equal(evaluate(module, {"c": np.array(condition), "x": feed})["y"], want)
 
 
+def test_weights_of_a_body_that_is_traced_twice_are_there_once() -> None:
+    net = dovetail.Network()
+    x, w = net.input("x", "f32", (1, 2)), f32(1, 2)
+    calls: list[int] = []
+
+    def body(inner: Any, i: Any, a: Any) -> tuple[bool, Any]:
+        calls.append(1)
+        return True, inner.op("Concat", a, inner.weight("row", w), axis=0)
+
+    (y,) = net.loop(body, x, trips=2)
+    net.output(y, "y")
+    module = net.module()
+    verify(module)
+    assert len(calls) > 1 and [n for n in module.weights if not n.startswith("~")] == ["row"]
+    feed = f32(1, 2)
+    np.testing.assert_array_equal(evaluate(module, {"x": feed})["y"], np.concatenate([feed, w, w]))
+
+
 def test_a_condition_that_is_known_leaves_its_branch() -> None:
     net = dovetail.Network()
     x = net.input("x", "f32", (4,))
@@ -334,6 +352,8 @@ def test_bodies_use_the_net_they_get() -> None:
         net.loop(lambda inner, i, a: True, x, trips=2)
     with pytest.raises(dovetail.UsageError, match="expected a function that builds the body"):
         net.if_(True, x, x)
+    with pytest.raises(dovetail.ModelError, match=r"loop\.body: its function .*lambda.* failed \(ZeroDivisionError"):
+        net.loop(lambda inner, i, a: 1 // 0, x, trips=2)
     with pytest.raises(dovetail.UnsupportedOpError, match=r"carried value 0 enters as f32\[4\] and leaves as i64\[4\]"):
         net.loop(lambda inner, i, a: (True, inner.op("Cast", a, to="i64")), x, trips=2)
     assert print_module(clone(net._context.module)) == before
@@ -406,6 +426,10 @@ def test_names_are_origins_and_values_are_unique() -> None:
     assert (a.name, b.name, d.name, e.name, f) == ("act", "act.1", "left", "right", a)
     origins = [origin for n in net._context.graph.nodes for origin in n.origin]
     assert origins == ["act", "act", "block", "own", "block", "Split_0", "Split_0"]
+    _, last = net.op("LSTM", net.input("s", "f32", (3, 1, 2)), f32(1, 8, 2), f32(1, 8, 2), hidden_size=2, outputs=["", "h"])
+    assert last.name == "h" and net.op("Neg", a, attributes={}).name == "Neg_0"
+    grown = dovetail.Network.from_onnx(text("g (float[4] x) => (float[4] y) { Neg_7 = Neg(x) y = Abs(Neg_7) }"))
+    assert grown.op("Neg", grown["x"]).name == "Neg_8"
     net.output(d, "y")
     assert d.name == "y" and net["y"] is d and net["act"] is a and net["x"] is x
     with pytest.raises(dovetail.UsageError, match="got the name 'nothing'"):
@@ -482,6 +506,9 @@ BAD: dict[str, tuple[Callable[[dovetail.Network, Any], Any], type[Exception], st
     "weight name": (lambda n, x: n.weight("~w", f32(4)), dovetail.UsageError, 'does not start with "~"'),
     "second output": (lambda n, x: n.output(x, "out"), dovetail.UsageError, "got the name 'out'"),
     "no output": (lambda n, x: n.remove_output("nothing"), dovetail.UsageError, r"got 'nothing', expected one of \['out'\]"),
+    "number too large": (lambda n, x: n.op("Add", n["b"], 300), dovetail.ModelError, "got 300 .*expected what i8 can hold"),
+    "number to infinity": (lambda n, x: n.op("Add", n["h"], 1e6), dovetail.ModelError, "got 1000000.0 .*expected what f16 can hold"),
+    "an input's name": (lambda n, x: n.output(n["first"], "x"), dovetail.UsageError, "got the name 'x', expected one that no other value"),
     "plugin": (lambda n, x: n.plugin("Nowhere", x), dovetail.UnsupportedOpError, r"Nowhere_0 \(Nowhere\): plugin Nowhere"),
     "half done": (lambda n, x: n.op("Gemm", x, f32(3, 4), f32(7)), dovetail.ModelError, "Gemm_0"),
     "run-time shape": (lambda n, x: n.op("Resize", x, None, None, n["i"]), dovetail.Error, "Resize_0"),
@@ -492,7 +519,7 @@ BAD: dict[str, tuple[Callable[[dovetail.Network, Any], Any], type[Exception], st
 def test_bad_calls_say_what_is_wrong_and_change_nothing(name: str) -> None:
     call, kind, message = BAD[name]
     net = dovetail.Network()
-    x, i = net.input("x", "f32", (4,)), net.input("i", "i64", ("K",))
+    x, i, _, _ = (net.input(n, k, s) for n, k, s in (("x", "f32", (4,)), ("i", "i64", ("K",)), ("b", "i8", (2,)), ("h", "f16", (2,))))
     net.output(net.op("Mul", x, net.weight("w", f32(4)), name="first"), "out")
     net.output(i, "i2")
     net.remove_output("i2")

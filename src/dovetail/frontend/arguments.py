@@ -259,7 +259,21 @@ def _typed(
         raise ModelError(
             f"{where}: got {value.array.tolist()!r} for input {position} ({formal.name}), expected {wanted}; pass numbers of that kind"
         )
-    return value.array.astype(wanted.numpy)
+    with np.errstate(over="ignore"):
+        array = value.array.astype(wanted.numpy)
+    if not _same_numbers(value.array, array):
+        raise ModelError(
+            f"{where}: got {value.array.tolist()!r} for input {position} ({formal.name}), expected what {wanted} can hold; cast the others"
+        )
+    return array
+
+
+def _same_numbers(given: np.ndarray[Any, Any], array: np.ndarray[Any, Any]) -> bool:
+    """Whether numbers are as they were, but for rounding."""
+    if given.dtype.kind not in "if":
+        return True
+    back = array.astype(np.float64)
+    return bool(np.all(back == given) if dtype(array.dtype).is_int else np.all(np.isfinite(back) == np.isfinite(given)))
 
 
 # --- outputs --------------------------------------------------------------------------------------

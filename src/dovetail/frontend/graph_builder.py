@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from dovetail.core.dims import Dim
-from dovetail.core.errors import ModelError, UnsupportedOpError, UsageError
+from dovetail.core.errors import Error, ModelError, UnsupportedOpError, UsageError
 from dovetail.frontend.arguments import (
     attributes_of,
     inputs_of,
@@ -24,7 +24,7 @@ from dovetail.frontend.importer import ImportContext, add_capture
 from dovetail.frontend.plugins import call_plugin
 from dovetail.frontend.protos import domain_of, free_names
 from dovetail.frontend.registry import OnnxNode, Override, find_importer
-from dovetail.frontend.session import Body, Poisoned, Unsupported, explained
+from dovetail.frontend.session import Body, Failure, Poisoned, Unsupported, explained
 from dovetail.ir.graph import Graph, Node, Value
 from dovetail.ir.types import Type
 
@@ -49,12 +49,14 @@ class GraphBuilder:
     def op(
         self,
         op: str,
+        /,
         *inputs: Operand,
         domain: str = "",
         opset: int | None = None,
         outputs: int | Sequence[str] | None = None,
         name: str = "",
-        **attributes: Any,
+        attributes: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> Any:
         """Add an ONNX op.
 
@@ -64,9 +66,9 @@ class GraphBuilder:
                 know; see `weight`), numbers of the element type that the op wants there.
             domain: of the op; "" is ONNX's own.
             opset: version of the domain; default: the newest.
-            outputs: how many results, or their names; default: those that the op always has.
+            outputs: how many results, or their names ("" for one that is not wanted); default: those that the op always has.
             name: of the node, for reports and messages; default: the op's with a number.
-            attributes: as ONNX defines them; element types also by name ("f16"); None leaves one out.
+            attributes, more: as ONNX defines them; element types also by name ("f16"); None leaves one out.
 
         Returns:
             A Value, or a tuple of them where there are several (None for an absent one).
@@ -84,7 +86,7 @@ class GraphBuilder:
             schema = schema_of(op, version, domain)
             # An importer of the user's may take what the op's definition does not.
             checked = None if isinstance(find_importer(op, version, domain), Override) else schema
-            attrs = attributes_of(checked, attributes, where)
+            attrs = attributes_of(checked, {**(attributes or {}), **more}, where)
             given = inputs_of(checked, inputs, where)
             names = [] if outputs is None or isinstance(outputs, int) else list(outputs)
             count = outputs if isinstance(outputs, int) else len(names) or output_count(schema, op, attrs, given)
@@ -105,7 +107,15 @@ class GraphBuilder:
             return _one_or_all(results[:count])
 
     def plugin(
-        self, name: str, *inputs: Operand, version: str = "1", namespace: str = "", label: str = "", **attributes: Any
+        self,
+        name: str,
+        /,
+        *inputs: Operand,
+        version: str = "1",
+        namespace: str = "",
+        label: str = "",
+        attributes: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> Any:
         """Add a call of a plugin (`dovetail.plugin`).
 
@@ -113,7 +123,7 @@ class GraphBuilder:
             inputs: as of `op`.
             version, namespace: of the plugin.
             label: name of the node.
-            attributes: as the plugin's function takes them.
+            attributes, more: as the plugin's function takes them.
 
         Returns:
             A Value, or a tuple of them where there are several.
@@ -126,11 +136,12 @@ class GraphBuilder:
         where = f"{label} ({f'{namespace}::' if namespace else ''}{name})"
         with self._adding(where):
             values = [self._value(v, name) for v in inputs_of(None, inputs, where)]
-            node = OnnxNode(name, namespace, label, 1, values, [label], attributes)
+            given = {**(attributes or {}), **more}
+            node = OnnxNode(name, namespace, label, 1, values, [label], given)
             context, last = self._context, self._context.graph.last
             context.node, context.origin = node, (label,)
             with explained(where, name):
-                results = call_plugin(context, name, values, version, namespace, attributes)
+                results = call_plugin(context, name, values, version, namespace, given)
             self._name(results, [label], last)
             return _one_or_all(results)
 
@@ -225,7 +236,11 @@ class GraphBuilder:
         Returns:
             The carried values after the last iteration, then the stacked values (along a new first axis).
         """
-        traced = self._body(lambda net, i, _, *rest: body(net, i, *rest), f"{name or 'loop'}.body", 1 + len(carried))
+        def run(net: GraphBuilder, i: Value, _: Value, *rest: Value) -> Any:
+            return body(net, i, *rest)
+
+        run.__qualname__ = getattr(body, "__qualname__", repr(body))
+        traced = self._body(run if callable(body) else body, f"{name or 'loop'}.body", 1 + len(carried))
         return self._control("Loop", [trips, condition, *carried], name, {"body": traced})
 
     def scan(
@@ -342,14 +357,14 @@ class GraphBuilder:
     def _name(self, results: Sequence[Value | None], names: Sequence[str], last: Node | None = None) -> None:
         """Give the results of a new node its name, where it has one of its own."""
         graph, origin = self._context.graph, self._context.origin
-        if names[0] == self._origin:
+        if self._origin and names[0] == self._origin:
             return
         new = set(graph.after(last))
         for position, value in enumerate(results):
             if value is None or value.producer not in new or value.producer.origin != origin or value.producer.op == "Constant":
                 continue
             wanted = names[position] if position < len(names) else f"{names[0]}.{position}"
-            if wanted != value.name:
+            if wanted and wanted != value.name:
                 graph.rename(value, wanted)
 
     @contextmanager
@@ -426,7 +441,15 @@ class _FunctionBody(Body):
 
     def _call(self, context: ImportContext, entering: Sequence[Value]) -> list[Value]:
         net = GraphBuilder(context, self.counts, self.origin)
-        returned = self.function(net, *entering)
+        try:
+            returned = self.function(net, *entering)
+        except (Error, Failure):
+            raise
+        except Exception as error:
+            title = getattr(self.function, "__qualname__", repr(self.function))
+            raise ModelError(
+                f"{self.name}: its function {title} failed ({type(error).__name__}: {error}); the fault is in that function"
+            ) from error
         results = returned if isinstance(returned, tuple | list) else () if returned is None else (returned,)
         if len(results) < self.least:
             raise UsageError(f"{self.name}: got {len(results)} results of the function, expected at least {self.least}")

@@ -60,6 +60,9 @@ class Network(GraphBuilder, Definition):
         context.import_main(shapes or {})
         context.session.require_no_problems()
         made._context = context
+        for node in context.graph.nodes:  # names that are given to later ops are not those of the model's
+            for found in filter(None, (re.fullmatch(r"(\w+)_(\d{1,9})", origin) for origin in node.origin)):
+                made._counts[found[1]] = max(made._counts[found[1]], int(found[2]) + 1)
         made._returned = dict(zip(context.module.meta["output_names"], context.graph.outputs, strict=True))
         return made
 
@@ -122,11 +125,14 @@ class Network(GraphBuilder, Definition):
             if not name or name in self._returned:
                 raise UsageError(f"output: got the name {name!r}, expected one that no other output has")
             owned = self._owned(value)
+            if self.inputs.get(name, owned) is not owned:
+                raise UsageError(f"output: got the name {name!r}, expected one that no other value has as an input")
             if dtype is not None and owned.dtype != dtype_of(dtype):
                 owned = self.op("Cast", owned, to=dtype_of(dtype), name=name)
             graph, producer = self._context.graph, owned.producer
             free = producer is not None and producer.op != "Constant" and all(v is not owned for v in self._returned.values())
             if free and owned.name != name:
+                self._context.scope.setdefault(owned.name, owned)  # its first name still finds it
                 graph.rename(owned, name)
             self._returned[name] = owned
             return owned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dovetail.core.errors import ModelError
+from dovetail.core.errors import Error
 from dovetail.frontend.importer import main_context
 from dovetail.frontend.protos import domain_of
 from dovetail.frontend.reader import ModelSource, ShapeOverride, read_model
@@ -50,7 +50,7 @@ def survey(model: ModelSource, shapes: ShapeOverride | None = None) -> tuple[Nod
         try:
             context.import_node(proto)
             reasons = tuple(problems[before:])
-        except ModelError as error:
+        except Error as error:
             reasons = (str(error),)
             for name in proto.output:
                 context.scope.setdefault(name, FAILED)

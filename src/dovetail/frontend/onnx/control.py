@@ -303,7 +303,7 @@ def scan_8(context: Context, node: OnnxNode) -> Any:
     reverse = tuple(bool(d) for d in node.attr("directions") or [0] * scans)
     captures = ctx.captures(proto)
     outer = Graph(f"{proto.name or 'scan'}_batch")
-    region = type(ctx)(ctx.session, outer, ctx, ctx.opsets)
+    region = ImportContext(ctx.session, outer, ctx, ctx.opsets)
     region.origin, region.node = ctx.origin, node
     rows = [outer.add_input("x", v.tensor.with_shape(v.tensor.shape[1:])) for v in values]
     names: dict[Value, Value] = {}
