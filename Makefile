@@ -46,7 +46,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: $(VENV)/.test
-	$(BIN)/ruff check src tests bench models
+	$(BIN)/ruff check src tests bench models examples
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports
 
