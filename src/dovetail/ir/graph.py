@@ -352,7 +352,8 @@ class Graph:
         time = max((v.time for v in node.operands), default=Time.WEIGHT)
         for symbol in node.symbols() if node.regions else node._mentioned:
             time = max(time, self.symbol_times.get(symbol, Time.SHAPE))
-        return time
+        # The shapes program calls references alone: regions run at load or in the run, where there are kernels for their nodes.
+        return Time.RUN if node.regions and time == Time.SHAPE else time
 
     def update_times(self) -> None:
         """Recompute the time of every value, in order."""
