@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -307,7 +308,7 @@ def source_digest(function: Callable[..., Any]) -> str:
         if isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = lines[tree.lineno - 1 : tree.end_lineno]
         material = "\n".join(line.rstrip() for line in lines)
-    except (OSError, TypeError, SyntaxError, IndexError):
+    except (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError):
         code = getattr(function, "__code__", None)
         material = repr(function) if code is None else f"{code.co_code.hex()} {code.co_names} {_constants(code)}"
     return hashlib.sha256(material.encode()).hexdigest()[:16]
