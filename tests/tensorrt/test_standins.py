@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dovetail.core.errors import DeviceError
-from dovetail.tensorrt.standins import device
+from dovetail.tensorrt.standins import device, graphs
 from dovetail.tensorrt.standins import pycuda as standin_pycuda
 from dovetail.tensorrt.standins.cuda import cuda as old_driver
 from dovetail.tensorrt.standins.cuda import cudart as old_runtime
@@ -245,9 +245,6 @@ def test_streams_exist_until_they_are_destroyed(memory):
     assert runtime.cudaMemsetAsync(memory, 0, 8, int(stream)) == OK
     assert runtime.cudaStreamQuery(stream) == runtime.cudaStreamSynchronize(stream) == OK
     assert made(runtime.cudaStreamIsCapturing(stream)) == runtime.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone
-    assert runtime.cudaStreamBeginCapture(stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed) == (
-        runtime.cudaError_t.cudaErrorNotSupported,
-    )
     assert runtime.cudaStreamDestroy(stream) == OK
     assert runtime.cudaStreamDestroy(stream) == BAD_HANDLE
     assert runtime.cudaStreamSynchronize(stream) == BAD_HANDLE
@@ -279,6 +276,81 @@ def test_events_keep_their_time():
     assert made(runtime.cudaEventElapsedTime(second, first)) == -between
     assert runtime.cudaEventDestroy(first) == runtime.cudaEventDestroy(second) == runtime.cudaStreamDestroy(stream) == OK
     assert runtime.cudaEventRecord(first, 0) == BAD_HANDLE
+
+
+MODE = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+
+
+@pytest.fixture
+def stream():
+    at = made(runtime.cudaStreamCreate())
+    yield at
+    runtime.cudaStreamDestroy(at)
+
+
+def test_graphs_do_again_what_was_captured(memory, stream):
+    x, y = np.arange(8, dtype=np.uint8), np.zeros(8, np.uint8)
+    runs = []
+    assert runtime.cudaStreamBeginCapture(stream, MODE) == OK
+    assert made(runtime.cudaStreamIsCapturing(stream)) == runtime.cudaStreamCaptureStatus.cudaStreamCaptureStatusActive
+    assert runtime.cudaMemsetAsync(memory + 8, 9, 8, stream) == OK
+    assert runtime.cudaMemcpyAsync(memory, x, 8, TO_DEVICE, stream) == OK
+    assert graphs.record(int(stream), lambda: runs.append(1) or 0)
+    assert runtime.cudaMemcpyAsync(y, memory, 8, TO_HOST, stream) == OK
+    graph = made(runtime.cudaStreamEndCapture(stream))
+    assert not y.any()
+    assert not runs
+    assert not graphs.record(int(stream), lambda: 1)
+    launched = made(runtime.cudaGraphInstantiate(graph, 0))
+    assert runtime.cudaGraphDestroy(graph) == runtime.cudaGraphUpload(launched, stream) == OK
+    for offset in (0, 3):
+        x[:] = np.arange(8) + offset
+        assert runtime.cudaGraphLaunch(launched, stream) == runtime.cudaStreamSynchronize(stream) == OK
+        np.testing.assert_array_equal(x, y)
+    assert len(runs) == 2
+    other = made(runtime.cudaStreamCreate())
+    assert runtime.cudaStreamBeginCapture(other, MODE) == runtime.cudaGraphLaunch(launched, other) == OK
+    outer = made(runtime.cudaGraphInstantiateWithFlags(made(runtime.cudaStreamEndCapture(other)), 0))
+    assert len(runs) == 2
+    assert runtime.cudaGraphLaunch(outer, 0) == OK
+    assert len(runs) == 3
+    assert runtime.cudaStreamBeginCapture(stream, MODE) == runtime.cudaMemsetAsync(memory, 5, 8, stream) == OK
+    fresh = made(runtime.cudaStreamEndCapture(stream))
+    assert made(runtime.cudaGraphExecUpdate(launched, fresh)).result == 0
+    assert runtime.cudaGraphExecUpdate(launched, launched) == (INVALID[0], None)
+    assert runtime.cudaGraphLaunch(launched, stream) == runtime.cudaMemcpy(y, memory, 8, TO_HOST) == OK
+    assert (y == 5).all()
+    assert runtime.cudaGraphExecDestroy(launched) == OK
+    assert runtime.cudaGraphExecDestroy(launched) == runtime.cudaGraphLaunch(launched, stream) == INVALID
+    assert runtime.cudaGraphInstantiate(graph, 0) == (INVALID[0], None)
+
+
+def test_errors_of_captured_work_come_at_its_launch(memory, stream):
+    y = np.zeros(8, np.uint8)
+    assert runtime.cudaStreamBeginCapture(stream, MODE) == OK
+    assert runtime.cudaMemcpyAsync(y, memory + 1000, 8, TO_HOST, stream) == OK
+    assert runtime.cudaMemsetAsync(memory, 1, 8, stream) == OK
+    launched = made(runtime.cudaGraphInstantiate(made(runtime.cudaStreamEndCapture(stream)), 0))
+    assert runtime.cudaMemset(memory, 0, 8) == OK
+    assert runtime.cudaGraphLaunch(launched, stream) == INVALID
+    assert runtime.cudaMemcpy(y, memory, 8, TO_HOST) == OK
+    assert not y.any()
+    assert runtime.cudaGraphLaunch(launched, memory) == BAD_HANDLE
+
+
+def test_captures_that_cannot_be(stream):
+    name = runtime.cudaError_t
+    assert runtime.cudaStreamBeginCapture(0, MODE) == (name.cudaErrorStreamCaptureUnsupported,)
+    assert runtime.cudaStreamEndCapture(stream) == (name.cudaErrorIllegalState, None)
+    assert runtime.cudaStreamBeginCapture(stream, MODE) == OK
+    assert runtime.cudaStreamBeginCapture(stream, MODE) == (name.cudaErrorIllegalState,)
+    assert runtime.cudaStreamSynchronize(stream) == (name.cudaErrorStreamCaptureUnsupported,)
+    assert made(runtime.cudaStreamIsCapturing(stream)) == runtime.cudaStreamCaptureStatus.cudaStreamCaptureStatusInvalidated
+    assert runtime.cudaStreamEndCapture(stream) == (name.cudaErrorStreamCaptureInvalidated, None)
+    assert runtime.cudaStreamSynchronize(stream) == OK
+    assert runtime.cudaStreamBeginCapture(12345, MODE) == runtime.cudaStreamIsCapturing(12345)[:1] == BAD_HANDLE
+    library = device.library()
+    assert library.cudaStreamBeginCapture(int(stream), 0) == name.cudaErrorNotSupported
 
 
 def test_pools_give_memory():

@@ -3,7 +3,7 @@
     python -m dovetail.tensorrt script.py args…
     python -m dovetail.tensorrt -m module args…
     python -m dovetail.tensorrt -c code args…
-    python -m dovetail.tensorrt polygraphy run model.onnx --trt --onnxrt     a Python program on the PATH
+    python -m dovetail.tensorrt polygraphy run model.onnx --trt --onnxrt     a program in Python, beside this one or on the PATH
 
 `import tensorrt` gives `dovetail.tensorrt`, in Python processes that the program starts, too. Where there is no GPU, `cuda`,
 `pycuda` and `libcudart.so` are stand-ins on host memory; --standins and --no-standins decide that otherwise.
@@ -22,11 +22,11 @@ from dovetail.core.errors import Error, UsageError
 
 
 def _program(name: str) -> Path:
-    """The script to run: a file, or a Python program on the PATH."""
+    """The script to run: a file, or a Python program that is installed beside this Python or on the PATH."""
     path = Path(name)
     if path.exists():
         return path
-    found = shutil.which(name)
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         raise UsageError(f"dovetail.tensorrt: got {name!r}, expected a script or a Python program on the PATH")
     with open(found, "rb") as file:

@@ -53,7 +53,6 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "cudaStreamSynchronize": (_POINTER,),
     "cudaStreamQuery": (_POINTER,),
     "cudaStreamWaitEvent": (_POINTER, _POINTER, _UNSIGNED),
-    "cudaStreamIsCapturing": (_POINTER, _OUT_INT),
     "cudaStreamBeginCapture": (_POINTER, _INT),
     "cudaEventCreate": (_OUT,),
     "cudaEventCreateWithFlags": (_OUT, _UNSIGNED),

@@ -1,7 +1,7 @@
 """Stands for `cuda.bindings.runtime` where there is no GPU: the functions that clients of TensorRT call, on host memory.
 
 Every function returns a tuple, the error first. What is done is done at once, in order; streams and events exist, and are
-checked, but nothing waits. Graphs cannot be captured: `cudaStreamBeginCapture` gives `cudaErrorNotSupported`.
+checked, but nothing waits. A stream that is captured keeps what is asked of it for the launches of its graph (`graphs.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from dovetail.tensorrt.standins import device as _device
 from dovetail.tensorrt.standins import enums as _enums
+from dovetail.tensorrt.standins import graphs as _graphs
 from dovetail.tensorrt.standins.handles import Handle, StreamHandle, address
 
 
@@ -58,6 +59,14 @@ class cudaEvent_t(Handle):
 
 class cudaMemPool_t(Handle):
     """A memory pool."""
+
+
+class cudaGraph_t(Handle):
+    """A graph."""
+
+
+class cudaGraphExec_t(Handle):
+    """A graph that can be launched."""
 
 
 class cudaMemPoolProps:
@@ -114,6 +123,22 @@ class cudaDeviceProp:
 
 def _call(name: str, *arguments: Any) -> Any:
     return cudaError_t(getattr(_device.library(), name)(*arguments))
+
+
+def _submit(name: str, stream: Any, *arguments: Any) -> tuple[Any]:
+    """Call a function whose last parameter is a stream, now or at the launches of the graph that the stream is captured into."""
+    at = address(stream)
+    if _graphs.record(at, lambda: int(_call(name, *arguments, at))):
+        return (cudaError_t.cudaSuccess,)
+    return (_call(name, *arguments, at),)
+
+
+def _wait(name: str, stream: Any) -> tuple[Any]:
+    """Call a function that waits for a stream, which cannot be done while it is captured."""
+    at = address(stream)
+    if _graphs.break_capture(at):
+        return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
+    return (_call(name, at),)
 
 
 def _out(kind: Any, name: str, *arguments: Any) -> tuple[Any, Any]:
@@ -209,7 +234,7 @@ def cudaMemcpy(dst: Any, src: Any, count: int, kind: Any) -> tuple[Any]:
 
 def cudaMemcpyAsync(dst: Any, src: Any, count: int, kind: Any, stream: Any) -> tuple[Any]:
     """As `cudaMemcpy`; done when it returns."""
-    return (_call("cudaMemcpyAsync", address(dst, writable=True), address(src), count, _kind(kind), address(stream)),)
+    return _submit("cudaMemcpyAsync", stream, address(dst, writable=True), address(src), count, _kind(kind))
 
 
 def cudaMemcpy2D(dst: Any, dpitch: int, src: Any, spitch: int, width: int, height: int, kind: Any) -> tuple[Any]:
@@ -224,7 +249,7 @@ def cudaMemset(devPtr: Any, value: int, count: int) -> tuple[Any]:
 
 def cudaMemsetAsync(devPtr: Any, value: int, count: int, stream: Any) -> tuple[Any]:
     """As `cudaMemset`."""
-    return (_call("cudaMemsetAsync", address(devPtr), value, count, address(stream)),)
+    return _submit("cudaMemsetAsync", stream, address(devPtr), value, count)
 
 
 def cudaMemGetInfo() -> tuple[Any, Any, Any]:
@@ -278,7 +303,7 @@ def cudaDeviceGetMemPool(device: int) -> tuple[Any, Any]:
     return cudaDeviceGetDefaultMemPool(device)
 
 
-# ---- streams and events
+# ---- streams
 
 
 def cudaStreamCreate() -> tuple[Any, Any]:
@@ -303,12 +328,12 @@ def cudaStreamDestroy(stream: Any) -> tuple[Any]:
 
 def cudaStreamSynchronize(stream: Any) -> tuple[Any]:
     """Wait for a stream, in which all is done."""
-    return (_call("cudaStreamSynchronize", address(stream)),)
+    return _wait("cudaStreamSynchronize", stream)
 
 
 def cudaStreamQuery(stream: Any) -> tuple[Any]:
     """Whether all is done in a stream, as it always is."""
-    return (_call("cudaStreamQuery", address(stream)),)
+    return _wait("cudaStreamQuery", stream)
 
 
 def cudaStreamWaitEvent(stream: Any, event: Any, flags: int) -> tuple[Any]:
@@ -316,16 +341,75 @@ def cudaStreamWaitEvent(stream: Any, event: Any, flags: int) -> tuple[Any]:
     return (_call("cudaStreamWaitEvent", address(stream), address(event), flags),)
 
 
+# ---- graphs
+
+
 def cudaStreamIsCapturing(stream: Any) -> tuple[Any, Any]:
-    """Whether a stream is captured: never."""
-    status = ctypes.c_int()
-    code = _call("cudaStreamIsCapturing", address(stream), ctypes.byref(status))
-    return code, None if code else cudaStreamCaptureStatus(status.value)
+    """Whether a stream is captured."""
+    code = _call("cudaStreamQuery", address(stream))
+    return code, None if code else cudaStreamCaptureStatus(_graphs.status(address(stream)))
 
 
 def cudaStreamBeginCapture(stream: Any, mode: Any) -> tuple[Any]:
-    """Not possible here: cudaErrorNotSupported."""
-    return (_call("cudaStreamBeginCapture", address(stream), int(mode)),)
+    """Capture what follows in a stream, other than the default stream."""
+    cudaStreamCaptureMode(mode)
+    at = address(stream)
+    code = _call("cudaStreamQuery", at)
+    if code:
+        return (code,)
+    if at in (0, cudaStreamLegacy):
+        return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
+    return (cudaError_t.cudaSuccess if _graphs.begin(at) else cudaError_t.cudaErrorIllegalState,)
+
+
+def cudaStreamEndCapture(stream: Any) -> tuple[Any, Any]:
+    """The graph of what was captured."""
+    number = _graphs.end(address(stream))
+    if not number:
+        return cudaError_t.cudaErrorIllegalState if number is None else cudaError_t.cudaErrorStreamCaptureInvalidated, None
+    return cudaError_t.cudaSuccess, cudaGraph_t(number)
+
+
+def cudaGraphInstantiate(graph: Any, flags: int) -> tuple[Any, Any]:
+    """A graph that can be launched."""
+    number = _graphs.instantiate(address(graph))
+    return (cudaError_t.cudaErrorInvalidValue, None) if number is None else (cudaError_t.cudaSuccess, cudaGraphExec_t(number))
+
+
+def cudaGraphInstantiateWithFlags(graph: Any, flags: int) -> tuple[Any, Any]:
+    """A graph that can be launched."""
+    return cudaGraphInstantiate(graph, flags)
+
+
+def cudaGraphExecUpdate(hGraphExec: Any, hGraph: Any) -> tuple[Any, Any]:
+    """Give a graph that can be launched what another graph does."""
+    code = cudaError_t(0 if _graphs.update(address(hGraphExec), address(hGraph)) else 1)
+    return code, None if code else SimpleNamespace(result=0, errorNode=None, errorFromNode=None)
+
+
+def cudaGraphUpload(graphExec: Any, stream: Any) -> tuple[Any]:
+    """Prepare a launch, for which nothing is to be done."""
+    return (_call("cudaStreamQuery", address(stream)),)
+
+
+def cudaGraphLaunch(graphExec: Any, stream: Any) -> tuple[Any]:
+    """Do what was captured; the first error ends it."""
+    code = _call("cudaStreamQuery", address(stream))
+    result = None if code else _graphs.launch(address(graphExec), address(stream))
+    return (code or cudaError_t(1 if result is None else result),)
+
+
+def cudaGraphDestroy(graph: Any) -> tuple[Any]:
+    """End a graph; what was made of it stays."""
+    return (cudaError_t(0 if _graphs.forget(address(graph)) else 1),)
+
+
+def cudaGraphExecDestroy(graphExec: Any) -> tuple[Any]:
+    """End a graph that can be launched."""
+    return cudaGraphDestroy(graphExec)
+
+
+# ---- events
 
 
 def cudaEventCreate() -> tuple[Any, Any]:
@@ -345,7 +429,7 @@ def cudaEventDestroy(event: Any) -> tuple[Any]:
 
 def cudaEventRecord(event: Any, stream: Any) -> tuple[Any]:
     """Note the time."""
-    return (_call("cudaEventRecord", address(event), address(stream)),)
+    return _submit("cudaEventRecord", stream, address(event))
 
 
 def cudaEventRecordWithFlags(event: Any, stream: Any, flags: int) -> tuple[Any]:
