@@ -47,7 +47,8 @@ def control(op: str) -> list[onnx.NodeProto]:
         body = helper.make_graph(steps, "body", entry, [port("again", TensorProto.BOOL, []), port("t")])
         return [node("Loop", ["three", "", "b"], ["r"], body=body)]
     steps = [node("Add", ["state", "row"], ["next"]), node("Tanh", ["next"], ["t"])]
-    body = helper.make_graph(steps, "body", [port("state", shape=[2]), port("row", shape=[2])], [port("next", shape=[2]), port("t", shape=[2])])
+    entry, results = ([port(name, shape=[2]) for name in names] for names in (("state", "row"), ("next", "t")))
+    body = helper.make_graph(steps, "body", entry, results)
     return [node("Scan", ["zero", "b"], ["last", "r"], body=body, num_scan_inputs=1)]
 
 

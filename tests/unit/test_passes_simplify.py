@@ -114,6 +114,15 @@ CASES: dict[str, tuple[Build, dict[str, int], Build]] = {
         {"Mul": 0, "Add": 0},
         lambda b: (b("Sub", b.weight(0.0), b.input(3)), b("Add", b.input(3), b.weight(np.zeros((2, 1), np.float32)))),
     ),
+    "fill_empty_results": (
+        lambda b: (
+            b("CumSum", b("Expand", b.input(0, 4), shape=(2, 0, 4)), axis=1),
+            b("ReduceSum", b("MatMul", b.input(3, 0), b.random(0, 3)), axes=(0,), keepdims=False),
+            b("Relu", b("Slice", b.input(6, 5), starts=(2,), ends=(2,), axes=(1,), steps=(1,))),
+        ),
+        {"CumSum": 0, "Expand": 0, "Relu": 0, "Slice": 0, "MatMul": 1, "ReduceSum": 1},
+        lambda b: b("Concat", b.input(0, 3), b.input(2, 3), axis=0),
+    ),
     "expand_power": (
         lambda b: b("Pow", b.input(4), b.weight(2.0)),
         {"Pow": 0, "Mul": 1},

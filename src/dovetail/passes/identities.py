@@ -1,11 +1,12 @@
-"""Algebraic identities of pointwise ops: neutral operands, exact cast chains, nested clips."""
+"""Algebraic identities of pointwise ops: neutral operands, exact cast chains, nested clips; results without elements."""
 
 from __future__ import annotations
 
 from dovetail.core.dims import Dim
-from dovetail.core.dtypes import DType
+from dovetail.core.dtypes import STR, DType
 from dovetail.ir.graph import Node, Value
 from dovetail.ir.rewriter import Rewrite, rule
+from dovetail.ir.types import TensorType
 from dovetail.ops.registry import POINTWISE, broadcast, find
 from dovetail.passes.clean import replace, used_once
 from dovetail.passes.constants import guard, reads, scalar
@@ -183,7 +184,28 @@ def _is_certain(value: Value, others: list[tuple[Dim, ...]]) -> bool:
     return True
 
 
+@rule()
+def fill_empty_results(node: Node, rewrite: Rewrite) -> str | None:
+    """A result with an extent of 0 has no elements to compute, so nothing need be read for it: it is a Full."""
+    spec = find(node.op)
+    if node.op in ("Full", "Constant", "Plugin") or node.attrs.get("impure") or (spec is not None and spec.impure):
+        return f"{node.op} stays as it is"
+    if node.attrs.get("symbols"):
+        return "it defines symbols"
+    read = [v for v in node.outputs if v.uses or v.is_output]
+    if not read or not all(_is_empty(v) for v in read):
+        return "a result is not known to be empty, or is no tensor of numbers"
+    made = {v: rewrite.emit("Full", name=v.name, shape=v.tensor.shape, value=0, dtype=v.tensor.dtype) for v in read}
+    replace(rewrite, node, *(made.get(v, v) for v in node.outputs))
+    return None
+
+
+def _is_empty(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dtype != STR and 0 in value.type.shape
+
+
 IDENTITY_RULES = (
+    fill_empty_results,
     drop_neutral_operand,
     expand_power,
     simplify_cast,
