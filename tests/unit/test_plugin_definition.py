@@ -375,6 +375,9 @@ def test_failing_trials_name_plugin_types_and_remedy() -> None:
     q = dovetail.plugin("P", version="2")(lambda x: np.zeros(3, np.float32 if x.shape[0] < 10 else np.int64))
     with pytest.raises(TypeInferenceError, match="different types"):
         types_of(q, (F32, (N,)))
+    ragged = dovetail.plugin("P", version="4")(lambda x: ([[1], [1, 2]], x))
+    with pytest.raises(TypeInferenceError, match=r"P \(version 4\): result 0 is a list"):
+        types_of(ragged, (F32, (2,)))
     r = dovetail.plugin("P", version="3")(lambda x: object())
     with pytest.raises(TypeInferenceError, match="expected an array"):
         types_of(r, (F32, (2,)))

@@ -298,6 +298,8 @@ def test_the_profile_and_the_report_name_host_steps(engine_of) -> None:
     assert [r["node"] for r in reasons] == ["/slow (Plugin)"] and "plugin Slow (version 1) has no" in reasons[0]["reason"]
     if isinstance(engine, dovetail.Engine):
         assert "host Plugin" in str(engine.profile({"x": np.zeros(4, np.float32)}))
+        assert "plugins: Slow (version 1)\n" in str(engine.report())
+        assert engine.report().json()["plugins"][0]["name"] == "Slow"
 
 
 # --- files ----------------------------------------------------------------------------------------

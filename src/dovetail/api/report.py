@@ -12,6 +12,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import PlanFormatError, ShapeError
 from dovetail.engine import memory
 from dovetail.engine.plan import Plan, Program
+from dovetail.plugins import Key, requirements
 
 _SHOWN = 12
 
@@ -61,6 +62,8 @@ class Report:
             f"memory: activations {_size(used['arena_bytes'])} (lower bound {_size(used['bound_bytes'])}, "
             f"x{used['ratio']:.2f}){_at(d['sizes'])}, weights {_size(used['weight_bytes'])}"
         )
+        if d["plugins"]:
+            lines.append(f"plugins: {', '.join(plugin_text(p) for p in d['plugins'])}")
         lines += _section("on the reference", [f"{s['node']}: {s['reason']}" for s in d["host_steps"]])
         lines += _section("copies", [": ".join(map(str, c)) for c in d["copies"]])
         lines.append(certificate_text(d["certificate"]))
@@ -88,7 +91,13 @@ def report(plan: Plan, sizes: Mapping[str, int] | None = None) -> Report:
     data["memory"] = activation_memory(plan.main, at) | {"weight_bytes": weight_bytes(plan)}
     data["symbols"] = [[s.name, s.lower, s.upper] for s in plan.symbols]
     data["certificate"] = dict(plan.certificate)
+    data["plugins"] = [dict(record) for record in requirements(plan.meta)]
     return Report(data)
+
+
+def plugin_text(record: Mapping[str, Any]) -> str:
+    """A plugin that an engine needs, in words."""
+    return str(Key(*(str(record.get(part, "")) for part in ("namespace", "name", "version"))))
 
 
 def activation_memory(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class PluginCall(ABC):
     def __init__(self, group: Group, node: Node, target: Target) -> None:
         self.inputs: tuple[TensorType | None, ...] = tuple(None if v is None else group.inputs[v.index].tensor for v in node.inputs)
         self.outputs: tuple[TensorType, ...] = tuple(v.tensor for v in group.outputs)
-        self.attributes: dict[str, Any] = decode(node.attrs["attributes"])
+        self.attributes: dict[str, Any] = decode(str(node.attrs.get("attributes", "{}")))
         self.target = target
         self._indices = tuple(None if v is None else v.index for v in node.inputs)
         self._where = node.where
@@ -106,7 +106,7 @@ class PluginTactic(Tactic):
             return "the group is not one call of a plugin"
         found = plugin_of(node)
         if found is None:
-            return f"plugin {node.attrs['name']} is not registered"
+            return f"plugin {node.attrs.get('name')} is not registered"
         if self.device not in found.bodies:
             return f"plugin {found.key} has no {self.language} body"
         if node.attrs.get("symbols"):
@@ -180,7 +180,7 @@ class PluginTactic(Tactic):
         assert group.anchor is not None
         found = plugin_of(group.anchor)
         if found is None or self.device not in found.bodies:
-            raise BuildError(f"{group.node.where}: plugin {group.anchor.attrs['name']} has lost its {self.language} body; register it")
+            raise BuildError(f"{group.node.where}: plugin {group.anchor.attrs.get('name')} has lost its {self.language} body; register it")
         call = self.make_call(group, group.anchor, target)
         answer = self._asked(found, f"{self.language} body", lambda: found.bodies[self.device].function(call, **dict(config)))
         made: Emitted = self._asked(found, f"{self.language} body", lambda: self.finish(call, answer, config))
@@ -199,4 +199,4 @@ class PluginTactic(Tactic):
 def plugin_of(node: Node) -> Plugin | None:
     """The plugin that a node calls."""
     attrs = node.attrs
-    return find(attrs["name"], attrs.get("version", "1"), attrs.get("namespace", ""))
+    return find(attrs.get("name", ""), attrs.get("version", "1"), attrs.get("namespace", ""))

@@ -213,10 +213,10 @@ class Plugin:
         return tuple(self._result(i, r) for i, r in enumerate(results))
 
     def _result(self, index: int, result: Any) -> Array:
-        array = np.asarray(result)
         try:
+            array = np.asarray(result)
             kind = dtype(array.dtype)
-        except UsageError as error:
+        except (UsageError, ValueError, TypeError) as error:
             raise ExecutionError(f"plugin {self.key}: result {index} is a {type(result).__name__} ({error}); return arrays") from error
         if kind.kind == "string" and array.dtype != object:
             return array.astype(object)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.metadata
-import importlib.util
 import os
 import re
 import sys
@@ -129,6 +127,8 @@ def load_packages() -> None:
     One that fails is reported in the log and left out: it may have nothing to do with what is wanted.
     """
     global _looked
+    import importlib.metadata  # it takes longer to import than most engines to load
+
     with _lock:
         if _looked:
             return
@@ -208,6 +208,8 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Plugin, ...]:
 
 
 def _run(file: Path, digest: str) -> None:
+    import importlib.util
+
     name = f"dovetail_plugins_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{digest[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -14,7 +14,6 @@ from dovetail.core.log import logger
 from dovetail.device.cpu.features import require
 from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan, weights_key
-from dovetail.plugins import check_requirements, requirements
 from dovetail.runtime.engine import Binary, RuntimeEngine
 from dovetail.runtime.weights import Stored
 
@@ -93,7 +92,7 @@ def open(
             raise
         logger("runtime").info("%s: making kernels again", error)
         file.verify()
-        check_requirements(requirements(file.plan(chosen).meta), str(file.path))
+        _require_plugins(file.plan(chosen), str(file.path))
         provided = kernels(file, chosen)
         plan = file.plan(chosen) if provided.plan is None else provided.plan
         require(str(file.path), plan.arch, plan.cpu_flags)
@@ -124,7 +123,7 @@ def make(
         DeviceError: this machine lacks what the engine needs.
         PluginError: plugins that it needs are not registered; nothing is imported for it.
     """
-    check_requirements(requirements(plan.meta), where)
+    _require_plugins(plan, where)
     if plan.target.startswith("cuda"):
         from dovetail.runtime.cuda import CudaEngine
 
@@ -134,6 +133,18 @@ def make(
     return RuntimeEngine(
         plan, kernels=kernels, host=host, weights=weights, threads=threads, stored=stored
     )
+
+
+def _require_plugins(plan: Plan, where: str) -> None:
+    """Check that the plugins that a plan names are registered.
+
+    Raises:
+        PluginError: they are not.
+    """
+    if plan.meta.get("plugins"):  # most engines need none: they open without that package
+        from dovetail.plugins import check_requirements, requirements
+
+        check_requirements(requirements(plan.meta), where)
 
 
 def _binaries(kernels: Binary | Sequence[Binary] | None) -> list[Binary]:
