@@ -227,6 +227,8 @@ def test_registrations_that_make_no_sense_are_refused(arguments: Any) -> None:
         dovetail.importer(*arguments)
     with pytest.raises(dovetail.UsageError, match="expected a function"):
         dovetail.importer("Sign").use("text")  # type: ignore[arg-type]
+    with pytest.raises(dovetail.UsageError, match=r"others are registered with importer\(…\)\.use"):
+        dovetail.importer("Sign")(max)
 
 
 # --- survey ---------------------------------------------------------------------------------------

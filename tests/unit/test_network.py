@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -395,6 +396,22 @@ def test_dims_are_sizes_symbols_ranges_or_open() -> None:
     assert net.module().meta["symbol_bounds"] == bounds
 
 
+def test_arrays_come_in_every_order_and_kind() -> None:
+    net = dovetail.Network()
+    plain = f32(3, 4)
+    twice = plain[:, ::-1][:, ::-1]
+    strange = [plain.astype(">f4"), np.asfortranarray(plain), twice, np.array(2, ml_dtypes.bfloat16), np.array(["a", "bc"])]
+    for i, array in enumerate(strange):
+        net.output(net.weight(f"w{i}", array), f"y{i}")
+    got = evaluate(net.module(), {})
+    for i in range(3):
+        np.testing.assert_array_equal(got[f"y{i}"], plain)
+        assert net._context.module.weights[f"w{i}"].flags.c_contiguous
+    assert got["y3"].shape == () and got["y3"].dtype == ml_dtypes.bfloat16 and got["y4"].tolist() == ["a", "bc"]
+    with pytest.raises(dovetail.UsageError, match="dtype: got"):
+        net.weight("when", np.array(["2020-01-01"], "datetime64[D]"))
+
+
 @pytest.mark.parametrize(
     "shapes, message",
     [
@@ -430,6 +447,10 @@ def test_names_are_origins_and_values_are_unique() -> None:
     assert last.name == "h" and net.op("Neg", a, attributes={}).name == "Neg_0"
     grown = dovetail.Network.from_onnx(text("g (float[4] x) => (float[4] y) { Neg_7 = Neg(x) y = Abs(Neg_7) }"))
     assert grown.op("Neg", grown["x"]).name == "Neg_8"
+    net.rename(e, "right hand")
+    assert net["right hand"] is e
+    with pytest.raises(dovetail.UsageError, match=r"rename: got %x and the name 'z'"):
+        net.rename(x, "z")
     net.output(d, "y")
     assert d.name == "y" and net["y"] is d and net["act"] is a and net["x"] is x
     with pytest.raises(dovetail.UsageError, match="got the name 'nothing'"):

@@ -163,10 +163,10 @@ def read_input(value: Any, where: str) -> Value | np.ndarray[Any, Any] | _Weak |
     Raises:
         UsageError: something else.
     """
-    if value is None or isinstance(value, Value | np.ndarray):
+    if value is None or isinstance(value, Value):
         return value
-    if isinstance(value, np.generic) or hasattr(value, "__array__"):
-        return np.asarray(value)
+    if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array__"):
+        return as_array(value)
     if isinstance(value, Sequence) and any(isinstance(v, Value) for v in value):
         raise UsageError(f"{where}: got a {type(value).__name__} of values, expected a value; pass them one by one")
     if isinstance(value, bool | int | float | str | Sequence):
@@ -179,6 +179,16 @@ def read_input(value: Any, where: str) -> Value | np.ndarray[Any, Any] | _Weak |
         if array.size == 0:
             return _Weak(array)
     raise UsageError(f"{where}: got {value!r}, expected a value of the network, an array, numbers or None")
+
+
+def as_array(value: Any) -> np.ndarray[Any, Any]:
+    """An array as models hold it: row-major, in this machine's byte order, text as objects.
+
+    Raises:
+        UsageError: an element type that models do not have.
+    """
+    array = np.asarray(value, order="C")  # np.ascontiguousarray would give 0-d arrays an axis
+    return array.astype(dtype(array.dtype).numpy, copy=False)
 
 
 def _has_text(value: Any) -> bool:

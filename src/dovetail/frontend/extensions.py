@@ -57,7 +57,13 @@ class _Registration:
     def __call__(self, function: F) -> F:
         """Register a function until its `remove()`."""
         registered = self.use(function)
-        function.remove = registered.remove  # type: ignore[attr-defined]  # functions take attributes
+        try:
+            function.remove = registered.remove  # type: ignore[attr-defined]  # functions take attributes
+        except (AttributeError, TypeError) as error:
+            registered.remove()
+            raise UsageError(
+                f"importer of {self.op}: got {function!r}, expected a function; others are registered with importer(…).use(…)"
+            ) from error
         return function
 
     def use(self, function: Callable[[GraphBuilder, OnnxNode], Any]) -> Registered:

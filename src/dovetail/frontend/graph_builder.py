@@ -14,6 +14,7 @@ import onnx
 from dovetail.core.dims import Dim
 from dovetail.core.errors import Error, ModelError, UnsupportedOpError, UsageError
 from dovetail.frontend.arguments import (
+    as_array,
     attributes_of,
     inputs_of,
     output_count,
@@ -155,7 +156,7 @@ class GraphBuilder:
             return made
 
     def weight(self, name: str, array: Any) -> Value:
-        """Add a weight of the model, which a refit may change by its name.
+        """Add a weight of the model, which a refit may change by its name. The array is not copied: leave it as it is.
 
         Raises:
             UsageError: the name is taken, empty, or starts with "~".
@@ -165,8 +166,7 @@ class GraphBuilder:
         with self._adding(f"weight {name!r}"):
             if name in self._context.module.weights:
                 raise UsageError(f"weight: got the name {name!r} twice, expected another one; use the value of the first call")
-            # 0-d arrays stay 0-d, which np.ascontiguousarray does not grant.
-            return self._context.weight(name, np.asarray(array, order="C"))
+            return self._context.weight(name, as_array(array))
 
     def node(
         self,
@@ -302,6 +302,18 @@ class GraphBuilder:
     def unsupported(self, reason: str, hint: str) -> NoReturn:
         """Give up on the node that is being imported, saying why and what to do instead."""
         self._context.unsupported(reason, hint)
+
+    def rename(self, value: Value, name: str) -> None:
+        """Give what an op computes another name, as taps, comparisons and messages use it; made unique.
+
+        Raises:
+            UsageError: an input, a weight, or a value of another network.
+        """
+        owned = self._owned(value)
+        if not name or owned is not value or owned.producer is None or owned.producer.op == "Constant":
+            raise UsageError(f"rename: got %{value.name} and the name {name!r}, expected what an op of this network computes, and text")
+        if owned.name != name:
+            self._context.graph.rename(owned, name)
 
     @contextmanager
     def named(self, origin: str) -> Iterator[None]:
