@@ -19,10 +19,13 @@ if TYPE_CHECKING:
         Comparison,
         Engine,
         Profile,
+        Refit,
         Report,
         build,
         compare,
         load,
+        match_weights,
+        refit_file,
     )
     from dovetail.codegen.target import Target
     from dovetail.core.errors import (
@@ -78,6 +81,7 @@ __all__ = [
     "PlanVersionError",
     "PluginError",
     "Profile",
+    "Refit",
     "RefitError",
     "Report",
     "ShapeError",
@@ -93,7 +97,9 @@ __all__ = [
     "compare",
     "importer",
     "load",
+    "match_weights",
     "plugin",
+    "refit_file",
     "set_affinity",
     "survey",
 ]
@@ -107,7 +113,10 @@ _HOMES = {
     "set_affinity": "dovetail.device.cpu",
     "survey": "dovetail.frontend.survey",
     **dict.fromkeys(
-        ("Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load"),
+        (
+            "Binding", "Comparison", "Engine", "Profile", "Refit", "Report", "build", "compare", "load", "match_weights",
+            "refit_file",
+        ),
         "dovetail.api",
     ),
 }

@@ -15,20 +15,27 @@ if TYPE_CHECKING:
     from dovetail.api.engine import Engine
     from dovetail.api.loading import load
     from dovetail.api.profile import Profile
+    from dovetail.api.refitting import Refit, refit_file
     from dovetail.api.report import Report
     from dovetail.api.tuning import tune
+    from dovetail.api.weight_match import match_weights
 
-__all__ = ["Binding", "Comparison", "Engine", "Profile", "Report", "build", "compare", "load", "tune"]
+__all__ = [
+    "Binding", "Comparison", "Engine", "Profile", "Refit", "Report", "build", "compare", "load", "match_weights", "refit_file", "tune",
+]  # fmt: skip
 
 _HOMES = {
     "Binding": "bindings",
     "Comparison": "comparison",
     "Engine": "engine",
     "Profile": "profile",
+    "Refit": "refitting",
     "Report": "report",
     "build": "building",
     "compare": "comparison",
     "load": "loading",
+    "match_weights": "weight_match",
+    "refit_file": "refitting",
     "tune": "tuning",
 }
 

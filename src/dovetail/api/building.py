@@ -15,6 +15,7 @@ from dovetail import builder, runtime
 from dovetail import plugins as register
 from dovetail.api.checking import driver_of
 from dovetail.api.engine import Artifacts, Engine, Progress
+from dovetail.api.refitting import CONSTANTS, DROPPED
 from dovetail.builder.options import BuildOptions, isa_of
 from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
@@ -143,7 +144,7 @@ def finish(
         progress=progress, samples=options.samples or (), limit=options.tolerance,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
-    info = {"model_sha256": content, **_requested(options, built)}
+    info = {"model_sha256": content, **_requested(options, built), **_other_weights(built)}
     seconds = {name: round(value, 4) for name, value in built.seconds.items()}
     record = {
         "seconds": seconds | {"total": round(time.perf_counter() - start, 4)},
@@ -212,6 +213,13 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
                       "fp32_nodes": list(options.fp32_nodes), "io_formats": dict(options.io_formats or {}), "branches": options.branches},
         "actual": report["actual"],
     }  # fmt: skip
+
+
+def _other_weights(built: builder.Built) -> dict[str, Any]:
+    """The weights of the model that a refit does not know or need not have."""
+    kept = {spec.name for spec in built.plan.weights}
+    constants = [n for n in built.module.meta.get(CONSTANTS, ()) if n in kept]
+    return {DROPPED: sorted(n for n in built.module.weights if n not in kept and not n.startswith("~")), CONSTANTS: sorted(constants)}
 
 
 def _source(model: ModelSource) -> str:

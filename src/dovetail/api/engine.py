@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -21,6 +22,12 @@ from dovetail.engine.file import TargetFiles, write_engine
 from dovetail.engine.plan import Plan
 from dovetail.runtime import ExecutionContext, RuntimeEngine
 from dovetail.runtime.engine import tap_names
+
+if TYPE_CHECKING:
+    from dovetail.api.refitting import Refit
+    from dovetail.api.weight_names import WeightNames
+    from dovetail.api.weight_sources import WeightSource
+    from dovetail.runtime.engine import Refitted
 
 Progress = Callable[[str, int, int], None]
 
@@ -163,6 +170,11 @@ class Engine:
         return self._artifacts.source
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the model and of the build, as the engine file's manifest has it (JSON data)."""
+        return dict(self._artifacts.info)
+
+    @property
     def model_path(self) -> str:
         """Where the model was that this was built from; "" if it came as bytes."""
         return str(self._artifacts.build.get("source", ""))
@@ -259,17 +271,45 @@ class Engine:
         """All initializers by name (read-only)."""
         return {spec.name: self._runtime.weight(spec.name) for spec in self._plan.weights}
 
-    def refit(self, weights: Mapping[str, Any]) -> None:
+    def refit(
+        self, weights: WeightSource, *, names: WeightNames | None = None, strict: bool = False, ignore: Collection[str] = ()
+    ) -> Refit:
         """Replace weights by the model's own names: all or none, without a rebuild.
 
-        Runs in progress finish with the old weights. The certificate is stale until `verify`.
+        Runs in progress finish with the old weights. The certificate is stale until `verify`. In a `with` block the old weights come back
+        at its end.
+
+        Args:
+            weights: arrays or tensors by name (a state dict), a path (.safetensors, .npz, .onnx), a ModelProto, or anything with
+                `state_dict()`. Weights that are not given stay.
+            names: by weight of the engine what it is in the source, where that is not found by itself: a name, a name with the axes of
+                a transposition, or a function of the source; see also `match_weights`. Or a function from one name to the other.
+            strict: demand every weight.
+            ignore: patterns of names in the source to leave aside, such as "classifier.*".
 
         Raises:
-            RefitError: an unknown name, a wrong dtype or shape, or a value the build relied on.
+            RefitError: lists all names that are unknown, with near ones, wrong shapes and types, and values that the build relied on.
         """
+        from dovetail.api.refitting import Refit, changes_of
+
+        changes = changes_of(
+            self._plan, lambda: self._artifacts.graph, self._artifacts.info, weights, names=names, strict=strict, ignore=ignore
+        )
         with self._lock:
-            self._runtime.set_weights(weights)
-            self._plan = replace(self._plan, certificate={**self._plan.certificate, "stale": True})
+            done = self._runtime.set_weights(changes)
+            before = self._plan
+            self._plan = replace(before, certificate={**before.certificate, "stale": True})
+        return Refit(self, done, before)
+
+    def _restore(self, refitted: Refitted, before: Plan) -> None:
+        """Undo a refit."""
+        with self._lock:
+            if self._runtime.restore_weights(refitted):
+                self._plan = replace(self._plan, certificate=before.certificate)
+
+    def release_memory(self) -> None:
+        """Give back what refits keep so that the next one is fast: memory for one more set of weights, at most."""
+        self._runtime.release_memory()
 
     # ------------------------------------------------------------------ checking and saving
     def verify(self, level: str = "full", *, progress: Progress | None = None) -> dict[str, Any]:
@@ -298,10 +338,19 @@ class Engine:
         Raises:
             OSError: it cannot be written; nothing is left behind.
         """
+        self._write(Path(path), strip_weights, sign)
+
+    def to_bytes(self, *, strip_weights: bool = False, sign: bool = True) -> bytes:
+        """The contents of the engine file that `save` writes; `load` takes them, too."""
+        buffer = io.BytesIO()
+        self._write(buffer, strip_weights, sign)
+        return buffer.getvalue()
+
+    def _write(self, to: Path | BinaryIO, strip_weights: bool, sign: bool) -> None:
         parts = self._artifacts
         files = TargetFiles(self._plan, parts.kernels, parts.host, parts.source)
         write_engine(
-            Path(path), graph=parts.graph, weights=self.weights(), targets={self._plan.target: files},
+            to, graph=parts.graph, weights=self.weights(), targets={self._plan.target: files},
             info=parts.info, build=parts.build, strip_weights=strip_weights, sign=sign,
         )  # fmt: skip
 

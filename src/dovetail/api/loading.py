@@ -23,7 +23,7 @@ _log = logger("load")
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | bytes | bytearray | memoryview,
     *,
     threads: int | None = None,
     trust: bool = False,
@@ -39,6 +39,7 @@ def load(
     tactics, through the cache of compiled objects; source text in the file is never compiled.
 
     Args:
+        path: of the file; or its contents, as `Engine.to_bytes` gives them.
         threads: default team size; default: all CPUs of the process.
         trust: run the binaries in the file whoever signed them, and import the modules of plugins that it names. Both are code
             with your rights.
@@ -55,7 +56,7 @@ def load(
         DeviceError: this machine lacks what the engine needs.
     """
     register.load(plugins)
-    file = EngineFile(Path(path))
+    file = EngineFile(Path(path) if isinstance(path, str | os.PathLike) else bytes(path))
     if trust:
         for name in file.targets:
             register.check_requirements(register.requirements(file.plan(name).meta), str(file.path), search=True)

@@ -24,6 +24,7 @@ VERBS = {
     "profile": "show where the time of a run goes, step by step",
     "compare": "compare the outputs of two models or engines, layer by layer if asked",
     "tune": "choose an engine's kernels again by measuring on this machine",
+    "refit": "write an engine file with other weights",
     "verify": "check an engine against its reference again",
     "inspect": "print a model, the IR after a pass, a plan, or a kernel's source",
     "explain": "say why each kernel was chosen, and why a fusion was not",

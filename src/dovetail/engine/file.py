@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
@@ -39,7 +39,7 @@ class TargetFiles:
 
 
 def write_engine(
-    path: str | Path,
+    path: str | Path | BinaryIO,
     *,
     graph: str,
     weights: Mapping[str, Array],
@@ -49,7 +49,7 @@ def write_engine(
     strip_weights: bool = False,
     sign: bool = True,
 ) -> None:
-    """Write an engine file.
+    """Write an engine file, or to an open file.
 
     `info` goes into the manifest (model hash, requested and actual …), `build` into build.json. With
     `strip_weights` the file holds the weights' hashes only. `sign` signs plan and binaries with this
@@ -61,7 +61,7 @@ def write_engine(
     hashes = digests(weights)
     members: dict[str, container.Content] = {"graph.ir": graph.encode()}
     if not strip_weights:
-        members["weights.safetensors"] = b"".join(tensors.serialise(weights))
+        members[_WEIGHTS] = b"".join(tensors.serialise(weights))
     if build is not None:
         members["build.json"] = json.dumps(dict(build), indent=1, sort_keys=True).encode()
     for target, files in targets.items():
@@ -99,6 +99,39 @@ def add_target(path: str | Path, target: str, files: TargetFiles, *, sign: bool 
     container.write(path, members, manifest)
 
 
+def replace_weights(file: EngineFile, path: str | Path, weights: Mapping[str, Array]) -> None:
+    """Write a copy of an engine file with other weights; what its plans certify is stale then.
+
+    A target that a trusted key has signed is signed anew by this machine's; another one loses its signature.
+
+    Raises:
+        PlanFormatError: the file is damaged.
+        OSError: it cannot be written; an old file stays.
+    """
+    box = file.container
+    members: dict[str, container.Content] = {
+        name: box.member(name) for name in box.members if not name.startswith("targets/") and name != _WEIGHTS
+    }
+    members[_WEIGHTS] = b"".join(tensors.serialise(weights))
+    for target in file.targets:
+        folder = file.folder(target)
+        try:
+            files = file.trusted(target)
+            signed = True
+        except TrustError:
+            kernels, host = (
+                bytes(box.member(f"{folder}/{name}")) if f"{folder}/{name}" in box else None for name in (kernels_member(target), "host.so")
+            )
+            files, signed = TargetFiles(file.plan(target), kernels, host), False
+        stale = {**files.plan.certificate, "stale": True} if files.plan.certificate else {}
+        files = replace(files, plan=replace(files.plan, certificate=stale), source=file.source(target))
+        members |= _target_members(target, files, signed)
+    manifest = {k: v for k, v in box.manifest.items() if k not in ("format", "members")}
+    manifest["weights"] = {"stored": True, "hashes": digests(weights)}
+    container.write(path, members, manifest)
+
+
+_WEIGHTS = "weights.safetensors"
 _SIGNED = ("plan.json", "kernels.so", "kernels.cubins", "host.so")
 
 
@@ -130,8 +163,9 @@ def _target_members(target: str, files: TargetFiles, sign: bool) -> dict[str, co
 class EngineFile:
     """An engine file opened for reading. Opening runs nothing and trusts nothing."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.container = Container(path)
+    def __init__(self, source: str | Path | bytes) -> None:
+        """`source` is a path, or the file's contents."""
+        self.container = Container(source)
         self.path = self.container.path
         manifest = self.container.manifest
         targets, weights = manifest.get("targets"), manifest.get("weights")
@@ -181,10 +215,10 @@ class EngineFile:
 
     def weights(self) -> dict[str, Array] | None:
         """The original initializers, mapped read-only; None if they were stripped."""
-        if "weights.safetensors" not in self.container:
+        if _WEIGHTS not in self.container:
             return None
         return tensors.read(
-            self.container.member("weights.safetensors"), f"{self.path}: weights.safetensors"
+            self.container.member(_WEIGHTS), f"{self.path}: {_WEIGHTS}"
         )
 
     def verify(self) -> None:
@@ -197,7 +231,7 @@ class EngineFile:
         kept = {} if stored is None else stored
         if stored is not None and set(kept) != set(self.hashes):
             raise PlanFormatError(f"{self.path}: weights and their hashes have other names; build the engine again")
-        self.container.verify(n for n in self.container.members if n != "weights.safetensors")
+        self.container.verify(n for n in self.container.members if n != _WEIGHTS)
         for name, found in digests(kept).items():
             if found != self.hashes[name]:
                 raise PlanFormatError(
