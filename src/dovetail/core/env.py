@@ -28,6 +28,8 @@ class Env:
         affinity: CPUs that worker threads are pinned to, in turn; empty pins none (DOVETAIL_AFFINITY=0-3,6).
         tensorrt_standins: whether CUDA is stood in for by host memory where `import tensorrt` gives Dovetail
             (DOVETAIL_TENSORRT_STANDINS=0 or 1); None: where there is no GPU.
+        tensorrt_device: where engines of `dovetail.tensorrt` are built and run (DOVETAIL_TENSORRT_DEVICE=cpu, cuda or cuda:N);
+            empty: on the first GPU, where there is one, else on the CPU.
         tensorrt_version: what `dovetail.tensorrt.__version__` says (DOVETAIL_TENSORRT_VERSION); its clients branch on it.
     """
 
@@ -43,6 +45,7 @@ class Env:
     cudnn: str = ""
     affinity: tuple[int, ...] = ()
     tensorrt_standins: bool | None = None
+    tensorrt_device: str = ""
     tensorrt_version: str = "10.16.1.11"
 
 
@@ -66,6 +69,14 @@ def _tensorrt_version() -> str:
     if len(text.split(".")) < 3 or not all(part.isdigit() for part in text.split(".")):
         raise UsageError(f"DOVETAIL_TENSORRT_VERSION: got {text!r}, expected a version such as {Env.tensorrt_version}")
     return text
+
+
+def _tensorrt_device() -> str:
+    text = os.environ.get("DOVETAIL_TENSORRT_DEVICE", "").strip()
+    kind, _, number = text.partition(":")
+    if text in ("", "cpu", "cuda") or (kind == "cuda" and number.isdecimal()):
+        return text
+    raise UsageError(f"DOVETAIL_TENSORRT_DEVICE: got {text!r}, expected cpu, cuda or cuda:N")
 
 
 def _flag(name: str) -> bool:
@@ -103,6 +114,7 @@ def _read() -> Env:
         cudnn=os.environ.get("DOVETAIL_CUDNN", ""),
         affinity=cpu_list(os.environ.get("DOVETAIL_AFFINITY", "")),
         tensorrt_standins=_flag("DOVETAIL_TENSORRT_STANDINS") if os.environ.get("DOVETAIL_TENSORRT_STANDINS", "").strip() else None,
+        tensorrt_device=_tensorrt_device(),
         tensorrt_version=_tensorrt_version(),
     )
 

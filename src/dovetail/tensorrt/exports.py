@@ -20,6 +20,7 @@ _ROWS = {
         IAlgorithm IAlgorithmContext IAlgorithmIOInfo IAlgorithmSelector IAlgorithmVariant IInt8Calibrator
         IInt8EntropyCalibrator IInt8EntropyCalibrator2 IInt8LegacyCalibrator IInt8MinMaxCalibrator
     """,
+    "config": "IBuilderConfig",
     "containers": "FallbackString NodeIndices SubGraphCollection",
     "dims": "Dims Dims2 Dims3 Dims4 DimsHW Permutation",
     "dtypes": "bfloat16 bool e8m0 float16 float32 fp4 fp8 int32 int4 int64 int8 nptype uint8 volume",
@@ -30,6 +31,9 @@ _ROWS = {
     """,
     "host_memory": "IHostMemory",
     "logger": "ILogger Logger",
+    "parser_errors": "ParserError",
+    "profile": "IOptimizationProfile",
+    "timing_cache": "ITimingCache TimingCacheKey TimingCacheValue",
     "weights": "Weights",
 }
 

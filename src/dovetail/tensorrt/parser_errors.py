@@ -1,0 +1,104 @@
+"""`ParserError`, and how errors of Dovetail's importer read in the words of TensorRT's parser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dovetail.tensorrt.enums import ErrorCode
+
+# Codes whose text has no node in it.
+_OF_THE_MODEL = (ErrorCode.MODEL_DESERIALIZE_FAILED, ErrorCode.REFIT_FAILED)
+
+
+class ParserError:
+    """Why a model, or one of its nodes, was refused. Printed, it reads as TensorRT's: node, operator, function, code, cause."""
+
+    __slots__ = ("_code", "_desc", "_func", "_node", "_node_name", "_node_operator", "_stack")
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        desc: str,
+        func: str,
+        node: int = -1,
+        node_name: str = "",
+        node_operator: str = "",
+        stack: Sequence[str] = (),
+    ) -> None:
+        self._code, self._desc, self._func = code, desc, func
+        self._node, self._node_name, self._node_operator = node, node_name, node_operator
+        self._stack = list(stack)
+
+    def code(self) -> ErrorCode:
+        """What kind of error it is."""
+        return self._code
+
+    def desc(self) -> str:
+        """The cause."""
+        return self._desc
+
+    def file(self) -> str:
+        """The source file that found the error."""
+        return "dovetail/tensorrt/parser.py"
+
+    def line(self) -> int:
+        """The line in `file`; 0, as errors come from many places."""
+        return 0
+
+    def func(self) -> str:
+        """The function that found the error."""
+        return self._func
+
+    def node(self) -> int:
+        """The position of the node in the model; -1 where the error is of no node."""
+        return self._node
+
+    def node_name(self) -> str:
+        """The name of the node."""
+        return self._node_name
+
+    def node_operator(self) -> str:
+        """The operator of the node."""
+        return self._node_operator
+
+    def local_function_stack(self) -> list[str]:
+        """The model's own functions that the node is inside of, the outermost first."""
+        return list(self._stack)
+
+    def local_function_stack_size(self) -> int:
+        """How many functions of the model the node is inside of."""
+        return len(self._stack)
+
+    def __str__(self) -> str:
+        cause = f"({self._func}): {self._code.name}: {self._desc}"
+        if self._code in _OF_THE_MODEL or self._node < 0:
+            return cause
+        text = f"In node {self._node} with name: {self._node_name} and operator: {self._node_operator} {cause}"
+        for depth, function in enumerate(self._stack):
+            text += f"\n{'  ' * depth}in local function {function}"
+        return text
+
+    __repr__ = __str__
+
+
+# Words in a message of the importer -> the code that TensorRT has for that; the first that is found counts.
+_CODES = (
+    (r"plugin", ErrorCode.UNSUPPORTED_NODE),
+    (r"no importer", ErrorCode.UNSUPPORTED_NODE),
+    (r"\battribute", ErrorCode.UNSUPPORTED_NODE_ATTR),
+    (r"\b(dtype|element type|type)\b", ErrorCode.UNSUPPORTED_NODE_DATATYPE),
+    (r"\bdynamic|run-time|known", ErrorCode.UNSUPPORTED_NODE_DYNAMIC),
+    (r"\bshape|\brank|dimension", ErrorCode.UNSUPPORTED_NODE_SHAPE),
+    (r"\binput", ErrorCode.UNSUPPORTED_NODE_INPUT),
+)
+
+
+def code_of(message: str, supported: bool) -> ErrorCode:
+    """The code for a message of the importer.
+
+    Args:
+        supported: whether the node is invalid, rather than something that cannot be imported.
+    """
+    found = next((code for words, code in _CODES if re.search(words, message, re.IGNORECASE)), ErrorCode.UNSUPPORTED_NODE)
+    return ErrorCode.INVALID_NODE if supported and found is ErrorCode.UNSUPPORTED_NODE else found
