@@ -140,6 +140,20 @@ def test_the_last_importer_wins_and_stands_on_the_one_before() -> None:
         assert registry.find_importer("Sign", 20).__class__ is registry.Override
 
 
+def test_an_overridden_op_takes_what_its_importer_takes() -> None:
+    seen: list[Any] = []
+
+    def add(net: Any, node: Any) -> Any:
+        seen.append(([v.dtype.name for v in node.inputs], node.attrs))
+        return net.op("Sum", *(net.op("Cast", v, to="f16") for v in node.inputs))
+
+    net = dovetail.Network()
+    x, flags = net.input("x", "f16", (2,)), net.input("b", "bool", (2,))
+    with dovetail.importer("Add").use(add):
+        net.op("Add", x, 1, flags, odd=(1, 2))
+    assert seen == [(["f16", "f16", "bool"], {"odd": [1, 2]})]
+
+
 def test_opset_ranges_and_domains_select() -> None:
     model = lambda opset: text("g (float[4] x) => (float[4] y) { y = Sign(x) }", opset)  # noqa: E731
     with dovetail.importer("Sign", opset=(10, 13)).use(tagged("Abs")), dovetail.importer("Sign", "other").use(tagged("Exp")):

@@ -128,16 +128,21 @@ _ARTICLES = {
 # --- inputs ---------------------------------------------------------------------------------------
 
 
-def inputs_of(schema: onnx.defs.OpSchema | None, given: Sequence[Any], where: str) -> list[Value | np.ndarray[Any, Any] | None]:
+def inputs_of(
+    schema: onnx.defs.OpSchema | None, given: Sequence[Any], where: str, strict: bool = True
+) -> list[Value | np.ndarray[Any, Any] | None]:
     """Inputs as values, arrays or None; Python numbers and sequences become arrays of the type that the op wants there.
+
+    Args:
+        strict: hold them against the schema, which else only says what numbers are.
 
     Raises:
         ModelError: too many or too few, or of types that do not go together.
     """
     inputs = [read_input(v, f"{where}: input {i}") for i, v in enumerate(given)]
-    if schema is not None:
+    if schema is not None and strict:
         _check_count(schema, inputs, where)
-    types = _bound_types(schema, inputs, where)
+    types = _bound_types(schema, inputs, where, strict)
     made: list[Value | np.ndarray[Any, Any] | None] = []
     for i, value in enumerate(inputs):
         if isinstance(value, _Weak):
@@ -218,7 +223,7 @@ def _formal(schema: onnx.defs.OpSchema, position: int) -> onnx.defs.OpSchema.For
     return schema.inputs[min(position, len(schema.inputs) - 1)]
 
 
-def _bound_types(schema: onnx.defs.OpSchema | None, inputs: Sequence[Any], where: str) -> dict[str, DType]:
+def _bound_types(schema: onnx.defs.OpSchema | None, inputs: Sequence[Any], where: str, strict: bool) -> dict[str, DType]:
     """The element type of each type variable of the schema, which all its inputs must share."""
     found: dict[str, tuple[int, DType]] = {}
     for position, value in enumerate(inputs):
@@ -229,7 +234,7 @@ def _bound_types(schema: onnx.defs.OpSchema | None, inputs: Sequence[Any], where
         if kind is None or _TENSOR in formal.type_str or not formal.is_homogeneous:
             continue
         first, bound = found.setdefault(formal.type_str, (position, kind))
-        if bound != kind:
+        if bound != kind and strict:
             raise ModelError(
                 f"{where}: got {kind} for input {position} ({formal.name}), expected {bound} as input {first} "
                 f"({_formal(schema, first).name}) has; cast one of them"

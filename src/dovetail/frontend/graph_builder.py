@@ -88,7 +88,7 @@ class GraphBuilder:
             # An importer of the user's may take what the op's definition does not.
             checked = None if isinstance(find_importer(op, version, domain), Override) else schema
             attrs = attributes_of(checked, {**(attributes or {}), **more}, where)
-            given = inputs_of(checked, inputs, where)
+            given = inputs_of(schema, inputs, where, checked is not None)
             names = [] if outputs is None or isinstance(outputs, int) else list(outputs)
             count = outputs if isinstance(outputs, int) else len(names) or output_count(schema, op, attrs, given)
             if checked is not None and count is not None and not 1 <= count <= checked.max_output:
