@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -49,6 +50,9 @@ _PADDING_ID = 0xD935  # the extra field that Android's zipalign pads with
 Content = bytes | memoryview | Path
 """What a member is written from; a Path is copied from that file."""
 
+IN_MEMORY = Path("engine in memory")
+"""Stands for the path of an engine that was given as bytes, in messages."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemberInfo:
@@ -60,18 +64,21 @@ class MemberInfo:
 
 
 class Container:
-    """An engine file opened for reading; members are views of one mapping."""
+    """An engine file opened for reading, by its path or as bytes; members are views of one mapping or of the bytes."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            with open(self.path, "rb") as file:
-                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise PlanFormatError(
-                f"{self.path}: cannot read ({error}), expected an engine file"
-            ) from error
-        self._view = memoryview(self._mapping)
+    def __init__(self, source: str | Path | bytes) -> None:
+        if isinstance(source, bytes):
+            self.path = IN_MEMORY
+            self._view = memoryview(source)
+        else:
+            self.path = Path(source)
+            try:
+                with open(self.path, "rb") as file:
+                    self._view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except (OSError, ValueError) as error:
+                raise PlanFormatError(
+                    f"{self.path}: cannot read ({error}), expected an engine file"
+                ) from error
         self._spans = dict(self._directory())
         self.manifest = self._manifest()
         self.members = self._infos()
@@ -135,7 +142,7 @@ class Container:
     def _directory(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Name and span of every member, from zip's central directory."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
+            with zipfile.ZipFile(io.BytesIO(self._view) if self.path is IN_MEMORY else self.path) as archive:
                 entries = archive.infolist()
         except (
             zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError,
@@ -213,8 +220,8 @@ def member_info(content: Content) -> MemberInfo:
     return _info(memoryview(content).cast("B"))
 
 
-def write(path: str | Path, members: Mapping[str, Content], manifest: Mapping[str, Any]) -> None:
-    """Write an engine file: to a temporary file, then renamed, so that no half file is ever seen.
+def write(path: str | Path | BinaryIO, members: Mapping[str, Content], manifest: Mapping[str, Any]) -> None:
+    """Write an engine file: to a temporary file, then renamed, so that no half file is ever seen; or to an open file, at its start.
 
     `manifest` is completed by the format version and the members' hashes. Equal arguments give
     equal bytes.
@@ -222,7 +229,6 @@ def write(path: str | Path, members: Mapping[str, Content], manifest: Mapping[st
     Raises:
         OSError: the disk is full or the folder not writable; nothing is left behind.
     """
-    path = Path(path)
     infos = {name: member_info(content) for name, content in sorted(members.items())}
     full = {
         **manifest,
@@ -237,16 +243,14 @@ def write(path: str | Path, members: Mapping[str, Content], manifest: Mapping[st
         },
     }
     text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode()
+    if not isinstance(path, str | Path):
+        _write(path, text, members)
+        return
+    path = Path(path)
     handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}-", path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            writer = _ZipWriter(file)
-            writer.add("manifest.json", text)
-            for name, content in sorted(members.items()):
-                if not _NAME.fullmatch(name):
-                    raise PlanFormatError(f"container: got the member name {name!r}")
-                writer.add(name, content)
-            writer.finish()
+            _write(file, text, members)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
@@ -255,6 +259,16 @@ def write(path: str | Path, members: Mapping[str, Content], manifest: Mapping[st
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _write(file: BinaryIO, manifest: bytes, members: Mapping[str, Content]) -> None:
+    writer = _ZipWriter(file)
+    writer.add("manifest.json", manifest)
+    for name, content in sorted(members.items()):
+        if not _NAME.fullmatch(name):
+            raise PlanFormatError(f"container: got the member name {name!r}")
+        writer.add(name, content)
+    writer.finish()
 
 
 class _ZipWriter:

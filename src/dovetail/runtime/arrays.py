@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +28,17 @@ def as_input(name: str, value: Any, want: np.dtype[Any]) -> Array:
         return np.asarray(array.astype(object), order="C")
     _check_dtype(f"input {name!r}", array, want)
     return np.asarray(array, order="C")
+
+
+def at_address(address: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any = None) -> Array:
+    """A writable array over host memory at an address, which must stay; `owner` is kept as long as the array."""
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return np.empty(shape, dtype)
+    memory: Any = (ctypes.c_uint8 * size).from_address(address)
+    memory._owner = owner
+    array: Array = np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)
+    return array
 
 
 def in_memory_order(where: str, value: Any, order: tuple[int, ...]) -> Array:

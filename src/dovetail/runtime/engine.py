@@ -6,8 +6,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,32 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.env import env
 from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError, UsageError
 from dovetail.device.cpu import HostLibrary, KernelLibrary, default_threads
-from dovetail.device.cpu.memory import address
+from dovetail.device.cpu.memory import ALIGNMENT, address
 from dovetail.device.cpu.pool import Pool, check_threads
 from dovetail.device.cpu.pool import pool as process_pool
 from dovetail.engine.check import check
 from dovetail.engine.plan import Plan, Program
 from dovetail.runtime import weights as weight_sets
-from dovetail.runtime.arrays import as_input, as_output, in_logical_order, in_memory_order
+from dovetail.runtime.arrays import (
+    as_input,
+    as_output,
+    at_address,
+    in_logical_order,
+    in_memory_order,
+)
 from dovetail.runtime.match import PortMatcher
 from dovetail.runtime.observe import Observer, Record
 from dovetail.runtime.partial import Parts
 from dovetail.runtime.program import Kernels, ProgramRunner
+from dovetail.runtime.shapes import arena_bytes, sizes_of
 from dovetail.runtime.stage import Resources, Stage
 
 Array = NDArray[Any]
 Binary = str | Path | bytes | memoryview
 """A compiled library: a path, or its bytes."""
+
+Make = Callable[[tuple[int, ...], np.dtype[Any]], Any]
+"""Makes the array of an output of this shape and dtype, as the caller sees it."""
 
 _IDLE_CONTEXTS = 16
 
@@ -99,8 +110,9 @@ class RuntimeEngine:
         """Run once, on any thread.
 
         Inputs are read in place where contiguous (NumPy, DLPack, buffers). `outputs` gives arrays
-        to write into; the others are fresh and belong to the caller. `stream` is for engines on a
-        GPU: see `CudaEngine.run`.
+        to write into, or functions of a shape and a dtype that make one, called once the shape is
+        known; the others are fresh and belong to the caller. `stream` is for engines on a GPU: see
+        `CudaEngine.run`.
 
         Raises:
             BindingError: unknown or missing name, wrong dtype, unusable array.
@@ -128,6 +140,16 @@ class RuntimeEngine:
         raise UsageError(
             "run_async: got an engine on the CPU, expected one on a GPU; call run from a thread"
         )
+
+    def memory_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Bytes that a context keeps for a run on inputs of these shapes, rounded up so that any address will do.
+
+        What only data decide is not counted.
+
+        Raises:
+            ShapeError: shapes that do not fit.
+        """
+        return arena_bytes(self.plan, sizes_of(self.plan, shapes)) + ALIGNMENT
 
     def context(self) -> ExecutionContext:
         """A context for one thread: it keeps its bindings, so it never waits for another."""
@@ -276,6 +298,27 @@ class ExecutionContext:
     def _make_runner(self, program: Program) -> ProgramRunner:
         return self.engine._runner(program)
 
+    def use_memory(self, address: int, size: int, owner: Any = None) -> None:
+        """Keep the values between steps in the caller's memory on the engine's device, as far as that is large enough.
+
+        Args:
+            address: of the first byte; 0 goes back to memory of the context's own.
+            size: in bytes; `RuntimeEngine.memory_bytes` says how many a run takes.
+            owner: kept as long as the memory is used.
+
+        Raises:
+            ExecutionError: a run is in progress.
+        """
+        self._enter()
+        try:
+            self._runner.lend(self._borrowed(address, size, owner) if address else None)
+        finally:
+            self._busy.release()
+
+    def _borrowed(self, address: int, size: int, owner: Any) -> Any:
+        memory = at_address(address, (size,), np.dtype(np.uint8), owner)
+        return memory[-address % ALIGNMENT :]
+
     def run(
         self,
         inputs: Mapping[str, Any],
@@ -405,6 +448,9 @@ class ExecutionContext:
                 given.append(None)
                 continue
             array, want, shape = outputs[port.name], self._output_dtypes[i], shapes.get(i)
+            if callable(array):
+                given.append(partial(self._made, i, array) if i not in self._updates else None)
+                continue
             if port.order:
                 array = in_memory_order(f"output {port.name!r}", array, port.order)
             if not (
@@ -431,6 +477,14 @@ class ExecutionContext:
             taken.append((start, array.nbytes))
             given.append(array)
         return given
+
+    def _made(self, index: int, make: Make, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """What a caller's function gives for an output of a shape in memory, in memory's order of axes."""
+        name, order = self._output_names[index], self._output_orders.get(self._output_names[index], ())
+        array = make(tuple(shape[order.index(axis)] for axis in range(len(shape))) if order else shape, dtype)
+        if order:
+            array = in_memory_order(f"output {name!r}", array, order)
+        return as_output(name, array, dtype, shape)
 
     def _updated_inputs(self) -> dict[int, int]:
         """Output index → input index, for outputs that share an input's storage."""

@@ -100,6 +100,11 @@ class ProgramRunner:
         """Bytes of memory that stay between runs."""
         return sum(block.nbytes for block in self._blocks)
 
+    def lend(self, block: Any) -> None:
+        """Keep the values between the steps of the first stage in `block`, where that is large enough; None: in memory of its own."""
+        self._stages.clear()
+        self._blocks[:] = [] if block is None else [block]
+
     def stage(self, shapes: tuple[Any, ...], env: Mapping[str, int]) -> Stage:
         """The first stage for these input shapes; binds it unless it is cached.
 
@@ -128,7 +133,8 @@ class ProgramRunner:
         """Run from `stage` on; returns the outputs in order.
 
         `inputs` are C-contiguous arrays of the declared dtypes (objects where opaque), `outputs`
-        None or per output None or a writable C-contiguous array to fill. `version` identifies
+        None or per output None, a writable C-contiguous array to fill, or a function of shape and
+        dtype that makes one. `version` identifies
         `resources`: step tables are pointed to it again when it differs from the last run's.
         """
         frame = self._frame(stage, inputs, observer)
@@ -445,7 +451,9 @@ class ProgramRunner:
                 continue
             if view.whole and view.nbytes == stage.sizes[root]:
                 assert view.shape is not None
-                if given is not None:
+                if callable(given):
+                    array = given(view.shape, view.dtype)
+                elif given is not None:
                     array = given
                 elif view.dtype.hasobject:
                     array = np.empty(view.shape, view.dtype)
@@ -473,7 +481,9 @@ class ProgramRunner:
             view = stage.result(i)
             value = self._read(view, frame, resources)
             given = None if outputs is None else outputs[i]
-            if given is not None:
+            if callable(given) and view.shape is not None:
+                given = given(view.shape, view.dtype)
+            if given is not None and view.shape is not None:
                 np.copyto(given, value)
                 results[i] = given
             elif view.shape is None or (

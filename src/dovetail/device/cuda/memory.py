@@ -21,7 +21,8 @@ _SMALL = 1 << 20
 class DeviceMemory:
     """An allocation of one device; freed with its last reference."""
 
-    __slots__ = ("__weakref__", "_finalizer", "address", "driver", "size")
+    __slots__ = ("__weakref__", "_finalizer", "_owner", "address", "driver", "size")
+    _owner: Any
 
     def __init__(self, driver: Driver, size: int) -> None:
         self.driver = driver
@@ -29,6 +30,14 @@ class DeviceMemory:
         self.address = driver.allocate(max(size, 1))
         self._finalizer = weakref.finalize(self, _free, driver, self.address)
         self._finalizer.atexit = False  # the process ends anyway, and the driver may have ended before
+
+
+    @classmethod
+    def at(cls, driver: Driver, address: int, size: int, owner: Any = None) -> DeviceMemory:
+        """Somebody else's memory, which must stay; `owner` is kept as long as this."""
+        made = cls.__new__(cls)
+        made.driver, made.address, made.size, made._owner = driver, address, size, owner
+        return made
 
 
 def _free(driver: Driver, pointer: int) -> None:

@@ -60,8 +60,9 @@ class DeviceArray:
         self.dtype = dtype
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self.driver = driver
-        self._memory = DeviceMemory(driver, self.nbytes)
-        self.address = self._memory.address
+        memory = DeviceMemory(driver, self.nbytes)
+        self._memory: Any = memory
+        self.address = memory.address
 
     @classmethod
     def of(cls, driver: Driver, array: np.ndarray[Any, Any]) -> DeviceArray:
@@ -72,6 +73,15 @@ class DeviceArray:
             driver.upload(made.address, np.ascontiguousarray(array), stream)
             driver.synchronize(stream)
             driver.destroy_stream(stream)
+        return made
+
+    @classmethod
+    def at(cls, driver: Driver, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any = None) -> DeviceArray:
+        """The caller's memory at an address of a device, which must stay; `owner` is kept as long as the array."""
+        made = cls.__new__(cls)
+        made.shape, made.strides, made.dtype, made.driver = shape, dense_strides(shape, 1), dtype, driver
+        made.nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        made._memory, made.address = owner, address
         return made
 
     def numpy(self) -> np.ndarray[Any, Any]:

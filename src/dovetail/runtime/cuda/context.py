@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dovetail.core.env import env
 from dovetail.core.errors import BindingError, ExecutionError
 from dovetail.device.cpu.pool import check_threads
 from dovetail.device.cuda.driver import Stream
+from dovetail.device.cuda.memory import BLOCK_ALIGNMENT, DeviceMemory
 from dovetail.engine.plan import Program
 from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.arrays import in_logical_order
@@ -31,7 +33,7 @@ from dovetail.runtime.cuda.arrays import (
 from dovetail.runtime.cuda.program import CudaRunner
 from dovetail.runtime.cuda.queue import Queue
 from dovetail.runtime.cuda.weights import CudaWeights, DeviceResources
-from dovetail.runtime.engine import ExecutionContext
+from dovetail.runtime.engine import ExecutionContext, Make
 from dovetail.runtime.observe import Observer
 from dovetail.runtime.stage import Stage
 
@@ -115,6 +117,10 @@ class CudaContext(ExecutionContext):
             self.queue = Queue(self.driver)
         super().__init__(engine)
         self._kept: Any = None
+
+    def _borrowed(self, address: int, size: int, owner: Any) -> DeviceMemory:
+        start = -address % BLOCK_ALIGNMENT
+        return DeviceMemory.at(self.driver, address + start, size - start, owner)
 
     def _make_runner(self, program: Program) -> CudaRunner:
         return CudaRunner(program, self.engine._kernels, self.driver, self.queue)
@@ -274,7 +280,7 @@ class CudaContext(ExecutionContext):
         capturing: bool,
     ) -> list[Any]:
         """Per output the caller's array, what makes one, or None for a fresh NumPy array."""
-        on_device = {k: v for k, v in outputs.items() if k in self._output_set and is_device_array(v)}
+        on_device = {k: v for k, v in outputs.items() if k in self._output_set and (callable(v) or is_device_array(v))}
         given: list[Any] = [None] * len(self._output_names)
         if len(on_device) < len(outputs):
             given = self._outputs({k: v for k, v in outputs.items() if k not in on_device}, values, stage)
@@ -293,6 +299,10 @@ class CudaContext(ExecutionContext):
                 if capturing and (given[i] is None or isinstance(given[i], np.ndarray)):
                     raise BindingError(f"{where}: got an array in host memory, expected one on the device while a graph is captured")
                 continue
+            if callable(value):
+                if i not in self._updates:
+                    given[i] = partial(self._made_on_device, i, value, stream, capturing)
+                continue
             view = as_device(where, value, want, self.driver, stream, capturing, self._output_orders.get(name, ()))
             shape = shapes.get(i)
             if shape is not None and view.shape != shape:
@@ -310,3 +320,16 @@ class CudaContext(ExecutionContext):
             taken.append((start, view.nbytes))
             given[i] = view
         return given
+
+    def _made_on_device(
+        self, index: int, make: Make, stream: Stream, capturing: bool, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> DeviceView:
+        """What a caller's function gives for an output of a shape in memory."""
+        name, order = self._output_names[index], self._output_orders.get(self._output_names[index], ())
+        value = make(tuple(shape[order.index(axis)] for axis in range(len(shape))) if order else shape, dtype)
+        if not is_device_array(value):
+            raise BindingError(f"output {name!r}: got {type(value).__name__}, expected an array on {self.engine.device}")
+        view = as_device(f"output {name!r}", value, dtype, self.driver, stream, capturing, order)
+        if view.shape != shape:
+            raise BindingError(f"output {name!r}: got shape {view.shape}, expected {shape}")
+        return view

@@ -16,7 +16,7 @@ from dovetail.device.cpu import default_threads
 from dovetail.device.cpu.pool import check_threads
 from dovetail.device.cuda.driver import Driver, Function, Stream, require_capability
 from dovetail.device.cuda.driver import driver as driver_of
-from dovetail.device.cuda.memory import Uploader
+from dovetail.device.cuda.memory import BLOCK_ALIGNMENT, Uploader
 from dovetail.engine import cubins
 from dovetail.engine.check import check
 from dovetail.engine.plan import KernelRef, Plan, Program
@@ -26,6 +26,7 @@ from dovetail.runtime.cuda.arrays import stream_handle
 from dovetail.runtime.cuda.context import CudaContext, Pending
 from dovetail.runtime.cuda.program import CudaRunner
 from dovetail.runtime.cuda.queue import Queue
+from dovetail.runtime.cuda.stage import CudaStage
 from dovetail.runtime.cuda.weights import CudaWeights
 from dovetail.runtime.engine import (
     _IDLE_CONTEXTS,
@@ -36,6 +37,7 @@ from dovetail.runtime.engine import (
 )
 from dovetail.runtime.observe import Observer
 from dovetail.runtime.partial import Parts
+from dovetail.runtime.shapes import memory_shape, sizes_of
 
 Array = np.ndarray[Any, Any]
 
@@ -127,6 +129,15 @@ class CudaEngine(RuntimeEngine):
     def context(self) -> CudaContext:
         """A context for one thread, with a stream and memory of its own."""
         return CudaContext(self)
+
+    def memory_bytes(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """See `RuntimeEngine.memory_bytes`; allocates as much while it finds out, since libraries are asked what they take."""
+        sizes_of(self.plan, shapes)
+        context = self.context()
+        with self.driver.active():
+            stage = context._runner.stage(tuple(memory_shape(p, shapes[p.name]) for p in self.plan.inputs), {})
+        block = stage.block if isinstance(stage, CudaStage) else None
+        return (0 if block is None else block.size) + BLOCK_ALIGNMENT
 
     def release_memory(self) -> None:
         """See `RuntimeEngine.release_memory`."""
