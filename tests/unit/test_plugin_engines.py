@@ -368,7 +368,7 @@ def test_loading_imports_nothing_unless_trusted(tmp_path, monkeypatch) -> None:
     del sys.modules["shift_plugins"]
 
 
-def test_verbs_take_files_of_plugins(saved: Path, tmp_path, capsys) -> None:
+def test_verbs_take_files_of_plugins(saved: Path, tmp_path, capsys, monkeypatch) -> None:
     np.savez(tmp_path / "x.npz", x=X)
     unregister("Shift", "1", "s")
     folder = str(tmp_path)
@@ -386,5 +386,7 @@ def test_verbs_take_files_of_plugins(saved: Path, tmp_path, capsys) -> None:
         assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "y.npz")["y"].tolist() == Y
     assert main(["run", f"{folder}/n.plan", "--quiet"]) == 1 and "--plugins=FILE.py" in capsys.readouterr().err
-    for verb in (["check", f"{folder}/m.onnx", option], ["inspect", f"{folder}/n.plan", option], ["verify", f"{folder}/n.plan", option]):
+    verbs = (["check", "m.onnx"], ["inspect", "n.plan"], ["verify", "n.plan"], ["explain", "n.plan"], ["simplify", "m.onnx", "s.onnx"])
+    monkeypatch.chdir(tmp_path)
+    for verb in ([*v, option] for v in verbs):
         assert main(verb) == 0, capsys.readouterr().err

@@ -15,6 +15,9 @@ from dovetail.cli import data
 from dovetail.cli.inspect_model import dtype_name
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError, VerificationError
+from dovetail.frontend.importer import import_onnx
+from dovetail.ops.evaluate import evaluate
+from dovetail.plugins import registered
 
 _PROTO_LIMIT = (1 << 31) - 1
 _TOLERANCE = 1e-4
@@ -104,6 +107,10 @@ def _run_original(model: onnx.ModelProto, bindings: Sequence[DeclaredInput], see
 
 
 def _evaluate(model: onnx.ModelProto, feeds: data.Arrays) -> list[Any]:
+    if {p.key.name for p in registered()} & {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}:
+        # Operators that the user wrote run nowhere else.
+        named = evaluate(import_onnx(model), feeds)
+        return [named[value.name] for value in model.graph.output]
     if peers.version("onnxruntime") is None or model.ByteSize() > _PROTO_LIMIT:
         from onnx.reference import ReferenceEvaluator
 
