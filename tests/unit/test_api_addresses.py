@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import dovetail
-from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError, ShapeError
+from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError, ShapeError, UsageError
 from dovetail.device.cpu.memory import address
 from dovetail.runtime.arrays import at_address
 from dovetail.runtime.shapes import output_shapes, read_as_dims
@@ -124,3 +124,13 @@ def test_engines_as_bytes(engine, tmp_path):
     np.testing.assert_array_equal(dovetail.load(stripped, weights=engine.weights()).run(feeds())["y"], want)
     with pytest.raises(PlanFormatError, match="engine in memory"):
         dovetail.load(b"no engine")
+
+
+def test_notes_stay_with_an_engine(engine):
+    engine.annotate("mine", {"a": (1, 2)})
+    assert engine.info["mine"] == {"a": [1, 2]} == dovetail.load(engine.to_bytes()).info["mine"]
+    engine.annotate("mine", None)
+    assert engine.info["mine"] is None
+    for name, data in (("actual", {}), ("mine", object()), ("mine", float("nan"))):
+        with pytest.raises(UsageError, match="annotate"):
+            engine.annotate(name, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 _BENCH_ROUNDS = 10
+_OWN_INFO = ("model_sha256", "requested", "actual")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,20 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """What is known of the model and of the build, as the engine file's manifest has it (JSON data)."""
         return dict(self._artifacts.info)
+
+    def annotate(self, name: str, data: Any) -> None:
+        """Keep JSON data of the caller's with the engine, in its `info` and in the files that `save` writes from now on.
+
+        Raises:
+            UsageError: the name is one of the build's own, or the data are no JSON.
+        """
+        if name in _OWN_INFO:
+            raise UsageError(f"annotate: got the name {name!r}, expected one that the build does not use")
+        try:
+            kept = json.loads(json.dumps(data, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"annotate: got data for {name!r} that are no JSON ({error})") from error
+        self._artifacts = replace(self._artifacts, info={**self._artifacts.info, name: kept})
 
     @property
     def model_path(self) -> str:

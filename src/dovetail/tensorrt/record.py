@@ -90,6 +90,10 @@ class Record:
     requested: tuple[str, ...] = ()
     actual: Mapping[str, Any] = field(default_factory=dict)
 
+    def attach(self, engine: Engine) -> None:
+        """Keep the record with an engine, in place of what it says of TensorRT so far."""
+        engine.annotate(KEY, self.json())
+
     def json(self) -> dict[str, Any]:
         """The record as JSON data."""
         return asdict(self)
