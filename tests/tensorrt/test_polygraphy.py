@@ -1,8 +1,7 @@
 """Polygraphy, unmodified, with Dovetail in TensorRT's place: its tools and its Python API."""
 
 import importlib
-import json
-import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,11 @@ pytest.importorskip("onnx_graphsurgeon")
 SOURCE = Path(trt.__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("default")  # other people's code warns of other people's code
+engines = pytest.mark.skipif(
+    not all(hasattr(trt, name) for name in ("Builder", "OnnxParser", "Runtime")), reason="engines cannot be built by this API yet"
+)
+SHAPE = ("--input-shapes", "x:[2,3,7,9]")
+PROFILE = ("--trt-min-shapes", "x:[1,3,7,9]", "--trt-opt-shapes", "x:[2,3,7,9]", "--trt-max-shapes", "x:[8,3,7,9]")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,6 +113,25 @@ def test_inspect_onnx_and_data(polygraphy, model):
     assert "y [dtype=float32, shape=(2, 5)" in polygraphy("inspect", "data", "out.json")
 
 
+def check(folder, text):
+    """A check command for `polygraphy debug`."""
+    path = folder / "check.py"
+    path.write_text(text)
+    return ("--check", sys.executable, str(path))
+
+
+def test_debug_reduce(polygraphy, model, tmp_path):
+    """The smallest model that a command refuses; the command is a process of its own, and has Dovetail, too."""
+    command = (
+        "import sys, onnx, tensorrt\nassert tensorrt.__name__ == 'dovetail.tensorrt'\n"
+        "sys.exit(any(n.op_type == 'Relu' for n in onnx.load('polygraphy_debug.onnx').graph.node))\n"
+    )
+    trt.install(children=True)
+    log = polygraphy("debug", "reduce", model, "-o", "reduced.onnx", "--model-input-shapes", "x:[1,3,7,9]", *check(tmp_path, command))
+    assert "AssertionError" not in log
+    assert [node.op_type for node in onnx.load(tmp_path / "reduced.onnx").graph.node] == ["Relu"]
+
+
 # ---- memory
 
 
@@ -141,3 +164,288 @@ def test_wrong_copies_are_polygraphys_errors():
         wrapper.free(at)
     with pytest.raises(failed, match="CUDA Error: 400"):
         wrapper.stream_synchronize(at)
+
+
+# ---- run, convert
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--tf32",), ("--fp16", "--atol", "0.02"), ("--bf16", "--atol", "0.1"), ("--strongly-typed",)],
+    ids=lambda options: "".join(options[:1]) or "fp32",
+)
+@engines
+def test_run_against_onnxruntime(polygraphy, model, options):
+    log = polygraphy("run", model, "--trt", "--onnxrt", *SHAPE, *PROFILE, *options)
+    assert "PASSED" in log
+    assert "Finished engine building" in log
+
+
+@engines
+def test_run_finds_what_differs(polygraphy, model, tmp_path):
+    """A comparison that must fail does: against saved outputs of other weights."""
+    other = onnx.load(model)
+    other.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(np.full(4, 3, np.float32), "b"))
+    onnx.save(other, tmp_path / "other.onnx")
+    polygraphy("run", "other.onnx", "--onnxrt", *SHAPE, "--save-inputs", "in.json", "--save-outputs", "out.json")
+    log = polygraphy("run", model, "--trt", *PROFILE, "--load-inputs", "in.json", "--load-outputs", "out.json", status=1)
+    assert "FAILED" in log
+
+
+@engines
+def test_run_all_layers(polygraphy, model):
+    log = polygraphy("run", model, "--trt", "--onnxrt", *SHAPE, *PROFILE, "--trt-outputs", "mark", "all", "--onnx-outputs", "mark", "all")
+    assert all(f"Comparing Output: '{name}'" in log for name in "crmy")
+
+
+@engines
+def test_run_with_chosen_outputs_and_types(polygraphy, model):
+    log = polygraphy("run", model, "--trt", "--onnxrt", *SHAPE, *PROFILE, "--trt-outputs", "r", "y", "--onnx-outputs", "r", "y")
+    assert "Comparing Output: 'r'" in log
+    polygraphy("run", model, "--trt", *SHAPE, *PROFILE, "--fp16", "--tensor-dtypes", "x:float16", "y:float16", "--save-outputs", "out.json")
+    assert "y [dtype=float16, shape=(2, 5)]" in polygraphy("inspect", "data", "out.json")
+
+
+@engines
+def test_run_of_several_shapes_and_iterations(polygraphy, model, tmp_path):
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "def load_data():\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    for n in (1, 8, 3, 3, 1):\n"
+        "        yield {'x': rng.standard_normal((n, 3, 7, 9)).astype(np.float32)}\n"
+    )
+    log = polygraphy("run", model, "--trt", "--onnxrt", *PROFILE, "--data-loader-script", "data.py", "--warm-up", "2")
+    assert "PASSED" in log
+
+
+@pytest.mark.parametrize("strategy", ["static", "profile", "runtime"])
+@engines
+def test_run_with_memory_of_the_clients(polygraphy, model, strategy):
+    polygraphy("run", model, "--trt", "--onnxrt", *SHAPE, *PROFILE, "--allocation-strategy", strategy)
+
+
+@engines
+def test_run_in_other_processes(model, tmp_path):
+    """The launcher, its children, and an engine that one process builds and another runs."""
+
+    def launch(*arguments):
+        command = [sys.executable, "-m", "dovetail.tensorrt", "--standins", "polygraphy", *map(str, arguments)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=_environment(), timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    launch("convert", model, "-o", "model.engine", *PROFILE)
+    launch("run", model, "--onnxrt", *SHAPE, "--save-inputs", "in.json", "--save-outputs", "out.json")
+    log = launch("run", "model.engine", "--trt", "--load-inputs", "in.json", "--load-outputs", "out.json")
+    assert "PASSED" in log
+
+
+def _environment():
+    from dovetail.core.env import inherited
+
+    return inherited(PYTHONPATH=str(SOURCE))
+
+
+@engines
+def test_saved_engines_and_timing_caches(polygraphy, model, tmp_path):
+    for _ in range(2):
+        polygraphy("run", model, "--trt", *SHAPE, *PROFILE, "--save-engine", "a.engine", "--save-timing-cache", "times.bin")
+    assert (tmp_path / "times.bin").stat().st_size > 0
+    polygraphy("convert", model, "-o", "b.engine", *PROFILE, "--load-timing-cache", "times.bin")
+    polygraphy("run", "b.engine", "--trt", *SHAPE, "--model-type", "engine")
+
+
+@engines
+def test_static_model_and_integers(polygraphy, tmp_path):
+    """Gather and Add of int64 and bool results, with no profile given."""
+    nodes = [
+        helper.make_node("Gather", ["t", "i"], ["g"]),
+        helper.make_node("Greater", ["g", "z"], ["positive"]),
+        helper.make_node("Add", ["i", "i"], ["twice"]),
+    ]
+    save(
+        tmp_path / "ids.onnx",
+        nodes,
+        [helper.make_tensor_value_info("i", TensorProto.INT64, [3])],
+        [
+            helper.make_tensor_value_info("positive", TensorProto.BOOL, [3, 4]),
+            helper.make_tensor_value_info("twice", TensorProto.INT64, [3]),
+        ],
+        {"t": weights((9, 4)), "z": np.zeros(1, np.float32)},
+    )
+    log = polygraphy("run", "ids.onnx", "--trt", "--onnxrt", "--val-range", "[0,8]")
+    assert "Comparing Output: 'positive'" in log
+    assert "Comparing Output: 'twice'" in log
+
+
+@engines
+def test_shapes_that_only_data_give(polygraphy, tmp_path):
+    """NonZero: Polygraphy's output allocator learns the shape from the run."""
+    nodes = [helper.make_node("NonZero", ["x"], ["n"]), helper.make_node("Cast", ["n"], ["y"], to=TensorProto.FLOAT)]
+    save(
+        tmp_path / "nonzero.onnx",
+        nodes,
+        [helper.make_tensor_value_info("x", TensorProto.INT32, [4, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, "k"])],
+        {},
+    )
+    log = polygraphy("run", "nonzero.onnx", "--trt", "--onnxrt", "--val-range", "[0,2]", "--iterations", "3")
+    assert "PASSED" in log
+
+
+# ---- inspect
+
+
+@engines
+def test_inspect_engine(polygraphy, model):
+    polygraphy("convert", model, "-o", "model.engine", *PROFILE)
+    log = polygraphy("inspect", "model", "model.engine", "--show", "layers", "attrs")
+    assert re.search(r"x \[dtype=float32, shape=\(-1, 3, 7, 9\)\]", log)
+    assert "1 Optimization Profile" in log or "Profile: 0" in log
+    assert "min=(1, 3, 7, 9)" in log.replace("[", "(").replace("]", ")")
+    assert "Layer 0" in log
+
+
+@engines
+def test_inspect_engine_without_details(polygraphy, model):
+    polygraphy("convert", model, "-o", "model.engine", *PROFILE, "--profiling-verbosity", "layer_names_only")
+    assert "Layer 0" in polygraphy("inspect", "model", "model.engine", "--show", "layers")
+
+
+@engines
+def test_inspect_network(polygraphy, model):
+    log = polygraphy("inspect", "model", model, "--display-as", "trt", "--show", "layers", "attrs", "weights")
+    assert "LayerType.CONVOLUTION" in log
+    assert "kernel" in log
+    assert not re.search(r"^\s*_[a-z]\w* = ", log, re.MULTILINE), "attributes of ours that TensorRT's layers do not have"
+
+
+@engines
+def test_inspect_capability(polygraphy, model, tmp_path):
+    assert "fully supported" in polygraphy("inspect", "capability", model, "-o", "dumps")
+    assert "fully supported" in polygraphy("inspect", "capability", model, "--with-partitioning", "-o", "dumps")
+    bad = onnx.load(model)
+    bad.graph.node[1].op_type = "Rulu"
+    bad.graph.node[1].domain = "nobody"
+    bad.opset_import.append(helper.make_opsetid("nobody", 1))
+    onnx.save(bad, tmp_path / "bad.onnx")
+    log = polygraphy("inspect", "capability", "bad.onnx", "-o", "dumps")
+    assert re.search(r"\|\s*Rulu\s*\|\s*relu\s*\|", log)
+    log = polygraphy("inspect", "capability", "bad.onnx", "--with-partitioning", "-o", "parts")
+    assert "Rulu" in log
+    found = {path.name.partition("_")[0] for path in (tmp_path / "parts").glob("*.onnx")}
+    assert found == {"supported", "unsupported"}
+
+
+@engines
+def test_tactics_are_recorded_shown_and_replayed(polygraphy, model):
+    polygraphy("run", model, "--trt", *SHAPE, *PROFILE, "--save-tactics", "tactics.json")
+    assert "Algorithm: " in polygraphy("inspect", "tactics", "tactics.json")
+    polygraphy("run", model, "--trt", "--onnxrt", *SHAPE, *PROFILE, "--load-tactics", "tactics.json")
+
+
+@engines
+def test_convert_to_a_picture_of_the_network(polygraphy, model, tmp_path):
+    polygraphy("convert", model, "-o", "picture.onnx", "--convert-to", "onnx-like-trt-network")
+    picture = onnx.load(tmp_path / "picture.onnx")
+    assert "CONVOLUTION" in [node.op_type for node in picture.graph.node]
+
+
+# ---- debug
+
+
+@engines
+def test_debug_build(polygraphy, model, tmp_path):
+    command = check(tmp_path, "import os, sys\nsys.exit(os.path.getsize('polygraphy_debug.engine') == 0)\n")
+    log = polygraphy("debug", "build", model, *PROFILE, "--until", "2", *command)
+    assert "Passed: 2/2" in log
+
+
+@engines
+def test_debug_precision(polygraphy, model, tmp_path):
+    """Layers from the front are kept in fp32 until an engine is close enough to what ONNX Runtime computed."""
+    polygraphy("run", model, "--onnxrt", *SHAPE, "--save-inputs", "in.json", "--save-outputs", "out.json")
+    text = (
+        "import sys\nfrom polygraphy.tools import main\n"
+        "sys.exit(main(['run', 'polygraphy_debug.engine', '--trt', '--load-inputs', 'in.json', '--load-outputs', 'out.json', "
+        "'--atol', '2e-5', '--rtol', '0']))\n"
+    )
+    log = polygraphy("debug", "precision", model, "--fp16", *PROFILE, "--mode", "bisect", *check(tmp_path, text))
+    assert "try running the first" in log
+
+
+# ---- the Python API
+
+
+@engines
+def test_python_api(model, tmp_path):
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+    from polygraphy.backend.trt import (
+        CreateConfig,
+        EngineFromNetwork,
+        EngineFromPath,
+        NetworkFromOnnxPath,
+        Profile,
+        SaveEngine,
+        TrtRunner,
+    )
+    from polygraphy.comparator import Comparator, CompareFunc
+
+    profile = Profile().add("x", (1, 3, 7, 9), (2, 3, 7, 9), (8, 3, 7, 9))
+    build = SaveEngine(EngineFromNetwork(NetworkFromOnnxPath(str(model)), CreateConfig(profiles=[profile])), str(tmp_path / "a.engine"))
+    runners = [TrtRunner(build), OnnxrtRunner(SessionFromOnnx(str(model)))]
+    data = [{"x": RNG.normal(size=(n, 3, 7, 9)).astype(np.float32)} for n in (1, 5)]
+    results = Comparator.run(runners, data_loader=data)
+    assert bool(Comparator.compare_accuracy(results, compare_func=CompareFunc.simple(atol=1e-4)))
+    with TrtRunner(EngineFromPath(str(tmp_path / "a.engine"))) as runner:
+        again = runner.infer(data[1])["y"]
+        np.testing.assert_array_equal(again, results[0][1][1]["y"])
+        kept = runner.infer(data[1], copy_outputs_to_host=False)["y"]
+        assert device.find(kept.ptr) is not None
+        np.testing.assert_array_equal(kept.numpy(), again)
+        assert list(runner.get_input_metadata()["x"].shape) == [-1, 3, 7, 9]
+
+
+@engines
+def test_network_definition_by_functions():
+    from polygraphy import func
+    from polygraphy.backend.trt import CreateNetwork, TrtRunner, engine_from_network
+
+    @func.extend(CreateNetwork())
+    def identity(builder, network):
+        x = network.add_input("x", trt.float32, (2, 3))
+        layer = network.add_elementwise(x, x, trt.ElementWiseOperation.SUM)
+        layer.get_output(0).name = "y"
+        network.mark_output(layer.get_output(0))
+
+    with TrtRunner(engine_from_network(identity)) as runner:
+        x = np.arange(6, dtype=np.float32).reshape(2, 3)
+        np.testing.assert_array_equal(runner.infer({"x": x})["y"], 2 * x)
+
+
+@engines
+def test_calibrator(model, tmp_path):
+    from polygraphy.backend.trt import (
+        Calibrator,
+        CreateConfig,
+        NetworkFromOnnxPath,
+        Profile,
+        TrtRunner,
+        engine_from_network,
+    )
+
+    data = [{"x": RNG.normal(size=(2, 3, 7, 9)).astype(np.float32)} for _ in range(2)]
+    calibrator = Calibrator(data_loader=data, cache=str(tmp_path / "calibration.cache"))
+    profile = Profile().add("x", (2, 3, 7, 9), (2, 3, 7, 9), (2, 3, 7, 9))
+    config = CreateConfig(int8=True, calibrator=calibrator, profiles=[profile])
+    with TrtRunner(engine_from_network(NetworkFromOnnxPath(str(model)), config)) as runner:
+        assert runner.infer(data[0])["y"].shape == (2, 5)
+    assert b"x: " in (tmp_path / "calibration.cache").read_bytes()
+
+
+@engines
+def test_debug_tensors(polygraphy, model):
+    log = polygraphy("run", model, "--trt", *SHAPE, *PROFILE, "--mark-debug", "r", "--save-outputs", "out.json")
+    assert log
+    assert "r [dtype=float32, shape=(2, 4, 7, 9)]" in polygraphy("inspect", "data", "out.json")

@@ -10,7 +10,7 @@ context = device.make_context()
 
 
 def _finish() -> None:
-    if context.alive:
+    if _driver.Context.get_current() == context:
         context.pop()
 
 
