@@ -68,6 +68,23 @@ def test_conv_transpose_with_output_padding() -> None:
     same(lookup("ConvTranspose")(x, w, b, **shared), theirs)
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (2, 4, 0, 6), (0, 4, 0, 6)])
+def test_convolutions_of_nothing(shape: tuple[int, ...]) -> None:
+    attrs = {"strides": (2, 2), "pads": (1, 1, 1, 1), "dilations": (1, 1), "group": 2}
+    y = lookup("ConvTranspose")(floats(*shape), floats(4, 3, 3, 3), floats(6), output_padding=(1, 1), **attrs)
+    assert y.shape[:2] == (shape[0], 6) and y.shape[3] == 12
+    y = lookup("Conv")(floats(*shape), floats(6, 2, 3, 3), floats(6), **attrs)
+    assert y.shape[:2] == (shape[0], 6) and y.shape[3] == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_means_of_nothing_are_nan_without_a_warning() -> None:
+    y, mean, inverse = lookup("LayerNormalization")(floats(4, 0), floats(0), axis=1, outputs=3)
+    assert y.shape == (4, 0) and np.isnan(mean).all() and np.isnan(inverse).all()
+    assert lookup("RMSNormalization")(floats(4, 0), floats(0), axis=1).shape == (4, 0)
+    assert lookup("InstanceNormalization")(floats(2, 4, 0), floats(4), floats(4)).shape == (2, 4, 0)
+
+
 WINDOW = {"strides": (2, 1), "pads": (1, 0, 1, 1), "dilations": (1, 2)}
 
 

@@ -70,7 +70,7 @@ def convolve(
     if group == channels == w.shape[0]:
         return _depthwise(windows(pad_spatial(x, pads), kernel, strides, dilations), w)
     per_group, taps = channels // group, math.prod(kernel)
-    weights = w.reshape(group, -1, per_group * taps)
+    weights = w.reshape(group, w.shape[0] // group, per_group * taps)
     view = windows(pad_spatial(x, pads), kernel, strides, dilations)
     out = view.shape[2 : 2 + rank]
     result = np.empty((batch, w.shape[0], math.prod(out)), np.result_type(x, w))
@@ -78,9 +78,9 @@ def convolve(
     order = (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
     for start in range(0, batch, step):
         columns = view[start : start + step].transpose(order)
-        columns = columns.reshape(-1, group, per_group * taps, math.prod(out))
+        columns = columns.reshape(len(columns), group, per_group * taps, math.prod(out))
         product = np.matmul(weights, columns)
-        result[start : start + step] = product.reshape(-1, w.shape[0], math.prod(out))
+        result[start : start + step] = product.reshape(len(product), w.shape[0], math.prod(out))
     return result.reshape(batch, w.shape[0], *out)
 
 
@@ -135,8 +135,8 @@ def conv_transpose(
     rank, kernel = x.ndim - 2, w.shape[2:]
     batch, channels, space = x.shape[0], x.shape[1], x.shape[2:]
     outer = w.shape[1] * group
-    weights = widen(w).reshape(group, channels // group, -1).swapaxes(1, 2)
-    columns = np.matmul(weights, widen(x).reshape(batch, group, channels // group, -1))
+    weights = widen(w).reshape(group, channels // group, outer // group * math.prod(kernel)).swapaxes(1, 2)
+    columns = np.matmul(weights, widen(x).reshape(batch, group, channels // group, math.prod(space)))
     columns = columns.reshape(batch, outer, *kernel, *space)
     full = [
         (n - 1) * s + (k - 1) * d + 1 + extra if n else 0

@@ -10,11 +10,18 @@ from dovetail.reference.registry import reference
 from dovetail.reference.widen import Array, narrow, widen
 
 
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+    """The mean over `axes`, which stay as extents of one; of no elements NaN."""
+    count, total = math.prod(x.shape[a] for a in axes), x.sum(axis=axes, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / x.dtype.type(count))
+
+
 def _standardise(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array, Array]:
     """(normalised, mean, 1/std) of `x` over `axes`, which stay as extents of one."""
-    mean = x.mean(axis=axes, keepdims=True)
+    mean = _mean(x, axes)
     centred = x - mean
-    variance = np.square(centred).mean(axis=axes, keepdims=True)
+    variance = _mean(np.square(centred), axes)
     inverse = (1.0 / np.sqrt(variance + x.dtype.type(epsilon))).astype(x.dtype)
     return centred * inverse, mean, inverse
 
@@ -49,7 +56,7 @@ def rms_normalization(
 ) -> Array:
     """x / sqrt(mean(x * x) + epsilon) * scale over the axes from `axis` on. Source: ONNX RMSNormalization-23."""
     wide = widen(x)
-    mean = np.square(wide).mean(axis=tuple(range(axis, x.ndim)), keepdims=True)
+    mean = _mean(np.square(wide), tuple(range(axis, x.ndim)))
     y = wide / np.sqrt(mean + wide.dtype.type(epsilon))
     return narrow(y if scale is None else y * widen(scale), x)
 
