@@ -251,6 +251,21 @@ def test_running_sums(reverse, exclusive):
     check(lambda b: b("CumSum", b.input(F32, 3, 12, 5), axis=1, reverse=reverse, exclusive=exclusive))
 
 
+@pytest.mark.parametrize("strides", [(0, 5, 1), (60, 0, 1), (60, 5, 0)])
+def test_running_sums_of_widened_values(strides):
+    """An axis of stride 0 beside the sum, whose rows all have the same sums, or along it."""
+    group = fused(lambda b: b("CumSum", b.input(F32, 3, 12, 5, layout=strided(strides, 0)), axis=1, reverse=True))
+    (x,) = data(group, {})
+    x = np.broadcast_to(x[tuple(slice(None) if s else slice(1) for s in strides)], x.shape)
+    for config in LOOP.configs(group, SM90):
+        close(run_group(group, LOOP, config, [x], SM90), expected(group, [x]), 5e-6)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_running_sums_of_one_element(exclusive):
+    check(lambda b: b("CumSum", b.input(F32, 3, 1, 5), axis=1, exclusive=exclusive, reverse=True))
+
+
 def test_running_sums_pass_from_chunk_to_chunk():
     check(lambda b: b("CumSum", b.input(I64, 3, S), axis=1), S=2100)
 

@@ -301,6 +301,10 @@ def _rows(
     shared = frozenset[str]().union(*(e.free for e in (*lanes, *scans)))
     if not shared <= {a.name for a in nest.axes}:
         raise NotLowerable("a running sum inside a reduction is not generated")
+    if scans:  # lanes walk along the sum alone: over an axis of stride 0, each row has the same sums
+        read = (e for e in expressions(nest, scope) if isinstance(e, RowRef) and e.row.scan)
+        along = frozenset[str]().union(*(symbols(i) for e in read for i in e.index))
+        shared |= {a.name for a in nest.axes if a.name not in along}
     outer = tuple(a for a in nest.axes if a.name in shared)
     within = tuple(a for a in nest.axes if a.name not in shared)
     rewriter = _ToLanes(scope)

@@ -240,6 +240,9 @@ def _cumsum(ctx: Context, node: Node, index: Index) -> Expr:
     exclusive, reverse = (bool(node.attrs.get(a, False)) for a in ("exclusive", "reverse"))
     if x.tensor.dtype == F64:
         raise NotLowerable("running sums in double precision are not generated")
+    if extent == 1:  # a sum of one element, or of none before it
+        value = ctx.load(x, index)
+        return const_of(0, value.dtype) if exclusive else value
 
     def step(k: Dim) -> Expr:
         if not exclusive:
