@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from dovetail.tuner.cuda_choose import CudaTuner, Timer
 from dovetail.tuner.cuda_isolated import IsolatedTimer
 from dovetail.tuner.cuda_plans import PlanTimer
 from dovetail.tuner.cuda_time import GraphTimer
+from dovetail.tuner.timing_cache import TimingCache
 
 _log = logger("build")
 
@@ -59,6 +60,8 @@ def build(
     fp32_nodes: Sequence[str] = (),
     tolerance: float | None = None,
     plugins: Iterable[Source] = (),
+    without: Collection[str] = (),
+    timing_cache: TimingCache | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compile a model.
@@ -86,7 +89,9 @@ def build(
         fp32_nodes: names of nodes (or patterns, "head/*") that an fp16 or bf16 build keeps in fp32.
         tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; default: the precision's.
         plugins: Python files, modules or their names that register plugins (`dovetail.plugin`).
-        progress: called as progress(stage, done, total).
+        without: names of tactics that may not be used where there are others, such as "cublaslt" and "cudnn".
+        timing_cache: where times of candidates are read and kept; default: `DOVETAIL_CACHE/timings.jsonl`.
+        progress: called as progress(stage, done, total); what it raises ends the build.
 
     Raises:
         ModelError: the model cannot be read, or (UnsupportedOpError) all that is not supported in it.
@@ -101,10 +106,11 @@ def build(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
         branches, samples, tuple(fp32_nodes), tolerance,
     )  # fmt: skip
-    choose = chooser(options, default_threads() if threads is None else threads, progress)
+    cache = TimingCache(timing_cache) if isinstance(timing_cache, str | os.PathLike) else timing_cache
+    choose = chooser(options, default_threads() if threads is None else threads, progress, cache)
     with WeightHashes() as hashing:
         built = builder.build(
-            model, options, progress=progress, choose=choose, timer=plan_timer(choose, progress), after=hashing.after,
+            model, options, progress=progress, choose=excluding(choose, without), timer=plan_timer(choose, progress), after=hashing.after,
             hashes=hashing.of,
         )
         hashes = hashing.of(built.module.weights)
@@ -166,8 +172,20 @@ def _opened(options: BuildOptions, built: builder.Built, stored: Stored, threads
         return runtime.AbsentEngine(built.plan, weights, str(error))
 
 
-def chooser(options: BuildOptions, threads: int, progress: Progress | None) -> Chooser:
+def excluding(choose: Chooser, without: Collection[str]) -> Chooser:
+    """The same, with tactics of some names left out where there are others."""
+    if not without:
+        return choose
+    return lambda groups, target, sizes: choose(
+        [(group, [t for t in able if t.name not in without] or able) for group, able in groups], target, sizes
+    )
+
+
+def chooser(options: BuildOptions, threads: int, progress: Progress | None, cache: TimingCache | None = None) -> Chooser:
     """What decides between tactics: measured times where the device is here and tuning is wanted, else rules.
+
+    Args:
+        cache: known times; None: this user's.
 
     Raises:
         UsageError, DeviceError: the options name no target.
@@ -175,9 +193,9 @@ def chooser(options: BuildOptions, threads: int, progress: Progress | None) -> C
     target = options.check()
     report = progress or (lambda stage, done, total: None)
     if not isinstance(target, CudaTarget):
-        return Tuner(threads, options.budget(target), progress=report) if options.tune else by_rule
+        return Tuner(threads, options.budget(target), cache, progress=report) if options.tune else by_rule
     timer = _timer(options, target) if options.tune and options.optimization_level > 0 else None
-    return CudaTuner(timer, options.budget(target), options.optimization_level, progress=report)
+    return CudaTuner(timer, options.budget(target), options.optimization_level, progress=report, cache=cache)
 
 
 def plan_timer(choose: Chooser, progress: Progress | None) -> PlanTimer | None:
