@@ -1,12 +1,16 @@
 """The stand-ins for CUDA: memory, copies and their refusals, streams, events, the device; each by all the names it has."""
 
 import ctypes
+import dataclasses
 import gc
 import threading
 
 import numpy as np
 import pytest
 
+from dovetail.codegen.compiler import compile_library
+from dovetail.codegen.target import CpuTarget, Target
+from dovetail.core.env import override
 from dovetail.core.errors import DeviceError
 from dovetail.tensorrt.standins import device, graphs
 from dovetail.tensorrt.standins import pycuda as standin_pycuda
@@ -427,6 +431,15 @@ def test_enumerations_are_those_of_the_real_bindings():
             assert str(standin.cudaError_t(1)) == str(real.cudaError_t(1))
         for function in (name for name in standin.__all__ if callable(getattr(standin, name))):
             assert hasattr(real, function), function
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_library_compiles_for_every_machine_and_needs_no_other(machine, tmp_path):
+    """The linker refuses undefined symbols; code for another machine is not run."""
+    target = dataclasses.replace(CpuTarget.of(Target.parse("cpu:generic")), machine=machine)
+    with override(cc="", cache=tmp_path):
+        built = compile_library(device.source(), target, device.LIBRARY)
+    assert built.read_bytes()[:4] == b"\x7fELF"
 
 
 def test_older_names_are_the_same_objects():

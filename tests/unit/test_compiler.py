@@ -8,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dovetail.codegen.compiler import cache_key, compile_c, compile_many, compile_parts
+from dovetail.codegen.compiler import (
+    cache_key,
+    compile_c,
+    compile_library,
+    compile_many,
+    compile_parts,
+)
 from dovetail.codegen.kernel import ENTRY, make_kernel, translation_unit
 from dovetail.codegen.target import ISAS, CudaTarget, Target
 from dovetail.codegen.vmath import prelude
@@ -42,6 +48,20 @@ def test_parts_are_linked_and_cached_one_by_one(tmp_path):
     objects = {p: p.stat().st_mtime_ns for p in both.parent.glob("*.o")}
     compile_parts([other, "int third(void) { return 1; }\n"], Target.host())
     assert len(objects) == 2 and all(p.stat().st_mtime_ns == stamp for p, stamp in objects.items())
+
+
+def test_libraries_are_found_by_their_name():
+    """Once it is loaded, the loader knows a library by the name that it was made for."""
+    name, generic = "libdovetail_named.so", Target.parse("cpu:generic")
+    path = compile_library(SOURCE, generic, name)
+    assert path.name == name
+    assert compile_library(SOURCE, generic, name) == path
+    other = compile_library("int other(void) { return 7; }\n", generic, name)
+    assert other.parent != path.parent
+    with pytest.raises(OSError, match="cannot open shared object"):
+        ctypes.CDLL(name)
+    held = ctypes.CDLL(str(path))
+    assert ctypes.CDLL(name).answer() == held.answer() == 42
 
 
 def test_key_depends_on_source_and_target():
