@@ -144,6 +144,25 @@ def test_fills_and_rows(memory):
     assert runtime.cudaMemcpy2D(memory + 900, 20, y, 13, 13, 7, TO_DEVICE) == INVALID
 
 
+def test_memory_as_the_samples_hold_it():
+    """Sizes that NumPy computed, pinned memory as an array by ctypes, a stream object, graphs' and pools' numbers."""
+    size = np.prod((3, 5)) * np.dtype(np.float32).itemsize
+    at, pinned = made(runtime.cudaMalloc(size)), made(runtime.cudaMallocHost(size))
+    array = np.ctypeslib.as_array(ctypes.cast(pinned, ctypes.POINTER(ctypes.c_float)), (15,))
+    np.copyto(array, np.arange(15, dtype=np.float32))
+    stream = made(runtime.cudaStreamCreate())
+    assert runtime.cudaMemcpyAsync(at, array.ctypes.data, size, TO_DEVICE, stream) == OK
+    array[:] = 0
+    assert runtime.cudaMemcpyAsync(array, np.uint64(at), size, TO_HOST, int(stream)) == OK
+    np.testing.assert_array_equal(array, np.arange(15))
+    pool = made(runtime.cudaDeviceGetDefaultMemPool(0))
+    threshold = driver.cuuint64_t(np.iinfo(np.uint64).max)
+    assert runtime.cudaMemPoolSetAttribute(pool, runtime.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold, threshold) == OK
+    with pytest.raises((TypeError, ctypes.ArgumentError)):
+        runtime.cudaMalloc(8.0)
+    assert runtime.cudaFree(np.int64(at)) == runtime.cudaFreeHost(array.ctypes.data) == runtime.cudaStreamDestroy(stream) == OK
+
+
 def test_all_kinds_of_memory_have_their_own_names():
     for call, kind in (
         (runtime.cudaMallocManaged(9), "Managed"),

@@ -11,7 +11,9 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
+from typing import Any
 
 from dovetail.core.errors import DeviceError
 from dovetail.tensorrt.standins.enums import RUNTIME_ATTRIBUTES, RUNTIME_ERRORS, error_text
@@ -141,6 +143,15 @@ def library() -> ctypes.CDLL:
         getattr(found, name).argtypes = (_INT,)
         getattr(found, name).restype = ctypes.c_char_p
     return found
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call a function of the library and return its code; numbers may be NumPy's.
+
+    Raises:
+        TypeError: a number that is not whole.
+    """
+    return int(getattr(library(), name)(*(index(value) if hasattr(value, "__index__") else value for value in arguments)))
 
 
 def find(address: int) -> tuple[int, int, int] | None:

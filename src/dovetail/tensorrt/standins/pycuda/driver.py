@@ -71,7 +71,7 @@ def _call(name: str, *arguments: Any) -> None:
         raise LogicError(f"{name} failed: not initialized")
     if _contexts.current() is None:
         raise LogicError(f"{name} failed: invalid device context - no currently active context?")
-    _check(name, getattr(_device.library(), name)(*arguments))
+    _check(name, _device.call(name, *arguments))
 
 
 def _made(name: str, *arguments: Any) -> int:

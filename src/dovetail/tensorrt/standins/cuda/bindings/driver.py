@@ -61,11 +61,19 @@ class CUdeviceptr(Handle):
     """An address of device memory."""
 
 
+class cuuint32_t(Handle):
+    """A number of 32 bits."""
+
+
+class cuuint64_t(Handle):
+    """A number of 64 bits."""
+
+
 def _call(name: str, *arguments: Any) -> Any:
     """Call the runtime's function; its errors have the same numbers here, where both have them."""
     if not _contexts.initialized.is_set():
         return CUresult.CUDA_ERROR_NOT_INITIALIZED
-    return CUresult(getattr(_device.library(), name)(*arguments))
+    return CUresult(_device.call(name, *arguments))
 
 
 def _handle(kind: Any, name: str, *arguments: Any) -> tuple[Any, Any]:
@@ -325,7 +333,7 @@ def cuMemsetD32(dstDevice: Any, ui: int, N: int) -> tuple[Any]:
 
 def cuMemsetD32Async(dstDevice: Any, ui: int, N: int, hStream: Any) -> tuple[Any]:
     """Set N words of 32 bits."""
-    words = (ctypes.c_uint32 * N)(*[ui] * N)
+    words = (ctypes.c_uint32 * int(N))(*[ui] * int(N))
     return (_call("cudaMemcpyAsync", address(dstDevice), ctypes.addressof(words), 4 * N, 1, address(hStream)),)
 
 

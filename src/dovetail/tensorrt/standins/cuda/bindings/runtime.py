@@ -122,7 +122,7 @@ class cudaDeviceProp:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    return cudaError_t(getattr(_device.library(), name)(*arguments))
+    return cudaError_t(_device.call(name, *arguments))
 
 
 def _submit(name: str, stream: Any, *arguments: Any) -> tuple[Any]:
