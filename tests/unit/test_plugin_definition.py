@@ -1,5 +1,6 @@
 """Plugins: signatures and attributes, the registry and where plugins come from, result types."""
 
+import functools
 import importlib.metadata
 import logging
 import math
@@ -24,6 +25,7 @@ from dovetail.frontend.plugin_types import Given, result_types
 from dovetail.ir.types import TensorType
 from dovetail.plugins import attributes as texts
 from dovetail.plugins import find, load, load_file, registered, registry, require, unregister
+from dovetail.plugins.digests import digest_of
 from tests.unit.plugin_models import own_registry
 
 N, M = sym("N"), sym("M")
@@ -234,6 +236,46 @@ def test_digests_are_of_the_source_without_decorators() -> None:
     namespace: dict = {}
     exec("def f(x):\n    return x + 1\ndef g(x):\n    return x + 3", namespace)
     assert define(namespace["f"], version="9").digest != define(namespace["g"], version="10").digest
+
+
+def test_digests_follow_helpers_and_constants() -> None:
+    def made(constant, helper):
+        def function(x):
+            return helper(x) + constant
+
+        return digest_of(function)
+
+    def one(x):
+        return x
+
+    def two(x):
+        return -x
+
+    def recursive(x):
+        return recursive(x)
+
+    def later(x):
+        return defined_later(x)
+
+    assert made(1, one) == made(1, one) and len({made(1, one), made(2, one), made(1, two), made((1, 2.0), one), made(None, one)}) == 5
+    assert made(object(), one) == made(object(), one), "objects have no text"
+    assert digest_of(recursive) and digest_of(later), "cells that are empty are no error"
+    assert digest_of(functools.partial(one, 1)) != digest_of(functools.partial(one, 2))
+
+    def defined_later(x):
+        return x
+
+
+class Callable:
+    def __call__(self, x, *, k: int = 1):
+        return x * k
+
+
+def test_objects_that_can_be_called_are_plugins() -> None:
+    p = dovetail.plugin("P")(Callable())
+    assert p.digest == digest_of(Callable()) and p.complete({}) == {"k": 1}
+    q = dovetail.plugin("P", version="2")(functools.partial(lambda x, *, k: x * k, k=3))
+    assert q.run([np.ones(1)], q.complete({}))[0] == 3
 
 
 def test_files_are_run_once_and_again_when_they_have_changed(tmp_path) -> None:

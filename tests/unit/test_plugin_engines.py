@@ -335,7 +335,9 @@ def test_an_engine_file_names_what_it_needs(saved: Path, caplog) -> None:
         dovetail.load(saved)
     with caplog.at_level(logging.WARNING, "dovetail"):
         dovetail.plugin("Shift", namespace="s")(lambda x, *, by=1: -x)
-        assert dovetail.load(saved).run({"x": X})["y"].tolist() == [[-1, 0, -3]]
+        changed = dovetail.load(saved)
+        assert changed.run({"x": X})["y"].tolist() == [[-1, 0, -3]]
+    assert "plugins: s::Shift (version 1), another function than when the engine was built" in str(changed.report())
     assert "has another function than when the engine was built" in caplog.text
 
 

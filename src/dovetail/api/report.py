@@ -12,7 +12,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import PlanFormatError, ShapeError
 from dovetail.engine import memory
 from dovetail.engine.plan import Plan, Program
-from dovetail.plugins import Key, requirements
+from dovetail.plugins import Key, has_changed, requirements
 
 _SHOWN = 12
 
@@ -91,13 +91,14 @@ def report(plan: Plan, sizes: Mapping[str, int] | None = None) -> Report:
     data["memory"] = activation_memory(plan.main, at) | {"weight_bytes": weight_bytes(plan)}
     data["symbols"] = [[s.name, s.lower, s.upper] for s in plan.symbols]
     data["certificate"] = dict(plan.certificate)
-    data["plugins"] = [dict(record) for record in requirements(plan.meta)]
+    data["plugins"] = [{**record, "changed": has_changed(record)} for record in requirements(plan.meta)]
     return Report(data)
 
 
 def plugin_text(record: Mapping[str, Any]) -> str:
     """A plugin that an engine needs, in words."""
-    return str(Key(*(str(record.get(part, "")) for part in ("namespace", "name", "version"))))
+    key = Key(*(str(record.get(part, "")) for part in ("namespace", "name", "version")))
+    return f"{key}, another function than when the engine was built" if record.get("changed") else str(key)
 
 
 def activation_memory(program: Program, sizes: Mapping[str, int]) -> dict[str, Any]:

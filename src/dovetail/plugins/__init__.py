@@ -4,6 +4,7 @@
     def one_hot(x, *, depth: int, axis: int = -1): ...
 
     bodies       what kernel bodies give back
+    digests      whether a function is still the same
     definition   what a plugin is: signature, attributes, shape rule, bodies
     registry     the table, and how packages, modules and files get into it
     attributes   attribute values as canonical JSON text
@@ -18,6 +19,7 @@ from dovetail.plugins.registry import (
     check_requirements,
     find,
     fingerprints,
+    has_changed,
     load,
     load_file,
     load_packages,
@@ -43,6 +45,7 @@ __all__ = [
     "check_requirements",
     "find",
     "fingerprints",
+    "has_changed",
     "load",
     "load_file",
     "load_packages",

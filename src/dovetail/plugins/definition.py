@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
+import functools
 import hashlib
 import inspect
-import textwrap
-import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +14,7 @@ import numpy as np
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import Error, ExecutionError, TypeInferenceError, UsageError
 from dovetail.plugins import attributes as texts
+from dovetail.plugins.digests import digest_of
 
 Array = np.ndarray[Any, Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,7 +61,6 @@ class Plugin:
         open: whether it takes any attribute (`**attributes`).
         tolerance: relative L2 error that its kernels may have; None = what kernels may have in general.
         shape_rule, bodies: what `shape`, `c` and `triton` have added; bodies by device ("cpu", "cuda").
-        digest: of the reference's source text.
         module: where it was defined, as one would import it; "" where that is no module.
     """
 
@@ -75,7 +73,6 @@ class Plugin:
     annotations: Mapping[str, Any]
     open: bool
     tolerance: float | None
-    digest: str
     module: str
     shape_rule: Callable[..., Any] | None = None
     bodies: dict[str, Body] = field(default_factory=dict)
@@ -91,11 +88,19 @@ class Plugin:
     def __repr__(self) -> str:
         return f"<plugin {self.key}>"
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the reference's source text, with what it calls in its module; helpers may be defined after it."""
+        return digest_of(self.reference)
+
     @property
     def fingerprint(self) -> str:
         """A hash of all its functions' source text: what kernels and types are made from."""
-        rule = "" if self.shape_rule is None else source_digest(self.shape_rule)
-        bodies = [f"{device} {source_digest(body.function)} {body.configs!r}" for device, body in sorted(self.bodies.items())]
+        rule = "" if self.shape_rule is None else digest_of(self.shape_rule)
+        bodies = []
+        for device, body in sorted(self.bodies.items()):
+            configs = digest_of(body.configs) if callable(body.configs) else repr(body.configs)
+            bodies.append(f"{device} {digest_of(body.function)} {configs}")
         return hashlib.sha256("\n".join([str(self.key), self.digest, rule, *bodies]).encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------ decorators
@@ -294,29 +299,9 @@ def define(
                 )
     module = getattr(function, "__module__", "") or ""
     return Plugin(
-        key, function, tuple(inputs), required, variadic, defaults, annotations, takes_any, tolerance, source_digest(function),
+        key, function, tuple(inputs), required, variadic, defaults, annotations, takes_any, tolerance,
         "" if module == "__main__" else module,
     )  # fmt: skip
-
-
-def source_digest(function: Callable[..., Any]) -> str:
-    """A hash of a function's source text without its decorators; of its byte code where there is no text."""
-    try:
-        text = textwrap.dedent(inspect.getsource(function))
-        tree = ast.parse(text).body[0]
-        lines = text.splitlines()
-        if isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = lines[tree.lineno - 1 : tree.end_lineno]
-        material = "\n".join(line.rstrip() for line in lines)
-    except (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError):
-        code = getattr(function, "__code__", None)
-        material = repr(function) if code is None else f"{code.co_code.hex()} {code.co_names} {_constants(code)}"
-    return hashlib.sha256(material.encode()).hexdigest()[:16]
-
-
-def _constants(code: Any) -> str:
-    """The constants of byte code as text without addresses."""
-    return " ".join(c.co_code.hex() + _constants(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts)
 
 
 def _read_only(array: Array) -> Array:

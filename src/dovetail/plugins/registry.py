@@ -248,6 +248,12 @@ def fingerprints(meta: Mapping[str, Any]) -> list[str]:
     return ["" if plugin is None else plugin.fingerprint for plugin in found]
 
 
+def has_changed(record: Mapping[str, Any]) -> bool:
+    """Whether the plugin of a record is registered with another function than the record says."""
+    found = find(*(str(record.get(k, "")) for k in ("name", "version", "namespace")))
+    return found is not None and bool(record.get("digest")) and found.digest != record["digest"]
+
+
 def check_requirements(needed: Iterable[Mapping[str, Any]], where: str, *, search: bool = False) -> None:
     """Check that what an engine needs is registered; a reference that has changed since is reported in the log.
 
@@ -269,7 +275,7 @@ def check_requirements(needed: Iterable[Mapping[str, Any]], where: str, *, searc
         if found is None:
             hint = f": name the file {module}" if module.endswith(".py") else f": import {module}" if module else ""
             missing.append(f"{Key(namespace, name, version)}{hint}")
-        elif digest and found.digest != digest:
+        elif has_changed(record):
             _log.warning(
                 "%s: plugin %s has another function than when the engine was built (%s, then %s): results may differ",
                 where, found.key, found.digest, digest,
