@@ -1,5 +1,7 @@
 """Runs at the start of every Python process that `python -m dovetail.tensorrt` starts, whose PYTHONPATH has this folder."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
