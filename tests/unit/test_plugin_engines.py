@@ -234,17 +234,24 @@ def test_refit_goes_around_plugins(engine_of) -> None:
     assert np.allclose(engine.run({"x": x})["y"], x @ weights["w"], rtol=1e-4)
 
 
-def test_plugins_in_branches_and_loops() -> None:
+def test_plugins_in_branches_and_loops(engine_of) -> None:
     dovetail.plugin("Inc")(lambda x, *, by=1: x + np.float32(by))
 
     def branch(name, by):
         return helper.make_graph([call("Inc", ["x"], [name], by=by)], name, [], [helper.make_tensor_value_info(name, F32, None)])
 
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch("t", 1), else_branch=branch("e", 5))
-    engine = dovetail.build(onnx_model([node], {"c": (BOOL, []), "x": (F32, ["N"])}, ["y"]), tune=False)
+    engine = engine_of(onnx_model([node], {"c": (BOOL, []), "x": (F32, ["N"])}, ["y"]))
     for c, by in ((True, 1), (False, 5)):
         assert engine.run({"c": np.array(c), "x": np.zeros(2, np.float32)})["y"].tolist() == [by, by]
     assert [p["name"] for p in engine.plan.meta["plugins"]] == ["Inc"]
+    net = dovetail.Network()
+    x = net.input("x", "f32", ("N", 2))
+    last, rows = net.loop(lambda step, i, y: (True, step.plugin("Inc", y, by=3), step.op("ReduceSum", y, keepdims=0)), x, trips=4)
+    net.output(last, "last")
+    net.output(rows, "rows")
+    got = engine_of(net).run({"x": np.zeros((3, 2), np.float32)})
+    assert got["last"].tolist() == [[12, 12]] * 3 and got["rows"].tolist() == [0, 18, 36, 54]
 
 
 def test_many_threads_at_once() -> None:
