@@ -251,6 +251,15 @@ def test_running_sums(reverse, exclusive):
     check(lambda b: b("CumSum", b.input(F32, 3, 12, 5), axis=1, reverse=reverse, exclusive=exclusive))
 
 
+def test_padding_along_the_axis_of_tiles():
+    """Whether a whole tile is inside depends on one number, beside masks of blocks."""
+
+    def build(b: Body) -> Value:
+        return b("Transpose", b("Pad", b.input(F32, N, 4, 6, 5), pads=(0, 2, 2, 0, 0, 1, 0, 0)), perm=(3, 1, 0, 2))
+
+    check(build, N=3)
+
+
 @pytest.mark.parametrize("strides", [(0, 5, 1), (60, 0, 1), (60, 5, 0)])
 def test_running_sums_of_widened_values(strides):
     """An axis of stride 0 beside the sum, whose rows all have the same sums, or along it."""

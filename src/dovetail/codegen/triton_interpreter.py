@@ -229,6 +229,7 @@ def _interpreting(tri: Any) -> Iterator[None]:
             place.associative_scan = functools.partial(_scan, tri)
         tri.builder.cast_impl = functools.partial(_cast, tri, type(tri.builder).cast_impl)
         tri.builder.create_dot = functools.partial(_dot, tri)
+        tri.builder.create_splat = functools.partial(_splat, tri, type(tri.builder).create_splat)
         yield
     finally:
         for place, old in zip(places, before, strict=True):
@@ -237,6 +238,13 @@ def _interpreting(tri: Any) -> Iterator[None]:
                     delattr(place, name)
                 elif value is not old[name]:
                     setattr(place, name, old[name])
+
+
+def _splat(tri: Any, original: Any, type_: Any, given: Any) -> Any:
+    """A number as a block: a comparison of two stays one of booleans, though its handle has the type of its operands."""
+    if given.data.dtype == np.bool_:
+        return tri.handle(np.full(type_.shape, given.data.reshape(-1)[0]), tri.tl.int1)
+    return original(tri.builder, type_, given)
 
 
 def _as_method(function: _Function) -> Callable[..., Any]:
