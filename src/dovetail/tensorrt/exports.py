@@ -30,10 +30,26 @@ _ROWS = {
         IStreamReader IStreamReaderV2 IStreamWriter IVersionedInterface InterfaceInfo Profiler
     """,
     "host_memory": "IHostMemory",
+    "layer": "ILayer",
+    "layers.contraction": "IEinsumLayer IMatrixMultiplyLayer",
+    "layers.convolution": "IConvolutionLayer IDeconvolutionLayer IFullyConnectedLayer",
+    "layers.gathering": "IGatherLayer INonZeroLayer IOneHotLayer IScatterLayer",
+    "layers.movement": """
+        IConcatenationLayer IConstantLayer IReverseSequenceLayer IShapeLayer IShuffleLayer ISqueezeLayer IUnsqueezeLayer
+    """,
+    "layers.pointwise": """
+        IActivationLayer ICastLayer IElementWiseLayer IIdentityLayer IParametricReLULayer IScaleLayer ISelectLayer IUnaryLayer
+    """,
+    "layers.pooling": "ILRNLayer IPaddingLayer IPoolingLayer",
+    "layers.reduction": "ICumulativeLayer IRaggedSoftMaxLayer IReduceLayer ISoftMaxLayer ITopKLayer",
+    "layers.sampling": "IGridSampleLayer IResizeLayer",
+    "layers.slicing": "ISliceLayer",
     "logger": "ILogger Logger",
+    "network": "INetworkDefinition",
     "parser_errors": "ParserError",
     "profile": "IOptimizationProfile",
     "timing_cache": "ITimingCache TimingCacheKey TimingCacheValue",
+    "tensor": "ITensor",
     "weights": "Weights",
 }
 
