@@ -428,12 +428,54 @@ def test_a_file_is_refitted_whole_or_not_at_all(
 
 def test_a_file_without_weights_becomes_one_with_weights(engine: dovetail.Engine, wanted: dovetail.Engine, tmp_path: Path) -> None:
     engine.save(tmp_path / "bare.plan", strip_weights=True, sign=False)
-    with pytest.raises(dovetail.RefitError, match=r"holds no weights, so all .* must be given; got no"):
+    with pytest.raises(dovetail.RefitError, match=r"holds no weights, so all must be given; got no"):
         dovetail.refit_file(tmp_path / "bare.plan", {"fc.bias": np.zeros(6, F)}, tmp_path / "w.plan")
-    constants = {n: a for n, a in engine.weights().items() if n.startswith("~")}
-    dovetail.refit_file(tmp_path / "bare.plan", weights(1) | constants, tmp_path / "w.plan")
+    new = weights(1)
+    del new["low"]  # what the program relies on is in the file
+    dovetail.refit_file(tmp_path / "bare.plan", new, tmp_path / "w.plan", strict=True)
     file = EngineFile(tmp_path / "w.plan")
     file.verify()
     with pytest.raises(dovetail.TrustError):
         file.trusted(file.targets[0])
     assert same(dovetail.load(tmp_path / "w.plan"), wanted)
+
+
+def test_an_engine_is_loaded_with_other_weights(engine: dovetail.Engine, wanted: dovetail.Engine, tmp_path: Path) -> None:
+    for strip in (True, False):
+        engine.save(tmp_path / "m.plan", strip_weights=strip)
+        onnx.save(model(weights(1)), tmp_path / "new.onnx")
+        assert same(dovetail.load(tmp_path / "m.plan", weights=tmp_path / "new.onnx"), wanted)
+        with pytest.raises(dovetail.RefitError, match=r"weight 'low': got a new value"):
+            dovetail.load(tmp_path / "m.plan", weights=weights(1) | {"low": np.array(5, F)})
+
+
+def test_strict_does_without_constants_of_nodes() -> None:
+    proto = model(weights())
+    moved = next(t for t in proto.graph.initializer if t.name == "shared")
+    node = helper.make_node("Constant", [], ["shared"], name="/Constant", value=moved)
+    proto.graph.initializer.remove(moved)
+    proto.graph.node.insert(0, node)
+    engine = dovetail.build(proto, verify="off", tune=False)
+    new = weights(1)
+    shared = new.pop("shared")
+    engine.refit(new, strict=True)
+    engine.refit({"shared": shared})
+    assert same(engine, built(1))
+    other = model(weights(1))
+    engine.refit(other, strict=True)
+
+
+def test_arrays_need_no_onnx(tmp_path: Path, engine: dovetail.Engine) -> None:
+    import subprocess
+    import sys
+
+    engine.save(tmp_path / "m.plan")
+    code = (
+        "import sys, numpy as np, dovetail\n"
+        f"e = dovetail.load({str(tmp_path / 'm.plan')!r})\n"
+        "e.refit({'fc.bias': np.ones(6, 'f4')})\n"
+        "assert 'onnx' not in sys.modules, 'a refit from arrays'\n"
+    )
+    from dovetail.core.env import env, inherited
+
+    subprocess.run([sys.executable, "-c", code], check=True, env=inherited(DOVETAIL_HOME=str(env().home)))

@@ -15,7 +15,7 @@ from dovetail import builder, runtime
 from dovetail import plugins as register
 from dovetail.api.checking import driver_of
 from dovetail.api.engine import Artifacts, Engine, Progress
-from dovetail.api.refitting import CONSTANTS, DROPPED
+from dovetail.api.refitting import DROPPED
 from dovetail.builder.options import BuildOptions, isa_of
 from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
@@ -24,6 +24,7 @@ from dovetail.core.errors import DeviceError
 from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
 from dovetail.device.cuda import driver, shared_library
+from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import weights_key
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
@@ -236,8 +237,8 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
 def _other_weights(built: builder.Built) -> dict[str, Any]:
     """The weights of the model that a refit does not know or need not have."""
     kept = {spec.name for spec in built.plan.weights}
-    constants = [n for n in built.module.meta.get(CONSTANTS, ()) if n in kept]
-    return {DROPPED: sorted(n for n in built.module.weights if n not in kept and not n.startswith("~")), CONSTANTS: sorted(constants)}
+    constants = [n for n in built.module.meta.get(NODE_CONSTANTS, ()) if n in kept]
+    return {DROPPED: sorted(n for n in built.module.weights if n not in kept and not n.startswith("~")), NODE_CONSTANTS: sorted(constants)}
 
 
 def _source(model: ModelSource) -> str:

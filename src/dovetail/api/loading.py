@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from dovetail.core.log import logger
 from dovetail.engine.file import EngineFile, kernels_member
 from dovetail.plugins import Source
 
+if TYPE_CHECKING:
+    from dovetail.api.weight_sources import WeightSource
+
 _log = logger("load")
 
 
@@ -27,7 +30,7 @@ def load(
     *,
     threads: int | None = None,
     trust: bool = False,
-    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    weights: WeightSource | None = None,
     target: str | None = None,
     device: str | None = None,
     plugins: Iterable[Source] = (),
@@ -43,7 +46,7 @@ def load(
         threads: default team size; default: all CPUs of the process.
         trust: run the binaries in the file whoever signed them, and import the modules of plugins that it names. Both are code
             with your rights.
-        weights: the initializers, for a file without them.
+        weights: the weights, for a file without them, or other ones: whatever `Engine.refit` takes.
         target: which of the file's targets; default: the best that runs here, on a GPU where one is.
         device: "cpu", "cuda" or "cuda:N"; default: as the target says, on the first GPU.
         plugins: Python files, modules or their names that register the plugins which the engine needs.
@@ -51,6 +54,7 @@ def load(
     Raises:
         PlanFormatError, PlanVersionError: a damaged file, or one of a newer release.
         TrustError: kernels are not trusted and cannot be made again.
+        RefitError: the weights do not fit.
         PluginError: plugins that the engine needs are not registered; without `trust`, nothing is imported for it.
         UsageError: the file has nothing for that device.
         DeviceError: this machine lacks what the engine needs.
@@ -60,16 +64,21 @@ def load(
     if trust:
         for name in file.targets:
             register.check_requirements(register.requirements(file.plan(name).meta), str(file.path), search=True)
+    given: Mapping[str, np.ndarray[Any, Any]] | None = None
+    if weights is not None:
+        from dovetail.api.refitting import all_weights
+
+        given = all_weights(file, weights)[0]
     made: list[Artifacts] = []
 
     def provide(source: EngineFile, chosen: str) -> runtime.Provided:
         if trust:
             return _as_stored(source, chosen)
-        artifacts, provided = _make_again(source, chosen, weights)
+        artifacts, provided = _make_again(source, chosen, given)
         made.append(artifacts)
         return provided
 
-    opened = runtime.open(file, kernels=provide, weights=weights, target=target, threads=threads, device=device)
+    opened = runtime.open(file, kernels=provide, weights=given, target=target, threads=threads, device=device)
     artifacts = made[0] if made else _stored_artifacts(file, opened.plan.target)
     return Engine(opened, artifacts)
 

@@ -15,7 +15,7 @@ from dovetail.api.weight_names import WeightNames, required, resolve
 from dovetail.api.weight_sources import WeightSource, open_weights
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import RefitError
-from dovetail.engine.file import EngineFile, replace_weights
+from dovetail.engine.file import NODE_CONSTANTS, EngineFile, replace_weights
 from dovetail.engine.plan import Plan
 from dovetail.runtime.weights import fitted, require
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-DROPPED, CONSTANTS = "dropped_weights", "node_constants"
-"""Where an engine's manifest data name the model's weights that it does without, and those that are no initializers."""
+DROPPED = "dropped_weights"
+"""Where an engine's manifest data name the model's weights that it does without."""
 
 
 class Refit:
@@ -83,7 +83,7 @@ def changes_of(
     found = resolve(plan, weights, names=names, ignore=ignore, exported=exported, dropped=info.get(DROPPED, ()))
     problems = found.problems
     if strict:
-        absent = [n for n in required(plan, info.get(CONSTANTS, ())) if n not in found.changes]
+        absent = [n for n in required(plan, info.get(NODE_CONSTANTS, ())) if n not in found.changes]
         shapes = {s.name: f"{s.dtype} {s.shape}" for s in plan.weights}
         problems += [f"got no value for the weight {n!r}, expected {shapes[n]}, because all are to be replaced (strict)" for n in absent]
     require(plan, found.changes, problems)
@@ -114,22 +114,33 @@ def refit_file(
     """
     file = EngineFile(Path(engine))
     file.verify()
-    plans = {target: file.plan(target) for target in file.targets}
-    stored = file.weights()
-    first = next(iter(plans.values()))
-    changes = changes_of(first, lambda: file.graph, file.info, weights, names=names, strict=strict, ignore=ignore)
-    for plan in plans.values():
-        require(plan, changes)
-    if stored is None:
-        lacking = [s.name for s in first.weights if s.name not in changes]
-        if lacking:
-            raise RefitError(
-                f"{file.path}: holds no weights, so all {len(first.weights)} must be given; got no {', '.join(map(repr, lacking[:5]))}"
-                + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-            )
-    whole = fitted(first, {**(stored or {}), **{n: _as_stated(first, n, a) for n, a in changes.items()}})
+    whole, changed = all_weights(file, weights, names=names, strict=strict, ignore=ignore)
     replace_weights(file, Path(output), whole)
-    return tuple(changes)
+    return changed
+
+
+def all_weights(
+    file: EngineFile, source: WeightSource, *, names: WeightNames | None = None, strict: bool = False, ignore: Collection[str] = ()
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """All weights of an engine file with those of a source in their place, and the names of these; see `refit_file`.
+
+    Raises:
+        RefitError: as of `Engine.refit`; the file holds no weights, and the source not all of them.
+    """
+    plans = [file.plan(target) for target in file.targets]
+    first, stored = plans[0], file.weights()
+    changes = changes_of(first, lambda: file.graph, file.info, source, names=names, strict=strict, ignore=ignore)
+    for plan in plans[1:]:
+        require(plan, changes)
+    base = file.fixed_weights() if stored is None else stored
+    lacking = [s.name for s in first.weights if s.name not in changes and s.name not in base]
+    if lacking:
+        raise RefitError(
+            f"{file.path}: holds no weights, so all must be given; got no {', '.join(map(repr, lacking[:5]))}"
+            + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+        )
+    whole = fitted(first, base | {n: _as_stated(first, n, a) for n, a in changes.items()})
+    return whole, tuple(changes)
 
 
 def _as_stated(plan: Plan, name: str, array: Array) -> Array:

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 
 from dovetail.api.recipes import Recipe, WeightName
-from dovetail.api.refitting import CONSTANTS
 from dovetail.api.weight_names import WeightMap, required
 from dovetail.api.weight_sources import WeightSource, open_weights
+from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import digest
 from dovetail.frontend.importer import import_onnx
 
@@ -76,12 +76,12 @@ def match_weights(model: Engine | str | os.PathLike[str] | bytes | onnx.ModelPro
 def _of_engine(engine: Engine) -> tuple[Module, Mapping[str, Array], list[str]]:
     from dovetail.ir.parser import parse_module
 
-    return parse_module(engine.graph), engine.weights(), required(engine.plan, engine.info.get(CONSTANTS, ()))
+    return parse_module(engine.graph), engine.weights(), required(engine.plan, engine.info.get(NODE_CONSTANTS, ()))
 
 
 def _of_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[Module, Mapping[str, Array], list[str]]:
     module = import_onnx(Path(model) if isinstance(model, str | os.PathLike) else model)
-    fixed = {g.weight for g in module.guards}.union(module.meta.get(CONSTANTS, ()))
+    fixed = {g.weight for g in module.guards}.union(module.meta.get(NODE_CONSTANTS, ()))
     return module, module.weights, [n for n in module.weights if n not in fixed and not n.startswith("~")]
 
 

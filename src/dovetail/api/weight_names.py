@@ -110,7 +110,7 @@ def resolve(
             rest.append(name)
     whole = not used and not result.changes  # no name is the engine's: perhaps all have a prefix more or less
     rest = _without_wrappers(rest, known, source, result, whole)
-    if rest and source.model is None:
+    if rest and not source.model:
         rest = _as_exported(rest, exported(), source, result)
     taken = set(left).difference(rest) if rest else set()
     tied = {_memory(source, n) for n in taken} - {None}

@@ -10,20 +10,19 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import onnx
 
 from dovetail.core.dtypes import DTYPES
 from dovetail.core.errors import Error, PlanFormatError, RefitError
 from dovetail.engine import tensors
-from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.protos import densify
-from dovetail.frontend.reader import read_model, read_tensor
+
+if TYPE_CHECKING:  # whoever refits from arrays needs no onnx
+    import onnx
 
 Array = np.ndarray[Any, Any]
-WeightSource: TypeAlias = Mapping[str, Any] | str | os.PathLike[str] | onnx.ModelProto | Any
+WeightSource: TypeAlias = "Mapping[str, Any] | str | os.PathLike[str] | onnx.ModelProto | Any"
 """A mapping from names to arrays or tensors, a path, a ModelProto, or anything with `state_dict()`."""
 
 # Types that NumPy lacks, as torch names them.
@@ -33,13 +32,16 @@ _NARROW = {
 }  # fmt: skip
 
 
+_NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+
+
 class Weights(Mapping[str, Array]):
     """Arrays by name, each converted when it is first asked for.
 
     `where` names the source in errors; `model` says that it is an ONNX model.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, model: onnx.ModelProto | None = None) -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, model: bool = False) -> None:
         self._values, self.where, self.model = values, where, model
         self._arrays: dict[str, Array] = {}
 
@@ -78,8 +80,8 @@ def open_weights(source: WeightSource, *, numbered: bool = False) -> Weights:
         return source
     if isinstance(source, Mapping):
         return Weights(_flat(source), "weights")
-    if isinstance(source, onnx.ModelProto):
-        return Weights(_of_model(source, numbered), "model", source)
+    if type(source).__name__ == "ModelProto":
+        return Weights(_of_model(source, numbered), "model", model=True)
     if isinstance(source, str | os.PathLike):
         return _of_file(Path(source), numbered)
     if callable(getattr(source, "state_dict", None)):
@@ -126,7 +128,7 @@ def _flat(source: Mapping[str, Any]) -> Mapping[str, Any]:
 def _of_file(path: Path, numbered: bool) -> Weights:
     kind = path.suffix.lower()
     if kind == ".onnx":
-        return Weights(_of_model(path, numbered), str(path), read_model(path)[0])
+        return Weights(_of_model(path, numbered), str(path), model=True)
     try:
         if kind == ".safetensors":
             with open(path, "rb") as file:
@@ -150,6 +152,9 @@ def _of_file(path: Path, numbered: bool) -> Weights:
 
 def _of_model(source: str | Path | onnx.ModelProto, numbered: bool) -> dict[str, Array]:
     """The weights of an ONNX model: initializers and constants of nodes, those of subgraphs too."""
+    from dovetail.frontend.importer import import_onnx
+    from dovetail.frontend.reader import read_model
+
     if numbered:
         return {n: a for n, a in import_onnx(source).weights.items() if not n.startswith("~")}
     model, folder = read_model(source)
@@ -164,6 +169,9 @@ def _of_model(source: str | Path | onnx.ModelProto, numbered: bool) -> dict[str,
 
 
 def _collect(graph: onnx.GraphProto, folder: Path | None, found: dict[str, Array]) -> None:
+    from dovetail.frontend.protos import densify
+    from dovetail.frontend.reader import read_tensor
+
     for tensor in graph.initializer:
         found.setdefault(tensor.name, read_tensor(tensor, folder))
     for sparse in graph.sparse_initializer:
@@ -172,5 +180,10 @@ def _collect(graph: onnx.GraphProto, folder: Path | None, found: dict[str, Array
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.HasField("t"):
                 found.setdefault(node.output[0], read_tensor(attribute.t, folder))
+            elif node.op_type == "Constant" and attribute.name in _NUMBERS:
+                value = attribute.f if attribute.name == "value_float" else attribute.i if attribute.name == "value_int" else (
+                    list(attribute.floats) if attribute.name == "value_floats" else list(attribute.ints)
+                )
+                found.setdefault(node.output[0], np.asarray(value, _NUMBERS[attribute.name]))
             for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
                 _collect(inner, folder, found)

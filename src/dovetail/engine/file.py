@@ -52,8 +52,9 @@ def write_engine(
     """Write an engine file, or to an open file.
 
     `info` goes into the manifest (model hash, requested and actual …), `build` into build.json. With
-    `strip_weights` the file holds the weights' hashes only. `sign` signs plan and binaries with this
-    machine's key. The same arguments give the same bytes, build.json and signatures apart.
+    `strip_weights` the file holds the weights' hashes, and of the weights only what nobody can give:
+    see `EngineFile.fixed_weights`. `sign` signs plan and binaries with this machine's key. The same
+    arguments give the same bytes, build.json and signatures apart.
 
     Raises:
         OSError: the file cannot be written; nothing is left behind.
@@ -62,6 +63,11 @@ def write_engine(
     members: dict[str, container.Content] = {"graph.ir": graph.encode()}
     if not strip_weights:
         members[_WEIGHTS] = b"".join(tensors.serialise(weights))
+    else:
+        constants = (info or {}).get(NODE_CONSTANTS)
+        fixed = {g.weight for files in targets.values() for g in files.plan.guards}.union(constants if isinstance(constants, list) else ())
+        kept = {n: a for n, a in weights.items() if n in fixed or n.startswith("~")}
+        members[_KEPT] = b"".join(tensors.serialise(kept))
     if build is not None:
         members["build.json"] = json.dumps(dict(build), indent=1, sort_keys=True).encode()
     for target, files in targets.items():
@@ -110,7 +116,7 @@ def replace_weights(file: EngineFile, path: str | Path, weights: Mapping[str, Ar
     """
     box = file.container
     members: dict[str, container.Content] = {
-        name: box.member(name) for name in box.members if not name.startswith("targets/") and name != _WEIGHTS
+        name: box.member(name) for name in box.members if not name.startswith("targets/") and name not in (_WEIGHTS, _KEPT)
     }
     members[_WEIGHTS] = b"".join(tensors.serialise(weights))
     for target in file.targets:
@@ -131,7 +137,9 @@ def replace_weights(file: EngineFile, path: str | Path, weights: Mapping[str, Ar
     container.write(path, members, manifest)
 
 
-_WEIGHTS = "weights.safetensors"
+NODE_CONSTANTS = "node_constants"
+"""Where a manifest's info names the weights that are constants of nodes and no initializers."""
+_WEIGHTS, _KEPT = "weights.safetensors", "fixed.safetensors"
 _SIGNED = ("plan.json", "kernels.so", "kernels.cubins", "host.so")
 
 
@@ -220,6 +228,10 @@ class EngineFile:
         return tensors.read(
             self.container.member(_WEIGHTS), f"{self.path}: {_WEIGHTS}"
         )
+
+    def fixed_weights(self) -> dict[str, Array]:
+        """What a file without weights holds of them: constants of the compiler and of nodes, and those that a refit cannot change."""
+        return tensors.read(self.container.member(_KEPT), f"{self.path}: {_KEPT}") if _KEPT in self.container else {}
 
     def verify(self) -> None:
         """Check every member against the manifest: weights one by one, so that their hashes are known to be true.

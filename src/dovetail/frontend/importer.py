@@ -325,7 +325,10 @@ class ImportContext:
 
     def weight(self, name: str, array: np.ndarray[Any, Any]) -> Value:
         """A named weight that the model carries in a node (ONNX Constant) instead of an initializer."""
-        return self._weight(name, np.asarray(array))
+        value = self._weight(name, np.asarray(array))
+        assert value.producer is not None
+        self.module.meta.setdefault("node_constants", []).append(value.producer.attrs["name"])
+        return value
 
     def constant(self, value: Value, why: str) -> np.ndarray[Any, Any] | None:
         """The array of a WEIGHT-time value, with a guard on every named weight it depends on; None for later values."""
