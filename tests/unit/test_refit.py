@@ -463,6 +463,9 @@ def test_strict_does_without_constants_of_nodes() -> None:
     assert same(engine, built(1))
     other = model(weights(1))
     engine.refit(other, strict=True)
+    from dovetail import api
+
+    assert api.tune(engine, time_budget=0, verify="off").info["node_constants"] == engine.info["node_constants"] == ["shared"]
 
 
 def test_arrays_need_no_onnx(tmp_path: Path, engine: dovetail.Engine) -> None:

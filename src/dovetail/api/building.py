@@ -237,8 +237,9 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
 def _other_weights(built: builder.Built) -> dict[str, Any]:
     """The weights of the model that a refit does not know or need not have."""
     kept = {spec.name for spec in built.plan.weights}
-    constants = [n for n in built.module.meta.get(NODE_CONSTANTS, ()) if n in kept]
-    return {DROPPED: sorted(n for n in built.module.weights if n not in kept and not n.startswith("~")), NODE_CONSTANTS: sorted(constants)}
+    meta = built.module.meta
+    dropped = {n for n in built.module.weights if n not in kept and not n.startswith("~")}.union(meta.get(DROPPED, ()))
+    return {DROPPED: sorted(dropped), NODE_CONSTANTS: sorted(kept.intersection(meta.get(NODE_CONSTANTS, ())))}
 
 
 def _source(model: ModelSource) -> str:

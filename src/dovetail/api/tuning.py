@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from dovetail import builder
 from dovetail.api.building import chooser, finish, plan_timer
+from dovetail.api.refitting import DROPPED
 from dovetail.builder.restore import options_of, ranges_of, restore
 from dovetail.core.errors import UsageError
+from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import digests
 
 if TYPE_CHECKING:
@@ -54,8 +56,10 @@ def tune(
     # The engine was built for a part by name; from here on that part must be here.
     choose = chooser(replace(options, target=None) if kind == "cuda" else options, engine.threads, progress)
     weights = engine.weights()
+    module = restore(engine.graph, plan, weights)
+    module.meta |= {key: engine.info.get(key, []) for key in (DROPPED, NODE_CONSTANTS)}
     built = builder.compile_module(
-        restore(engine.graph, plan, weights), options, progress=progress, choose=choose,
+        module, options, progress=progress, choose=choose,
         timer=plan_timer(choose, progress), ranges=ranges_of(plan),
     )
     del choose  # with the memory on the device that it measured in
