@@ -642,3 +642,10 @@ def test_only_onnx_is_read_as_onnx() -> None:
 
     with pytest.raises(dovetail.UsageError, match="got a Network, expected ONNX"):
         read_model(small_network())
+
+
+def test_weights_are_what_a_complete_source_of_a_refit_has() -> None:
+    net = dovetail.Network()
+    x = net.input("x", "f32", (2, 3))
+    net.output(net.op("Add", x, net.weight("w", np.ones(3, np.float32))), "y")
+    assert "w" not in net.module().meta.get("node_constants", ())

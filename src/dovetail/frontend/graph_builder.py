@@ -166,7 +166,7 @@ class GraphBuilder:
         with self._adding(f"weight {name!r}"):
             if name in self._context.module.weights:
                 raise UsageError(f"weight: got the name {name!r} twice, expected another one; use the value of the first call")
-            return self._context.weight(name, as_array(array))
+            return self._context.initializer(name, as_array(array))
 
     def node(
         self,

@@ -323,6 +323,10 @@ class ImportContext:
         self.module.weights[unique] = array
         return self._constant_node(unique, array)
 
+    def initializer(self, name: str, array: np.ndarray[Any, Any]) -> Value:
+        """A weight of the model, which a refit may change by its name."""
+        return self._weight(name, array)
+
     def weight(self, name: str, array: np.ndarray[Any, Any]) -> Value:
         """A named weight that the model carries in a node (ONNX Constant) instead of an initializer."""
         value = self._weight(name, np.asarray(array))
