@@ -32,7 +32,7 @@ from dovetail.tensorrt.profile import IOptimizationProfile
 from dovetail.tensorrt.timing_cache import ITimingCache, device_of, machine
 from dovetail.tensorrt.timing_cache import read as read_timing_cache
 
-ALL_TACTIC_SOURCES = sum(1 << source for source in TacticSource.__members__.values())
+ALL_TACTIC_SOURCES: int = sum(1 << source for source in TacticSource.__members__.values())
 BUILD_ROUTES = ("default", "direct")
 _OPTIMIZATION_LEVELS = range(6)
 _DLA_POOLS = {MemoryPoolType.DLA_MANAGED_SRAM: 0, MemoryPoolType.DLA_LOCAL_DRAM: 1 << 30, MemoryPoolType.DLA_GLOBAL_DRAM: 512 << 20}
@@ -89,7 +89,7 @@ class IBuilderConfig(Deprecated):
         self._previews: set[PreviewFeature] = set()
         self._timing_cache: ITimingCache | None = None
         self._devices: dict[str, DeviceType] = {}
-        self._tactic_sources = ALL_TACTIC_SOURCES
+        self._tactic_sources: int = ALL_TACTIC_SOURCES
         self._quantization_flags = 0
         self._calibration_profile: IOptimizationProfile | None = None
         self._calibrator: IInt8Calibrator | None = None

@@ -20,6 +20,7 @@ _ROWS = {
         IAlgorithm IAlgorithmContext IAlgorithmIOInfo IAlgorithmSelector IAlgorithmVariant IInt8Calibrator
         IInt8EntropyCalibrator IInt8EntropyCalibrator2 IInt8LegacyCalibrator IInt8MinMaxCalibrator
     """,
+    "builder": "Builder",
     "config": "IBuilderConfig",
     "containers": "FallbackString NodeIndices SubGraphCollection",
     "dims": "Dims Dims2 Dims3 Dims4 DimsHW Permutation",
@@ -50,6 +51,12 @@ _ROWS = {
     "profile": "IOptimizationProfile",
     "timing_cache": "ITimingCache TimingCacheKey TimingCacheValue",
     "tensor": "ITensor",
+    "context": "IExecutionContext",
+    "engine": "ICudaEngine",
+    "inspector": "EngineInspector",
+    "refitter": "Refitter",
+    "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig ISerializationConfig",
     "weights": "Weights",
 }
 

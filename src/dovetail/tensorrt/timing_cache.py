@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dovetail.core.errors import BuildError
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.host_memory import IHostMemory
 from dovetail.tensorrt.logger import Reporter
@@ -182,18 +183,30 @@ def device_of(cache: ITimingCache) -> str:
     return cache._device
 
 
+class _Complete(TimingCache):
+    """Times that must have every group that is asked for."""
+
+    def get(self, key: str) -> dict[str, float]:
+        found = super().get(key)
+        if not found and key not in self.records:
+            raise BuildError(f"timing cache: got no entry 0x{key}, expected one, as ERROR_ON_TIMING_CACHE_MISS says; clear that flag")
+        return found
+
+
 @contextmanager
-def used_by_build(cache: ITimingCache | None, fresh: bool) -> Iterator[TimingCache]:
+def used_by_build(cache: ITimingCache | None, fresh: bool, complete: bool = False) -> Iterator[TimingCache]:
     """The times that a build goes by, and adds to: the client's cache, none at all, or this user's own.
 
     Args:
         fresh: start with no times and keep none.
+        complete: a group without times is an error.
     """
+    kind = _Complete if complete else TimingCache
     if cache is None and not fresh:
-        yield TimingCache()
+        yield kind()
         return
     with tempfile.TemporaryDirectory(prefix="dovetail-timings-") as folder:
-        times = TimingCache(Path(folder) / "timings.jsonl")
+        times = kind(Path(folder) / "timings.jsonl")
         before: Mapping[str, dict[str, Any]] = {} if cache is None or fresh else cache._records
         for key, record in before.items():
             times.records.put(key, record)
