@@ -31,6 +31,12 @@ def call(reporter: Reporter, what: str, method: Callable[..., R], *args: Any, de
         return default
 
 
+def told(method: Callable[..., object], *args: Any) -> bool:
+    """Call a client's method that returns nothing; True, so that `call` can tell when it raised."""
+    method(*args)
+    return True
+
+
 def pure(interface: type, method: str) -> NoReturn:
     """Refuse a call of a method that only subclasses define.
 

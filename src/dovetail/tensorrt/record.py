@@ -64,6 +64,7 @@ class Record:
         tactic_sources: bits of `TacticSource`.
         max_workspace_size: as it was configured; 0 where it was not.
         stripped: whether the file was written without the weights that may be refitted.
+        ranges: dynamic ranges of tensors that have one.
         requested, actual: names of the builder flags that were asked for, and what became of them.
     """
 
@@ -87,6 +88,7 @@ class Record:
     tactic_sources: int = 0
     max_workspace_size: int = 0
     stripped: bool = False
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     requested: tuple[str, ...] = ()
     actual: Mapping[str, Any] = field(default_factory=dict)
 
