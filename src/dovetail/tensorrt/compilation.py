@@ -203,7 +203,7 @@ def _ranges(profile: Any, network: NetworkBase, index: int) -> tuple[dict[str, A
         for axis, extent in enumerate(declared):
             if extent != -1 and any(row[axis] != extent for row in rows):
                 raise BuildError(
-                    f"{name}: dimension number {axis} in profile {index} does not match the network definition (got {rows}, expected {extent})"
+                    f"{name}: dimension {axis} in profile {index} does not match the network definition (got {rows}, expected {extent})"
                 )
     values = {name: tuple(tuple(v) for v in rows) for name, rows in values_of(profile).items()}
     if unknown := sorted(set(values) - set(inputs)):

@@ -45,13 +45,15 @@ class NetworkBase(Deprecated):
         self._outputs: list[ITensor] = []
         self._shape_outputs: list[ITensor] = []
         self._layers: list[LayerRecord] = []
-        self._count = 0
+        self._count = self._constructs = 0
         self._scope: ShapeScope | None = None
         self._failed: set[ITensor] = set()
         self._debug: list[ITensor] = []
         self._debug_unfused = False
         self._names_of_weights: dict[int, tuple[str, Weights]] = {}
         self._refittable: set[str] = set()
+        # Of layers that a parser made of ONNX nodes, which have no weights of their own.
+        self._parsed_weights: dict[tuple[str, WeightsRole], str] = {}
         self._known_uses: Uses | None = None
 
     # ---- adding layers ----
@@ -289,7 +291,7 @@ class NetworkBase(Deprecated):
 
     def _weights(self) -> dict[tuple[str, WeightsRole], str]:
         """The names of all weights, by layer and role."""
-        return {
+        return self._parsed_weights | {
             (record.name, role): self._weights_name(record, weights, role)
             for record in self._layers
             for role, weights in record.handle()._weights().items()
