@@ -50,11 +50,13 @@ def test_under_load_every_run_sees_one_set_of_weights() -> None:
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(12):
+    for i in range(500):
         engine.refit(new)
         with engine.refit(old):
             pass
         engine.refit(old)
+        if i >= 12 and set(seen) >= {"old", "new"}:
+            break
     stop.set()
     for thread in threads:
         thread.join(60)
