@@ -32,24 +32,46 @@ _ROWS = {
     """,
     "host_memory": "IHostMemory",
     "layer": "ILayer",
+    "layers.checks": "IAssertionLayer",
+    "layers.conditional": """
+        IConditionLayer IIfConditional IIfConditionalBoundaryLayer IIfConditionalInputLayer IIfConditionalOutputLayer
+    """,
     "layers.contraction": "IEinsumLayer IMatrixMultiplyLayer",
     "layers.convolution": "IConvolutionLayer IDeconvolutionLayer IFullyConnectedLayer",
+    "layers.filling": "IFillLayer",
     "layers.gathering": "IGatherLayer INonZeroLayer IOneHotLayer IScatterLayer",
+    "layers.loop": """
+        IIteratorLayer ILoop ILoopBoundaryLayer ILoopOutputLayer IRecurrenceLayer ITripLimitLayer
+    """,
     "layers.movement": """
         IConcatenationLayer IConstantLayer IReverseSequenceLayer IShapeLayer IShuffleLayer ISqueezeLayer IUnsqueezeLayer
     """,
+    "layers.normalization": "INormalizationLayer",
+    "layers.plugin": "IPluginV2Layer IPluginV3Layer",
     "layers.pointwise": """
         IActivationLayer ICastLayer IElementWiseLayer IIdentityLayer IParametricReLULayer IScaleLayer ISelectLayer IUnaryLayer
     """,
     "layers.pooling": "ILRNLayer IPaddingLayer IPoolingLayer",
+    "layers.quantization": "IDequantizeLayer IDynamicQuantizeLayer IQuantizeLayer",
     "layers.reduction": "ICumulativeLayer IRaggedSoftMaxLayer IReduceLayer ISoftMaxLayer ITopKLayer",
     "layers.sampling": "IGridSampleLayer IResizeLayer",
     "layers.slicing": "ISliceLayer",
+    "layers.suppression": "INMSLayer",
     "logger": "ILogger Logger",
     "network": "INetworkDefinition",
     "parser": "OnnxParser get_nv_onnx_parser_version",
     "parser_errors": "ParserError",
     "parser_refitter": "OnnxParserRefitter",
+    "plugin_desc": "DynamicPluginTensorDesc PluginTensorDesc",
+    "plugin_expr": "DimsExprs IDimensionExpr IExprBuilder",
+    "plugin_fields": "PluginField PluginFieldCollection PluginFieldCollection_",
+    "plugin_registry": "IPluginRegistry _plugin_registry get_builder_plugin_registry get_plugin_registry init_libnvinfer_plugins",
+    "plugin_v2": "IPluginCreator IPluginV2 IPluginV2DynamicExt IPluginV2DynamicExtBase IPluginV2Ext IPluginV2IOExt",
+    "plugin_v3": """
+        IPluginCapability IPluginCreatorInterface IPluginCreatorV3One IPluginCreatorV3Quick IPluginResource
+        IPluginResourceContext IPluginV3 IPluginV3OneBuild IPluginV3OneBuildV2 IPluginV3OneCore IPluginV3OneRuntime
+        IPluginV3QuickAOTBuild IPluginV3QuickBuild IPluginV3QuickCore IPluginV3QuickRuntime
+    """,
     "profile": "IOptimizationProfile",
     "timing_cache": "ITimingCache TimingCacheKey TimingCacheValue",
     "tensor": "ITensor",

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dovetail.tensorrt.layers.checks import AddChecks
+from dovetail.tensorrt.layers.conditional import AddConditionals
 from dovetail.tensorrt.layers.contraction import AddContractions
 from dovetail.tensorrt.layers.convolution import AddConvolutions
+from dovetail.tensorrt.layers.filling import AddFilling
 from dovetail.tensorrt.layers.gathering import AddGathering
+from dovetail.tensorrt.layers.loop import AddLoops
 from dovetail.tensorrt.layers.movement import AddMovement
+from dovetail.tensorrt.layers.normalization import AddNormalization
 from dovetail.tensorrt.layers.onnx_node import AddNodes
+from dovetail.tensorrt.layers.plugin import AddPlugins
 from dovetail.tensorrt.layers.pointwise import AddPointwise
 from dovetail.tensorrt.layers.pooling import AddPooling
+from dovetail.tensorrt.layers.quantization import AddQuantization
 from dovetail.tensorrt.layers.reduction import AddReductions
 from dovetail.tensorrt.layers.sampling import AddSampling
 from dovetail.tensorrt.layers.slicing import AddSlicing
+from dovetail.tensorrt.layers.suppression import AddSuppression
 
 
 class INetworkDefinition(
@@ -24,6 +32,14 @@ class INetworkDefinition(
     AddSlicing,
     AddGathering,
     AddSampling,
+    AddChecks,
+    AddConditionals,
+    AddFilling,
+    AddLoops,
+    AddNormalization,
+    AddPlugins,
+    AddQuantization,
+    AddSuppression,
     AddNodes,
 ):
     """A network that a builder makes engines of; made by `Builder.create_network`.

@@ -55,23 +55,25 @@ class NetworkBase(Deprecated):
         # Of layers that a parser made of ONNX nodes, which have no weights of their own.
         self._parsed_weights: dict[tuple[str, WeightsRole], str] = {}
         self._known_uses: Uses | None = None
+        # Least, likely and largest shapes of inputs, which plugins are told of in a build.
+        self._profile: dict[str, Any] = {}
 
     # ---- adding layers ----
-    def _add(self, kind: type[L], inputs: Sequence[ITensor | None], outputs: int = 1, **values: Any) -> L | None:
+    def _add(self, layer_class: type[L], inputs: Sequence[ITensor | None], outputs: int = 1, **values: Any) -> L | None:
         """A new layer; None, with a message, where an input is of another network."""
         if any(t is not None and t._network is not self for t in inputs):
-            self._refuse(f"{kind.__name__}: got a tensor of another network, expected tensors of this one")
+            self._refuse(f"{layer_class.__name__}: got a tensor of another network, expected tensors of this one")
             return None
-        base = f"(Unnamed Layer* {self._count}) [{kind._label}]"
+        base = f"(Unnamed Layer* {self._count}) [{layer_class._label}]"
         self._count += 1
-        record = LayerRecord(self, kind, base, inputs, values)
+        record = LayerRecord(self, layer_class, base, inputs, values)
         for index in range(outputs):
             suffix = "_output" if outputs == 1 else f"_output_{index + 1}"
             record.outputs.append(ITensor(self, base + suffix, record, index))
         self._layers.append(record)
         self._known_uses = None
         handle = record.handle()
-        assert isinstance(handle, kind)
+        assert isinstance(handle, layer_class)
         return handle
 
     def _refuse(self, message: str) -> None:

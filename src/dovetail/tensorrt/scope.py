@@ -136,7 +136,8 @@ class Scope:
     def lower(self, record: LayerRecord) -> None:
         """Lower one layer, whose inputs are known."""
         with self.net.named(record.name):
-            inputs = [None if t is None else self.known[t] for t in record.inputs]
+            # What a loop's or a branch's result is read from exists inside of it only.
+            inputs = [None if t is None else self.known.get(t) for t in record.inputs]
             if record.kind._unifies:
                 inputs = self._unified(inputs)
             self.finish(record, self.call(record, inputs))
@@ -262,10 +263,9 @@ class ModelScope(Scope):
         """The scope of a region."""
         return ModelScope(self.network, net, self, inside)
 
-    def prepare(self, inside: frozenset[LayerRecord]) -> None:
-        """Lower all that layers of a region read from outside, and their weights: the graph is closed while a region is made."""
-        made = {t for record in inside for t in record.outputs}
-        self.lower_all(t for record in inside for t in self.needs(record) if t not in made)
+    def prepare(self, inside: frozenset[LayerRecord], outer: Sequence[ITensor]) -> None:
+        """Lower all that a region reads from outside, and the weights in it: the graph is closed while a region is made."""
+        self.lower_all(outer)
         shapes = self.network._shape_scope()
         for record in sorted(inside, key=self.network._layers.index):
             shapes.lower_all(record.outputs)
