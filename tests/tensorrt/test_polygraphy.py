@@ -20,9 +20,8 @@ pytest.importorskip("onnx_graphsurgeon")
 SOURCE = Path(trt.__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("default")  # other people's code warns of other people's code
-engines = pytest.mark.skipif(
-    not all(hasattr(trt, name) for name in ("Builder", "OnnxParser", "Runtime")), reason="engines cannot be built by this API yet"
-)
+_NEEDED = ("Builder", "OnnxParser", "Runtime", "init_libnvinfer_plugins")
+engines = pytest.mark.skipif(not all(hasattr(trt, name) for name in _NEEDED), reason="engines cannot be built by this API yet")
 SHAPE = ("--input-shapes", "x:[2,3,7,9]")
 PROFILE = ("--trt-min-shapes", "x:[1,3,7,9]", "--trt-opt-shapes", "x:[2,3,7,9]", "--trt-max-shapes", "x:[8,3,7,9]")
 
@@ -30,7 +29,7 @@ PROFILE = ("--trt-min-shapes", "x:[1,3,7,9]", "--trt-opt-shapes", "x:[2,3,7,9]",
 @pytest.fixture(scope="module", autouse=True)
 def installed():
     """`import tensorrt` gives Dovetail to the whole module, as in a program that the launcher runs."""
-    trt.install(standins=True)
+    trt.install(standins=True, children=True)
     yield
     trt.uninstall()
 
@@ -126,7 +125,6 @@ def test_debug_reduce(polygraphy, model, tmp_path):
         "import sys, onnx, tensorrt\nassert tensorrt.__name__ == 'dovetail.tensorrt'\n"
         "sys.exit(any(n.op_type == 'Relu' for n in onnx.load('polygraphy_debug.onnx').graph.node))\n"
     )
-    trt.install(children=True)
     log = polygraphy("debug", "reduce", model, "-o", "reduced.onnx", "--model-input-shapes", "x:[1,3,7,9]", *check(tmp_path, command))
     assert "AssertionError" not in log
     assert [node.op_type for node in onnx.load(tmp_path / "reduced.onnx").graph.node] == ["Relu"]
@@ -215,7 +213,8 @@ def test_run_of_several_shapes_and_iterations(polygraphy, model, tmp_path):
         "    for n in (1, 8, 3, 3, 1):\n"
         "        yield {'x': rng.standard_normal((n, 3, 7, 9)).astype(np.float32)}\n"
     )
-    log = polygraphy("run", model, "--trt", "--onnxrt", *PROFILE, "--data-loader-script", "data.py", "--warm-up", "2")
+    options = ("--data-loader-script", "data.py", "--sequential-runners", "--warm-up", "2")
+    log = polygraphy("run", model, "--trt", "--onnxrt", *PROFILE, *options)
     assert "PASSED" in log
 
 
@@ -329,6 +328,7 @@ def test_inspect_capability(polygraphy, model, tmp_path):
     bad.graph.node[1].op_type = "Rulu"
     bad.graph.node[1].domain = "nobody"
     bad.opset_import.append(helper.make_opsetid("nobody", 1))
+    bad.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 7, 9]) for name in "cr")
     onnx.save(bad, tmp_path / "bad.onnx")
     log = polygraphy("inspect", "capability", "bad.onnx", "-o", "dumps")
     assert re.search(r"\|\s*Rulu\s*\|\s*relu\s*\|", log)
@@ -449,3 +449,36 @@ def test_debug_tensors(polygraphy, model):
     log = polygraphy("run", model, "--trt", *SHAPE, *PROFILE, "--mark-debug", "r", "--save-outputs", "out.json")
     assert log
     assert "r [dtype=float32, shape=(2, 4, 7, 9)]" in polygraphy("inspect", "data", "out.json")
+
+
+@engines
+def test_runs_in_graphs_that_the_client_captures(model):
+    """Each launch runs on the addresses and shapes of the capture, and on what lies there now."""
+    from cuda.bindings import runtime
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+    from polygraphy.backend.trt import CreateConfig, NetworkFromOnnxPath, Profile, engine_from_network
+
+    profile = Profile().add("x", (1, 3, 7, 9), (2, 3, 7, 9), (8, 3, 7, 9))
+    context = engine_from_network(NetworkFromOnnxPath(str(model)), CreateConfig(profiles=[profile])).create_execution_context()
+    x, y = RNG.normal(size=(2, 3, 7, 9)).astype(np.float32), np.zeros((2, 5), np.float32)
+    at = {name: runtime.cudaMalloc(array.nbytes)[1] for name, array in (("x", x), ("y", y))}
+    stream = runtime.cudaStreamCreate()[1]
+    assert context.set_input_shape("x", x.shape)
+    assert all(context.set_tensor_address(name, address) for name, address in at.items())
+    kind = runtime.cudaMemcpyKind
+    runtime.cudaStreamBeginCapture(stream, runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
+    runtime.cudaMemcpyAsync(at["x"], x, x.nbytes, kind.cudaMemcpyHostToDevice, stream)
+    assert context.execute_async_v3(stream)
+    runtime.cudaMemcpyAsync(y, at["y"], y.nbytes, kind.cudaMemcpyDeviceToHost, stream)
+    code, graph = runtime.cudaStreamEndCapture(stream)
+    assert code == 0
+    assert not y.any()
+    launched = runtime.cudaGraphInstantiate(graph, 0)[1]
+    assert context.set_input_shape("x", (1, 3, 7, 9))
+    with OnnxrtRunner(SessionFromOnnx(str(model))) as reference:
+        for _ in range(2):
+            x[:] = RNG.normal(size=x.shape)
+            assert runtime.cudaGraphLaunch(launched, stream)[0] == 0
+            np.testing.assert_allclose(y, reference.infer({"x": x})["y"], atol=1e-5)
+    for release, handle in ((runtime.cudaFree, at["x"]), (runtime.cudaFree, at["y"]), (runtime.cudaStreamDestroy, stream)):
+        assert release(handle)[0] == 0

@@ -14,9 +14,9 @@ from dovetail.tensorrt.context_state import ContextState
 from dovetail.tensorrt.dims import Dims
 from dovetail.tensorrt.dtypes import to_data_type
 from dovetail.tensorrt.enum_type import expect
-from dovetail.tensorrt.enums import TensorLocation
 from dovetail.tensorrt.hooks import IDebugListener, IProfiler, call, told
 from dovetail.tensorrt.launcher import Results
+from dovetail.tensorrt.memory import seen_by_client
 
 
 class WatchedContext(ContextState):
@@ -123,7 +123,7 @@ class WatchedContext(ContextState):
         return stored if self._watch_unfused else stored & self._watched
 
     def _show_debug_tensors(self, results: Results, stream: int) -> None:
-        """Show the listener what it asked for, in host memory.
+        """Show the listener what it asked for.
 
         Raises:
             ExecutionError: it refuses.
@@ -138,9 +138,10 @@ class WatchedContext(ContextState):
                 except TypeError:
                     continue  # float64 and strings, which TensorRT has no name for
                 shape = Dims(self._engine._without_batch(array.shape))
-                shown = call(
-                    self._reporter, "IDebugListener.process_debug_tensor", self._listener.process_debug_tensor, address_of(array),
-                    TensorLocation.HOST, data_type, shape, name, stream, default=False,
-                )  # fmt: skip
-                if not shown:
+                with seen_by_client(array) as location:
+                    shown = call(
+                        self._reporter, "IDebugListener.process_debug_tensor", self._listener.process_debug_tensor, address_of(array),
+                        location, data_type, shape, name, stream, default=False,
+                    )  # fmt: skip
+                if shown is False:  # listeners that return nothing refuse nothing
                     raise ExecutionError(f"debug tensor {name!r}: the listener refused it")
