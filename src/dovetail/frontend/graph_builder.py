@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from dovetail.core.dims import Dim
+from dovetail.core.dtypes import dtype
 from dovetail.core.errors import Error, ModelError, UnsupportedOpError, UsageError
 from dovetail.frontend.arguments import (
     as_array,
@@ -116,6 +117,7 @@ class GraphBuilder:
         namespace: str = "",
         label: str = "",
         attributes: Mapping[str, Any] | None = None,
+        results: Sequence[tuple[Any, Sequence[Dim | None]]] | None = None,
         **more: Any,
     ) -> Any:
         """Add a call of a plugin (`dovetail.plugin`).
@@ -125,6 +127,8 @@ class GraphBuilder:
             version, namespace: of the plugin.
             label: name of the node.
             attributes, more: as the plugin's function takes them.
+            results: element type and shape of each result, where the caller knows them (None for an extent that the data decide);
+                default: what the plugin's shape rule or trial runs say.
 
         Returns:
             A Value, or a tuple of them where there are several.
@@ -142,9 +146,10 @@ class GraphBuilder:
             context, last = self._context, self._context.graph.last
             context.node, context.origin = node, (label,)
             with explained(where, name):
-                results = call_plugin(context, name, values, version, namespace, given)
-            self._name(results, [label], last)
-            return _one_or_all(results)
+                types = None if results is None else tuple((dtype(kind), tuple(shape)) for kind, shape in results)
+                made = call_plugin(context, name, values, version, namespace, given, results=types)
+            self._name(made, [label], last)
+            return _one_or_all(made)
 
     def constant(self, array: Any, name: str = "") -> Value:
         """Add a constant of the program: an array or numbers (f32, i64 or bool). A refit does not know it."""

@@ -29,12 +29,14 @@ def call_plugin(
     namespace: str = "",
     attributes: Mapping[str, Any] | None = None,
     outputs: int = 0,
+    results: Results | None = None,
 ) -> tuple[Value, ...]:
     """Add a call of a plugin to a graph; returns its results.
 
     Args:
         attributes: JSON values and arrays by name, as the plugin's function takes them.
         outputs: how many results there have to be at least.
+        results: their types, where the caller knows them; default: what the shape rule or trial runs say.
 
     Raises:
         UnsupportedOpError: no such plugin.
@@ -46,7 +48,7 @@ def call_plugin(
     given = _without_trailing_none(inputs)
     plugin.check_inputs(len(given), [i for i, v in enumerate(given) if v is None])
     complete = plugin.complete(attributes or {})
-    results = _types(ctx, plugin, given, complete)
+    results = _types(ctx, plugin, given, complete) if results is None else results
     if len(results) < outputs:
         raise TypeInferenceError(f"plugin {plugin.key}: got {outputs} outputs to fill, expected at most its {len(results)} results")
     try:

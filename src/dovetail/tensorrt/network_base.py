@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dovetail.core.dims import Dim
@@ -56,7 +56,7 @@ class NetworkBase(Deprecated):
         self._parsed_weights: dict[tuple[str, WeightsRole], str] = {}
         self._known_uses: Uses | None = None
         # Least, likely and largest shapes of inputs, which plugins are told of in a build.
-        self._profile: dict[str, Any] = {}
+        self._profile: Mapping[str, Any] = {}
 
     # ---- adding layers ----
     def _add(self, layer_class: type[L], inputs: Sequence[ITensor | None], outputs: int = 1, **values: Any) -> L | None:

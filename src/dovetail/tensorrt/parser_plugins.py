@@ -14,11 +14,12 @@ from dovetail.frontend.protos import domain_of
 from dovetail.frontend.reader import read_tensor
 from dovetail.frontend.registry import find_importer
 from dovetail.ops.registry import find as find_spec
-from dovetail.tensorrt.enums import OnnxParserFlag, PluginFieldType, TensorRTPhase
+from dovetail.tensorrt.enums import OnnxParserFlag, PluginFieldType
 from dovetail.tensorrt.logger import Reporter
 from dovetail.tensorrt.tensor import ITensor
 
 if TYPE_CHECKING:
+    from dovetail.tensorrt.layers.plugin import IPluginV2Layer, IPluginV3Layer
     from dovetail.tensorrt.network import INetworkDefinition
     from dovetail.tensorrt.onnx_walk import Walk
 
@@ -66,28 +67,29 @@ class PluginFallback:
     def _creator(self, name: str, version: str, namespace: str) -> Any:
         from dovetail.tensorrt.plugin_registry import get_plugin_registry
 
-        return get_plugin_registry().get_creator(name, version, namespace)
+        return get_plugin_registry().find(name, version, namespace)
 
     def _layer(self, node: onnx.NodeProto, walk: Walk, creator: Any) -> list[ITensor]:
+        from dovetail.tensorrt.plugin_adapter import create
         from dovetail.tensorrt.plugin_fields import PluginFieldCollection
-        from dovetail.tensorrt.plugin_v3 import IPluginCreatorV3One
+        from dovetail.tensorrt.plugin_v2 import IPluginV2
 
         attributes = {a.name: a for a in node.attribute}
         fields = PluginFieldCollection(self._fields(node, attributes, creator))
         inputs = [walk.tensor(name) if name else None for name in node.input]
-        if isinstance(creator, IPluginCreatorV3One):
-            plugin = creator.create_plugin(node.name, fields, TensorRTPhase.BUILD)
-        else:
-            plugin = creator.create_plugin(node.name, fields)
-        if plugin is None:
-            raise UnsupportedOpError(f"{node.name} ({node.op_type}): plugin: its creator {type(creator).__name__} has created none")
+        try:
+            plugin = create(creator, node.name, _asked(node)[2], fields)
+        except ModelError as error:
+            raise UnsupportedOpError(f"{node.name} ({node.op_type}): {error}") from error
         self._reporter.info(f"Successfully created plugin: {node.op_type}")
-        if isinstance(creator, IPluginCreatorV3One):
+        layer: IPluginV2Layer | IPluginV3Layer | None
+        if isinstance(plugin, IPluginV2):
+            layer = self._network.add_plugin_v2(inputs, plugin)
+        else:
             shapes = _shape_inputs(node, attributes)
             data = [t for i, t in enumerate(inputs) if i not in shapes]
-            layer = self._network.add_plugin_v3(data, [inputs[i] for i in shapes], plugin)
-        else:
-            layer = self._network.add_plugin_v2(inputs, plugin)
+            values = [t for i in shapes if (t := inputs[i]) is not None]
+            layer = self._network.add_plugin_v3(data, values, plugin)
         if layer is None:
             raise UnsupportedOpError(f"{node.name} ({node.op_type}): plugin: the network does not take it; see the log")
         layer.name = node.name
@@ -97,7 +99,7 @@ class PluginFallback:
         made = []
         for index, name in enumerate(node.output):
             if name:
-                tensor = layer.get_output(index)
+                tensor = layer._record.outputs[index]
                 tensor.name = name
                 made.append(tensor)
         return made
