@@ -62,6 +62,7 @@ def build(
     tolerance: float | None = None,
     plugins: Iterable[Source] = (),
     without: Collection[str] = (),
+    selector: Callable[[Chooser], Chooser] | None = None,
     timing_cache: TimingCache | str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine:
@@ -91,6 +92,8 @@ def build(
         tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; default: the precision's.
         plugins: Python files, modules or their names that register plugins (`dovetail.plugin`).
         without: names of tactics that may not be used where there are others, such as "cublaslt" and "cudnn".
+        selector: puts a function of the caller's around what decides between tactics (`builder.select.Chooser`): it sees all groups
+            with the tactics that are able, may leave some out, and sees what was decided.
         timing_cache: where times of candidates are read and kept; default: `DOVETAIL_CACHE/timings.jsonl`.
         progress: called as progress(stage, done, total); what it raises ends the build.
 
@@ -109,13 +112,14 @@ def build(
     )  # fmt: skip
     cache = TimingCache(timing_cache) if isinstance(timing_cache, str | os.PathLike) else timing_cache
     choose = chooser(options, default_threads() if threads is None else threads, progress, cache)
+    selected = excluding(choose, without) if selector is None else selector(excluding(choose, without))
     with WeightHashes() as hashing:
         built = builder.build(
-            model, options, progress=progress, choose=excluding(choose, without), timer=plan_timer(choose, progress), after=hashing.after,
+            model, options, progress=progress, choose=selected, timer=plan_timer(choose, progress), after=hashing.after,
             hashes=hashing.of,
         )
         hashes = hashing.of(built.module.weights)
-    del choose  # with the memory on the device that it measured in
+    del choose, selected  # with the memory on the device that it measured in
     return finish(
         built, options, lambda: import_onnx(model, shapes), hashes, threads=threads, start=start, source=_source(model), progress=progress
     )

@@ -12,6 +12,7 @@ from dovetail.core.errors import Error
 from dovetail.tensorrt import config as configs
 from dovetail.tensorrt import device
 from dovetail.tensorrt.calibration import calibrate
+from dovetail.tensorrt.calibrator import IInt8Calibrator
 from dovetail.tensorrt.compilation import Made, compile_network
 from dovetail.tensorrt.config import IBuilderConfig
 from dovetail.tensorrt.context_manager import Deprecated
@@ -36,10 +37,27 @@ _ALL_NETWORK_FLAGS = sum(1 << int(flag) for flag in NetworkDefinitionCreationFla
 # The first version whose networks have no implicit batch.
 _EXPLICIT_ONLY = 10
 _CHUNK = 1 << 20
+_OF_7 = {
+    "max_workspace_size", "fp16_mode", "int8_mode", "int8_calibrator", "strict_type_constraints", "refittable", "debug_sync",
+    "min_find_iterations", "average_find_iterations",
+}  # fmt: skip
 
 
 class Builder(Deprecated):
-    """Builds engines. Failures give None or False and a message to the logger."""
+    """Builds engines. Failures give None or False and a message to the logger.
+
+    The attributes are those of 7, which `build_cuda_engine` goes by.
+    """
+
+    max_workspace_size: int = 0
+    fp16_mode: bool = False
+    int8_mode: bool = False
+    int8_calibrator: IInt8Calibrator | None = None
+    strict_type_constraints: bool = False
+    refittable: bool = False
+    debug_sync: bool = False
+    min_find_iterations: int = 1
+    average_find_iterations: int = 1
 
     def __init__(self, logger: ILogger) -> None:
         self._reporter = Reporter(logger)
@@ -52,16 +70,8 @@ class Builder(Deprecated):
         self._threads: int | None = None
         self._max_batch_size = 1
         self._reporter.recorder = None
-        # What 7 had here, and its configs have since.
-        self.max_workspace_size = 0
-        self.fp16_mode = False
-        self.int8_mode = False
-        self.int8_calibrator: Any = None
-        self.strict_type_constraints = False
-        self.refittable = False
-        self.debug_sync = False
-        self.min_find_iterations = 1
-        self.average_find_iterations = 1
+        for name in _OF_7 & set(vars(self)):
+            delattr(self, name)
 
     # ------------------------------------------------------------------ making parts
     def create_network(self, flags: int = 0) -> INetworkDefinition | None:

@@ -13,6 +13,7 @@ from dovetail.api.weight_names import required
 from dovetail.core.errors import BuildError
 from dovetail.tensorrt import config as configs
 from dovetail.tensorrt import device
+from dovetail.tensorrt.algorithms import asking
 from dovetail.tensorrt.config import IBuilderConfig
 from dovetail.tensorrt.enums import (
     BuilderFlag,
@@ -71,6 +72,7 @@ def compile_network(
     profiles = [ProfileRecord(*_ranges(p, network, i)) for i, p in enumerate(configs.profiles_of(config))]
     profiles = _complete(profiles, network, max_batch_size)
     _say_what_differs(network, config, reporter)
+    network._profile = profiles[0].shapes
     model = network._model(network._debug)
     formats = _formats(network)
     phases.step()
@@ -110,6 +112,7 @@ def _options(network: NetworkBase, config: IBuilderConfig, reporter: Reporter) -
         "tune": level > 0 and config.max_num_tactics not in (0, 1),
         "without": _without(config),
         "target": _target(config, where),
+        "selector": None if config.algorithm_selector is None else asking(config.algorithm_selector, reporter),
     }
     if where == "cpu":
         options["time_budget"] = _BUDGETS.get(level)
