@@ -32,6 +32,7 @@ _ROWS = {
     """,
     "host_memory": "IHostMemory",
     "layer": "ILayer",
+    "layers.attention": "IAttention IAttentionBoundaryLayer IAttentionInputLayer IAttentionOutputLayer",
     "layers.checks": "IAssertionLayer",
     "layers.conditional": """
         IConditionLayer IIfConditional IIfConditionalBoundaryLayer IIfConditionalInputLayer IIfConditionalOutputLayer
@@ -53,10 +54,12 @@ _ROWS = {
     """,
     "layers.pooling": "ILRNLayer IPaddingLayer IPoolingLayer",
     "layers.quantization": "IDequantizeLayer IDynamicQuantizeLayer IQuantizeLayer",
+    "layers.recurrent": "IRNNv2Layer",
     "layers.reduction": "ICumulativeLayer IRaggedSoftMaxLayer IReduceLayer ISoftMaxLayer ITopKLayer",
     "layers.sampling": "IGridSampleLayer IResizeLayer",
     "layers.slicing": "ISliceLayer",
     "layers.suppression": "INMSLayer",
+    "layers.transformer": "IKVCacheUpdateLayer IMoELayer IRotaryEmbeddingLayer",
     "logger": "ILogger Logger",
     "network": "INetworkDefinition",
     "parser": "OnnxParser get_nv_onnx_parser_version",

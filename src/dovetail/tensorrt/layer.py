@@ -131,6 +131,11 @@ class ILayer:
         """How many devices take part: 1."""
         return 1
 
+    @num_ranks.setter
+    def num_ranks(self, value: int) -> None:
+        if integer(value, "ILayer.num_ranks") != 1:
+            self._record.network._reporter.error(f"{self.name}: got {value} ranks, expected 1: several devices are not supported")
+
     @property
     def type(self) -> LayerType:
         """What kind of layer it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dovetail.tensorrt.layers.attention import AddAttention
 from dovetail.tensorrt.layers.checks import AddChecks
 from dovetail.tensorrt.layers.conditional import AddConditionals
 from dovetail.tensorrt.layers.contraction import AddContractions
@@ -16,10 +17,12 @@ from dovetail.tensorrt.layers.plugin import AddPlugins
 from dovetail.tensorrt.layers.pointwise import AddPointwise
 from dovetail.tensorrt.layers.pooling import AddPooling
 from dovetail.tensorrt.layers.quantization import AddQuantization
+from dovetail.tensorrt.layers.recurrent import AddRecurrent
 from dovetail.tensorrt.layers.reduction import AddReductions
 from dovetail.tensorrt.layers.sampling import AddSampling
 from dovetail.tensorrt.layers.slicing import AddSlicing
 from dovetail.tensorrt.layers.suppression import AddSuppression
+from dovetail.tensorrt.layers.transformer import AddTransformers
 
 
 class INetworkDefinition(
@@ -40,6 +43,9 @@ class INetworkDefinition(
     AddPlugins,
     AddQuantization,
     AddSuppression,
+    AddAttention,
+    AddTransformers,
+    AddRecurrent,
     AddNodes,
 ):
     """A network that a builder makes engines of; made by `Builder.create_network`.

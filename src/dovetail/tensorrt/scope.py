@@ -57,6 +57,10 @@ class Scope:
         made: Value = value if value.dtype == dtype else self.op("Cast", value, to=dtype)
         return made
 
+    def constant(self, array: np.ndarray[Any, Any]) -> Value:
+        """An array as a value."""
+        return self.net.constant(array)
+
     def number(self, value: float, like: Value) -> np.ndarray[Any, Any]:
         """A scalar of the element type of another value."""
         return np.asarray(value, like.dtype.numpy)

@@ -162,6 +162,16 @@ def dynamically_quantized(
     return codes, net.reshape(net.cast(kept, to_dtype(scale)), shape)
 
 
+def by_blocks(net: Scope, x: Value, factor: Value) -> Value:
+    """A tensor times one factor per block."""
+    split: list[Dim] = []
+    for extent, count in zip(x.shape, factor.shape, strict=True):
+        split += [count, extent // count]
+    whole: list[Dim] = [d for count in factor.shape for d in (count, 1)]
+    made = net.op("Mul", net.reshape(x, split), net.reshape(factor, whole))
+    return net.reshape(made, x.shape)
+
+
 class AddQuantization(NetworkBase):
     """The `add_*` methods of this family."""
 
