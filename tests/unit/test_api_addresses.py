@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 import dovetail
-from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError, ShapeError, UsageError
+from dovetail.core.errors import (
+    BindingError,
+    ExecutionError,
+    PlanFormatError,
+    ShapeError,
+    UsageError,
+)
 from dovetail.device.cpu.memory import address
 from dovetail.runtime.arrays import at_address
-from dovetail.runtime.shapes import output_shapes, read_as_dims
 
 
 @pytest.fixture(scope="module")
@@ -94,23 +99,30 @@ def test_memory_between_steps_is_the_callers(engine):
 
 
 def test_shapes_of_outputs_before_a_run(engine):
-    assert output_shapes(engine.plan, {"x": (3, 5)}) == {"y": (3, 7), "t": (2, None), "xt": (5, 3)}
-    assert output_shapes(engine.plan, {}) == {"y": (None, 7), "t": (2, None), "xt": (5, None)}
+    assert engine.infer_shapes({"x": (3, 5)}) == {"y": (3, 7), "t": (2, None), "xt": (5, 3)}
+    assert engine.infer_shapes({}) == {"y": (None, 7), "t": (2, None), "xt": (5, None)}
+    assert engine.shape_inference.inputs == ()
     with pytest.raises(ShapeError, match="expected 1 to 6"):
-        output_shapes(engine.plan, {"x": (7, 5)})
+        engine.infer_shapes({"x": (7, 5)})
 
 
-def test_values_that_are_sizes():
+def test_shapes_that_are_computed_of_values():
     net = dovetail.Network()
-    shape = net.input("shape", "i64", (2,))
-    net.output(net.op("Expand", net.input("x", "f32", (1, 1)), shape), "y")
+    shape, count = net.input("shape", "i32", (2,)), net.input("count", "i64", ())
+    x = net.input("x", "f32", (1, "N"))
+    wide = net.op("Add", net.op("Cast", shape, to=np.int64), np.array([1, 0]))
+    net.output(net.op("Expand", x, wide), "y")
+    first = net.op("Slice", x, np.array([0]), np.array([1]), np.array([1]))
+    net.output(net.op("Expand", first, net.op("Reshape", count, np.array([1]))), "z")
     engine = dovetail.build(net, verify="off", tune=False)
-    assert set(read_as_dims(engine.plan.main)) == {"shape"}
-    shapes = {"shape": (2,), "x": (1, 1)}
-    assert output_shapes(engine.plan, shapes, {"shape": (3, 4)})["y"] == (3, 4)
-    assert None in output_shapes(engine.plan, shapes)["y"]
+    assert set(engine.shape_inference.inputs) == {"shape", "count"}
+    shapes = {"shape": (2,), "count": (), "x": (1, 1)}
+    got = engine.infer_shapes(shapes, {"shape": [2, 4], "count": 3})
+    results = engine.run({"shape": np.array([2, 4], np.int32), "count": np.array(3), "x": np.ones((1, 1), np.float32)})
+    assert got == {name: array.shape for name, array in results.items()} and got["y"] == (3, 4)
+    assert None in engine.infer_shapes(shapes)["y"] and None in engine.infer_shapes(shapes, {"count": 3})["y"]
     with pytest.raises(ShapeError, match="non-negative"):
-        output_shapes(engine.plan, shapes, {"shape": (3, -4)})
+        engine.infer_shapes(shapes, {"shape": [3, -4], "count": 1})
 
 
 def test_engines_as_bytes(engine, tmp_path):

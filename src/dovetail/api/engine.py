@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -25,6 +26,7 @@ from dovetail.runtime import ExecutionContext, RuntimeEngine
 from dovetail.runtime.engine import tap_names
 
 if TYPE_CHECKING:
+    from dovetail.api.inference import ShapeInference
     from dovetail.api.refitting import Refit
     from dovetail.api.weight_names import WeightNames
     from dovetail.api.weight_sources import WeightSource
@@ -213,6 +215,27 @@ class Engine:
         """
         found = self._runtime.tap(inputs, names)[1]
         return {name: arrays[0] if len(arrays) == 1 else arrays for name, arrays in found.items()}
+
+    def infer_shapes(
+        self, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None
+    ) -> dict[str, tuple[int | None, ...] | None]:
+        """Shapes of the outputs before a run; None for extents that only a run can tell, and for sequences.
+
+        Args:
+            shapes: of inputs by name; what those decide that are left out is None.
+            values: of inputs that shapes are computed of, such as the target of a Reshape.
+
+        Raises:
+            ShapeError: shapes that do not fit, or values that are no sizes.
+        """
+        return self.shape_inference.outputs(shapes, values)
+
+    @functools.cached_property
+    def shape_inference(self) -> ShapeInference:
+        """What `infer_shapes` goes by; its `inputs` are the names of those whose values decide shapes."""
+        from dovetail.api.inference import ShapeInference
+
+        return ShapeInference(self)
 
     def report(self, sizes: Mapping[str, int] | None = None) -> Report:
         """What the build did; memory and arithmetic at the given symbol sizes (default 1)."""

@@ -1,4 +1,4 @@
-"""What shapes of inputs say before a run: shapes of outputs, values that drive shapes, memory."""
+"""What shapes of inputs say before a run: shapes of outputs, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dovetail.core.dims import run_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import ShapeError
 from dovetail.engine import memory
-from dovetail.engine.plan import HostSegment, Plan, Port, Postfix, Program
+from dovetail.engine.plan import Plan, Port, Postfix
 from dovetail.runtime.match import PortMatcher
 from dovetail.runtime.stage import Layout, symbols_of
 
@@ -19,51 +19,22 @@ Partial = tuple[int | None, ...]
 _PLACED = ("arena", "workspace")
 
 
-def output_shapes(
-    plan: Plan, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, Partial | None]:
-    """Shapes of the outputs; None for extents that only a run can tell, or that inputs without a shape decide, and for sequences.
+def sizes_of(plan: Plan, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The symbols that shapes of inputs define.
 
     Args:
-        shapes: of inputs by name, as the caller sees them; those that are left out leave their symbols open.
-        values: contents of inputs that drive shapes (see `read_as_dims`), flattened.
+        shapes: by name, as the caller sees them; those that are left out leave their symbols open.
 
     Raises:
-        ShapeError: a shape does not fit its declaration, or a value is no size.
+        ShapeError: a shape does not fit its declaration.
     """
-    env = sizes_of(plan, shapes, values)
-    return {p.name: None if p.tensor.shape is None else _known(p, env) for p in plan.outputs}
-
-
-def sizes_of(
-    plan: Plan, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, int]:
-    """The symbols that shapes of inputs, and values of those that drive shapes, define; arguments and errors as of `output_shapes`."""
     given = [p for p in plan.inputs if p.name in shapes]
-    matcher = PortMatcher(given, plan.symbols)
-    env = matcher.match([memory_shape(p, shapes[p.name]) for p in given], {})
-    known = values or {}
-    for name, readers in read_as_dims(plan.main).items():
-        for segment in readers if name in known else ():
-            for definition in segment.defines:
-                value = int(known[name][definition.index])
-                if value < 0:
-                    raise ShapeError(f"input {name!r}: got {value} for the dimension {definition.symbol}, expected a non-negative size")
-                env[definition.symbol] = value
-    return env
+    return PortMatcher(given, plan.symbols).match([memory_shape(p, shapes[p.name]) for p in given], {})
 
 
-def read_as_dims(program: Program) -> dict[str, list[HostSegment]]:
-    """Inputs whose values become sizes as they are, and the segments that read them."""
-    root = memory.roots(program)
-    inputs = {root[p.tensor.buffer]: p.name for p in program.inputs}
-    found: dict[str, list[HostSegment]] = {}
-    for segment in program.segments:
-        if isinstance(segment, HostSegment) and segment.op == "BindSymbols":
-            source = segment.inputs[0]
-            if source is not None and root[source.buffer] in inputs:
-                found.setdefault(inputs[root[source.buffer]], []).append(segment)
-    return found
+def known_shapes(ports: Sequence[Port], env: Mapping[str, int]) -> dict[str, Partial | None]:
+    """Shapes by name as the caller sees them, at these sizes: None for extents that need others, and for sequences."""
+    return {p.name: None if p.tensor.shape is None else _known(p, env) for p in ports}
 
 
 def arena_bytes(plan: Plan, env: Mapping[str, int]) -> int:

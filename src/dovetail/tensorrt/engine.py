@@ -95,7 +95,10 @@ class ICudaEngine(EngineBindings, Deprecated):
         self._names = list(self._tensors)
         self._inputs = frozenset(inputs)
         self._types = {name: _data_type(b) for name, b in self._tensors.items()}
-        self._aliased = aliased(engine)
+        in_place = aliased(engine)
+        self._aliased = {**self._record.aliased, **in_place}
+        # Outputs that go to an input's memory when a run is over; the others are made there.
+        self._written_back = frozenset(self._record.aliased) - frozenset(in_place)
 
     # ------------------------------------------------------------------ what it is
     @property

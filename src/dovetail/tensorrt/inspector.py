@@ -10,7 +10,6 @@ from typing import Any
 from dovetail.api.steps import TensorInfo
 from dovetail.core.dims import Expr, evaluate, symbols
 from dovetail.core.errors import Error
-from dovetail.runtime.shapes import sizes_of
 from dovetail.tensorrt.context import IExecutionContext
 from dovetail.tensorrt.dtypes import to_data_type
 from dovetail.tensorrt.engine import ICudaEngine, format_text
@@ -96,7 +95,7 @@ class EngineInspector:
         if self._engine.has_implicit_batch_dimension:
             shapes = {name: (self._engine.max_batch_size, *shape) for name, shape in shapes.items()}
         try:
-            return sizes_of(self._engine._engine.plan, shapes, context._values)
+            return self._engine._engine.shape_inference.sizes(shapes, context._values)
         except Error as error:
             self._reporter.error(f"EngineInspector: {error}", ErrorCodeTRT.INVALID_STATE)
             return {}

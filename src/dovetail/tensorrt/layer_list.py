@@ -40,7 +40,7 @@ def layers_of(engine: Engine, record: Record) -> list[EngineLayer]:
     seen: Counter[str] = Counter()
     found = []
     for step in steps(engine.plan, engine.graph):
-        name = " + ".join(step.origin) or f"{step.tactic} {step.kernel}"
+        name = " + ".join(step.origin) or f"Reformat {step.kernel}"
         seen[name] += 1
         mine = [known[n] for n in step.origin if n in known]
         types = [layer.type for layer in mine] or [_OPS.get(op, op) for op in step.ops] or ["REFORMAT"]

@@ -13,7 +13,6 @@ from dovetail.api.engine import Engine
 from dovetail.core.dims import Expr, evaluate, symbols
 from dovetail.core.errors import PlanFormatError
 from dovetail.engine.plan import Symbol as SymbolBounds
-from dovetail.runtime.shapes import read_as_dims
 
 KEY = "tensorrt"
 """Of the record among an engine's manifest data."""
@@ -57,6 +56,7 @@ class Record:
         shape_inputs: inputs whose values are shapes: they lie in host memory.
         debug: names of tensors that are marked for debugging, each an output beyond `outputs` or a value that can be tapped.
         debug_unfused: whether all tensors that are stored may be watched.
+        aliased: outputs that are new values of an input, with that input: a run writes them to its memory.
         formats: name of the `TensorFormat` of inputs and outputs that are not LINEAR.
         verbosity: name of the `ProfilingVerbosity`.
         implicit_batch, max_batch_size: whether shapes leave out the first axis, and how far that goes.
@@ -79,6 +79,7 @@ class Record:
     shape_inputs: tuple[str, ...] = ()
     debug: tuple[str, ...] = ()
     debug_unfused: bool = False
+    aliased: Mapping[str, str] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
     verbosity: str = "LAYER_NAMES_ONLY"
     implicit_batch: bool = False
@@ -139,7 +140,7 @@ class Record:
             outputs=tuple(b.name for b in engine.outputs),
             profiles=(profile_of(engine),),
             refittable=bool(engine.plan.weights),
-            shape_inputs=tuple(sorted(read_as_dims(engine.plan.main))),
+            shape_inputs=engine.shape_inference.inputs,
             debug_unfused=True,
             verbosity="DETAILED",
         )

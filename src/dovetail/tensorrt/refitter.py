@@ -10,6 +10,7 @@ import numpy as np
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import BindingError, Error, RefitError
 from dovetail.device.cpu import default_threads
+from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import WeightSpec
 from dovetail.tensorrt.dtypes import to_data_type, to_dtype
 from dovetail.tensorrt.engine import ICudaEngine
@@ -40,7 +41,10 @@ class Refitter:
             self._reporter.error(problem, ErrorCodeTRT.INVALID_STATE)
             raise TypeError("pybind11::init(): factory function returned nullptr: the engine cannot be refitted")
         allowed = engine._record.weights
-        self._specs = {s.name: s for s in engine._engine.plan.weights if allowed is None or s.name in allowed}
+        # Names of the compiler's own constants begin with "~"; nobody else knows them.
+        specs = [s for s in engine._engine.plan.weights if not s.name.startswith("~")]
+        self._specs = {s.name: s for s in specs if allowed is None or s.name in allowed}
+        self._kept = frozenset[str]() if engine._stripped is None else frozenset(EngineFile(engine._stripped).fixed_weights())
         self._roles = {(layer, WeightsRole.__members__[role]): weight for layer, role, weight in self._all_roles()}
         self._given: dict[str, tuple[Weights, TensorLocation]] = {}
         self._ranges: dict[str, tuple[float, float]] = {}
@@ -77,7 +81,7 @@ class Refitter:
 
     @property
     def weights_validation(self) -> bool:
-        """Whether a refit warns of weights that leave the range of the engine's precision."""
+        """Whether a refit warns of weights that are not finite, or leave the range of the engine's precision."""
         return self._validation
 
     @weights_validation.setter
@@ -102,7 +106,7 @@ class Refitter:
         """Names of weights that a refit still needs: of an engine that came without weights all that were not given, else none."""
         if self._engine._stripped is None:
             return []
-        return [name for name in self._specs if name not in self._given]
+        return [name for name in self._specs if name not in self._given and name not in self._kept]
 
     def get_weights_prototype(self, weights_name: str) -> Weights:
         """The type and number of elements of weights, without memory; -1 elements for an unknown name."""
@@ -178,7 +182,7 @@ class Refitter:
         try:
             changes = {name: self._array(name) for name in self._given}
             if self._validation:
-                self._warn_of_overflow(changes)
+                self._warn(changes)
             if self._engine._stripped is None:
                 self._engine._engine.refit(changes)
             elif self._engine._load is None:
@@ -215,11 +219,16 @@ class Refitter:
             raise BindingError(f"refit: got {kind} weights on the device, expected them in host memory")
         return DeviceArray.at(runtime.driver, address(weights), (weights.size,), kind.numpy).numpy()
 
-    def _warn_of_overflow(self, changes: dict[str, np.ndarray[Any, Any]]) -> None:
-        if self._engine._engine.info.get("actual", {}).get("precision") != "fp16":
-            return
+    def _warn(self, changes: dict[str, np.ndarray[Any, Any]]) -> None:
+        """Warn of weights that are no numbers, or none in the engine's precision."""
+        half = self._engine._engine.info.get("actual", {}).get("precision") == "fp16"
         for name, array in changes.items():
-            if dtype(array.dtype).is_float and array.size and float(np.nanmax(np.abs(array.astype(np.float32)))) > _HALF_MAX:
+            if not dtype(array.dtype).is_float or not array.size:
+                continue
+            largest = float(np.max(np.abs(array.astype(np.float32))))
+            if not np.isfinite(largest):
+                self._reporter.warning(f"Refitter: weights {name!r} have values that are not finite")
+            elif half and largest > _HALF_MAX:
                 self._reporter.warning(f"Refitter: weights {name!r} have values beyond {_HALF_MAX}, the largest of FP16")
 
     # ------------------------------------------------------------------ dynamic ranges
@@ -247,10 +256,10 @@ class Refitter:
 
     # ------------------------------------------------------------------ internal
     def _all_roles(self) -> list[tuple[str, str, str]]:
-        """(layer, role, weight) of the record; of an engine without one, each weight is a layer of its own."""
-        record = self._engine._record
-        known = [row for row in record.roles if row[2] in self._specs]
-        return known or [(name, WeightsRole.CONSTANT.name, name) for name in self._specs]
+        """(layer, role, weight) of the record; a weight that no layer of it holds, such as a shape, is a layer of its own, as in refit maps."""
+        known = [row for row in self._engine._record.roles if row[2] in self._specs]
+        held = {weight for _, _, weight in known}
+        return known + [(name, WeightsRole.CONSTANT.name, name) for name in self._specs if name not in held]
 
     def _split(self, keys: Iterable[tuple[str, WeightsRole]]) -> tuple[list[str], list[WeightsRole]]:
         pairs = list(keys)

@@ -147,7 +147,7 @@ class Runtime(Deprecated):
     def _open(self, data: bytes) -> ICudaEngine:
         load = partial(dovetail.load, data, threads=self._threads, trust=self._host_code, device=device())
         file = EngineFile(data)
-        bare = file.container.manifest["weights"].get("stored") is False or file.weights() is None
+        bare = file.weights() is None
         engine = _without_weights(file) if bare else load()
         return ICudaEngine(
             engine, None, self._reporter.logger, allocator=self._allocator, recorder=self._reporter.recorder,
@@ -196,6 +196,6 @@ def _without_weights(file: EngineFile) -> Engine:
     if not names:
         raise UsageError(f"{file.path}: got an engine for {', '.join(file.targets)}, expected one for {device()}")
     plan = file.plan(names[0])
-    zeros = {s.name: np.zeros(s.shape, dtype(s.dtype).numpy) for s in plan.weights}
+    zeros = {s.name: np.zeros(s.shape, dtype(s.dtype).numpy) for s in plan.weights} | file.fixed_weights()
     reason = "its file holds no weights; give them all with a Refitter"
     return Engine(AbsentEngine(plan, zeros, reason), Artifacts(file.graph, "", None, None, dict(file.info), file.build))

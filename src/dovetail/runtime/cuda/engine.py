@@ -107,7 +107,7 @@ class CudaEngine(RuntimeEngine):
             ExecutionError: a capture of an engine with steps on the host.
         """
         handle = stream_handle(stream)
-        if handle is not None and self._capturing(handle):
+        if handle is not None and self.is_capturing(handle):
             # Its memory belongs to the caller's graph from now on: no other run may have it.
             return self.context().run(inputs, outputs, stream=handle)
         idle = self._take()
@@ -150,7 +150,8 @@ class CudaEngine(RuntimeEngine):
         with self.driver.active():
             return device_weights.refit(self.plan, old, changes, self._parts.runner, self._uploader, self._memory, self.threads)
 
-    def _capturing(self, stream: Stream) -> bool:
+    def is_capturing(self, stream: Stream) -> bool:
+        """Whether a stream records a CUDA graph."""
         with self.driver.active():
             return self.driver.is_capturing(stream)
 
