@@ -19,6 +19,8 @@ def __getattr__(name: str) -> Any:
         from dovetail.core.env import env
 
         return env().tensorrt_version
+    if name == "plugin":  # a module, which TensorRT imports with itself
+        return importlib.import_module(f"{__name__}.plugin")
     if name not in HOMES:
         from dovetail.tensorrt.names import ABSENT
 

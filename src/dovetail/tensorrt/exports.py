@@ -65,6 +65,7 @@ _ROWS = {
     "parser": "OnnxParser get_nv_onnx_parser_version",
     "parser_errors": "ParserError",
     "parser_refitter": "OnnxParserRefitter",
+    "plugin.symbols": "ISymExpr ISymExprs KernelLaunchParams",
     "plugin_desc": "DynamicPluginTensorDesc PluginTensorDesc",
     "plugin_expr": "DimsExprs IDimensionExpr IExprBuilder",
     "plugin_fields": "PluginField PluginFieldCollection PluginFieldCollection_",

@@ -70,7 +70,8 @@ class Adapter:
         if not isinstance(outputs, int) or isinstance(outputs, bool) or outputs < 1:
             raise ModelError(f"plugin {self.key[0]}: num_outputs: got {outputs!r}, expected a number from 1")
         if not self.key[0]:
-            raise ModelError(f"plugin {type(plugin).__name__}: got no name, expected plugin_name (version 3) or plugin_type (version 2) to be set")
+            wanted = "plugin_name (version 3) or plugin_type (version 2)"
+            raise ModelError(f"plugin {type(plugin).__name__}: got no name, expected {wanted} to be set")
         self.outputs = outputs
 
     def ask(self, method: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -89,6 +90,9 @@ class Adapter:
         return ModelError(f"plugin {self.key[0]}: {method}: got {got!r} from the plugin, expected {expected}")
 
     # ---- the build ----
+    def rank(self, ranks: list[int]) -> None:
+        """Tell a plugin that wants to know them the ranks of its inputs, ahead of `types`."""
+
     def types(self, inputs: list[DataType]) -> list[DataType]:
         """The element types of outputs."""
         raise NotImplementedError
@@ -163,7 +167,7 @@ class Adapter:
         return int(found)
 
 
-class V3(Adapter):
+class _V3(Adapter):
     """An `IPluginV3`."""
 
     def __init__(self, plugin: IPluginV3) -> None:
@@ -175,7 +179,8 @@ class V3(Adapter):
         key = core.plugin_name, core.plugin_version, core.plugin_namespace
         self._build_part = self._capability(PluginCapabilityType.BUILD, IPluginV3OneBuild, IPluginV3QuickBuild)
         super().__init__(plugin, key, 1 if self._build_part is None else self._build_part.num_outputs)
-        self._runtime_part: IPluginV3OneRuntime | None = self._capability(PluginCapabilityType.RUNTIME, IPluginV3OneRuntime, IPluginV3QuickRuntime)
+        running = self._capability(PluginCapabilityType.RUNTIME, IPluginV3OneRuntime, IPluginV3QuickRuntime)
+        self._runtime_part: IPluginV3OneRuntime | None = running
 
     def _capability(self, kind: PluginCapabilityType, *wanted: type) -> Any:
         found = self.ask("get_capability_interface", self.plugin.get_capability_interface, kind)
@@ -188,6 +193,10 @@ class V3(Adapter):
         if self._build_part is None:
             raise self.wrong("get_capability_interface", None, "an IPluginV3OneBuild for BUILD")
         return self._build_part
+
+    def rank(self, ranks: list[int]) -> None:
+        if isinstance(self.plugin, IPluginV3QuickCore):
+            self.plugin.input_ranks = ranks  # type: ignore[attr-defined]  # of `plugin.template.QuickPlugin`
 
     def types(self, inputs: list[DataType]) -> list[DataType]:
         return self._data_types("get_output_data_types", self.ask("get_output_data_types", self.build.get_output_data_types, inputs))
@@ -236,7 +245,7 @@ class V3(Adapter):
         found = self.ask("attach_to_context", self._running.attach_to_context, IPluginResourceContext())
         if not isinstance(found, IPluginV3):
             raise self.wrong("attach_to_context", found, "a clone of the plugin")
-        made = V3(found)
+        made = _V3(found)
         made.choose(tactic)
         return made
 
@@ -255,7 +264,7 @@ class V3(Adapter):
         self.ask("enqueue", self._running.enqueue, *static, sources, targets, workspace, stream)
 
 
-class V2Dynamic(Adapter):
+class _V2Dynamic(Adapter):
     """An `IPluginV2DynamicExt`."""
 
     plugin: IPluginV2DynamicExt
@@ -303,7 +312,7 @@ class V2Dynamic(Adapter):
         super().close()
 
 
-class V2Fixed(Adapter):
+class _V2Fixed(Adapter):
     """An `IPluginV2`, `IPluginV2Ext` or `IPluginV2IOExt`: shapes are numbers; the leading one of implicit batches is hidden."""
 
     fixed = True
@@ -322,7 +331,9 @@ class V2Fixed(Adapter):
         skip = 1 if self.batched else 0
         known = [[e.get_constant_value() for e in shape][skip:] for shape in inputs]
         if any(not e.is_constant() for shape in inputs for e in list(shape)[skip:]):
-            raise ModelError(f"plugin {self.key[0]}: got inputs of shapes {inputs}, expected fixed shapes; make it an IPluginV2DynamicExt or IPluginV3")
+            raise ModelError(
+                f"plugin {self.key[0]}: got inputs of shapes {inputs}, expected fixed shapes; make it an IPluginV2DynamicExt or IPluginV3"
+            )
         made = []
         for i in range(self.outputs):
             found = self.ask("get_output_shape", self.plugin.get_output_shape, i, [Dims(s) for s in known])
@@ -338,8 +349,8 @@ class V2Fixed(Adapter):
             ask = self.plugin.supports_format_combination
             return self._flag(self.ask("supports_format_combination", ask, position, static, inputs, len(tensors) - inputs))
         one = static[position]
-        if isinstance(self.plugin, IPluginV2Ext) and position:
-            return one.format is static[0].format and self._flag(self.ask("supports_format", self.plugin.supports_format, one.type, one.format))
+        if isinstance(self.plugin, IPluginV2Ext) and one.format is not static[0].format:
+            return False
         return self._flag(self.ask("supports_format", self.plugin.supports_format, one.type, one.format))
 
     def configure(self, inputs: Descs, outputs: Descs) -> None:
@@ -394,11 +405,11 @@ def adapt(plugin: Any) -> Adapter:
         TypeError: no plugin.
     """
     if isinstance(plugin, IPluginV3):
-        return V3(plugin)
+        return _V3(plugin)
     if isinstance(plugin, IPluginV2DynamicExt):
-        return V2Dynamic(plugin)
+        return _V2Dynamic(plugin)
     if isinstance(plugin, IPluginV2):
-        return V2Fixed(plugin)
+        return _V2Fixed(plugin)
     raise TypeError(f"plugin: got {type(plugin).__name__}, expected an IPluginV3 or IPluginV2")
 
 

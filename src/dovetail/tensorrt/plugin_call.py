@@ -133,8 +133,8 @@ class Creators:
             adapter = self._live[text].clone()
         else:
             raise PluginError(
-                f"plugin {self.key[0]} (version {self.key[1]}, namespace {self.key[2]!r}): got no creator in the plugin registry, expected one "
-                "of that name, version and namespace; register it ahead of loading the engine"
+                f"plugin {self.key[0]} (version {self.key[1]}, namespace {self.key[2]!r}): got no creator in the plugin registry, expected "
+                "one of that name, version and namespace; register it ahead of loading the engine"
             )
         attached = adapter.attach(call.tactic)
         attached.batched = call.batched

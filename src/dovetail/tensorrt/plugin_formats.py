@@ -63,7 +63,7 @@ def unpack(stored: Array, shape: Sequence[int], memory: TensorFormat) -> Array:
     """The tensor of a shape that lies in a format."""
     if memory is TensorFormat.LINEAR:
         return stored.reshape(tuple(shape))
-    least, vector, last = _RULES[memory]
+    least, _, last = _RULES[memory]
     axis = len(shape) - least
     dense = stored.reshape(stored_shape(shape, memory))
     if last:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from dovetail.core import dims
 from dovetail.core.dims import Dim, Expr
 from dovetail.core.dtypes import DType
-from dovetail.core.errors import Error, ModelError, ShapeError
+from dovetail.core.errors import ModelError, ShapeError
 from dovetail.ir.graph import Value
 from dovetail.tensorrt.dtypes import to_data_type, to_dtype
 from dovetail.tensorrt.enums import DataType, NetworkDefinitionCreationFlag, TensorFormat
-from dovetail.tensorrt.plugin_adapter import Adapter, adapt
+from dovetail.tensorrt.plugin_adapter import Adapter, Descs, adapt
 from dovetail.tensorrt.plugin_call import Call, creators, namespace_of
 from dovetail.tensorrt.plugin_desc import DynamicPluginTensorDesc, desc, dynamic
 from dovetail.tensorrt.plugin_expr import IExprBuilder, exprs, extents, size_symbol
@@ -63,6 +63,7 @@ def lower(layer: ILayer, scope: Scope, inputs: Sequence[Value | None]) -> list[V
     if len(given) < count:
         raise ModelError(f"plugin {adapter.key[0]}: input {inputs.index(None)} is absent, expected tensors; connect it")
     asked = _Question(adapter, given, [_values(scope, v) for v in inputs[count:] if v is not None])
+    adapter.rank([len(v.shape) for v in given])
     types = asked.adapter.types([to_data_type(v.dtype) for v in given])
     shapes, builder = asked.shapes()
     results = [(_result_type(adapter, t), asked.in_graph(s)) for t, s in zip(types, shapes, strict=True)]
@@ -177,7 +178,7 @@ def _configure(
     return chosen[: len(ins)], chosen[len(ins) :]
 
 
-def _check_alias(adapter: Adapter, output: int, i: int, ins: Sequence[DynamicPluginTensorDesc], outs: Sequence[DynamicPluginTensorDesc]) -> None:
+def _check_alias(adapter: Adapter, output: int, i: int, ins: Descs, outs: Descs) -> None:
     if i >= len(ins):
         raise ModelError(f"plugin {adapter.key[0]}: get_aliased_input: got input {i} for output {output}, expected one of {len(ins)}")
     a, b = ins[i].desc, outs[output].desc
@@ -276,18 +277,3 @@ class _Negotiation:
         for memory in CHOICES:
             if fits(memory, rank):
                 yield from ((kind, memory) for kind in kinds)
-
-
-def add_quick_plugin(network: Any, *args: Any, **kwargs: Any) -> Any:
-    """The layer of what `tensorrt.plugin.op.<namespace>.<name>(…)` gave: a tuple, or a function that makes one.
-
-    Raises:
-        TypeError: something else.
-    """
-    from dovetail.tensorrt.plugin.network import add
-
-    try:
-        return add(network, *args, **kwargs)
-    except Error as error:
-        network._reporter.error(f"add_plugin: {error}")
-        return None

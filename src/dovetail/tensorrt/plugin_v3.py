@@ -203,7 +203,7 @@ class IPluginCreatorV3Quick(IPluginCreatorInterface):
 
     def create_plugin(
         self, name: str, namespace: str, field_collection: PluginFieldCollection, phase: TensorRTPhase,
-        quickPluginType: QuickPluginCreationRequest = QuickPluginCreationRequest.UNKNOWN,  # noqa: N803
+        quickPluginType: QuickPluginCreationRequest = QuickPluginCreationRequest.UNKNOWN,
     ) -> Any:  # fmt: skip
         """A plugin of those fields; the request says whether the compiled kernel or the Python function is wanted."""
         pure(IPluginCreatorV3Quick, "create_plugin")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from dovetail.core.errors import Error
 from dovetail.ir.graph import Value
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import (
     LayerType,
     NetworkDefinitionCreationFlag,
-    PluginCapabilityType,
     QuickPluginCreationRequest,
 )
 from dovetail.tensorrt.layer import ILayer
@@ -51,29 +52,41 @@ class IPluginV3Layer(_PluginLayer):
     _layer_type, _label = LayerType.PLUGIN_V3, "PluginV3"
 
 
+@functools.cache
+def _with_shape_inputs(inputs: int, count: int) -> type[IPluginV3Layer]:
+    """The layer's class where its last inputs decide shapes, which classes of layers say."""
+    if not count:
+        return IPluginV3Layer
+    places = tuple(range(inputs, inputs + count))
+    return type("IPluginV3Layer", (IPluginV3Layer,), {"__slots__": (), "__module__": __name__, "_shape_inputs": places})
+
+
 class AddPlugins(NetworkBase):
     """The `add_*` methods of this family."""
 
     def add_plugin_v2(self, inputs: Sequence[ITensor | None], plugin: Any) -> IPluginV2Layer | None:
         """Compute with a plugin of the interfaces before version 3."""
         given = [None if t is None else expect(ITensor, t, "add_plugin_v2: inputs") for t in inputs]
-        if not hasattr(plugin, "num_outputs"):
-            raise TypeError(f"add_plugin_v2: plugin: got {plugin!r}, expected an IPluginV2")
-        return self._add(IPluginV2Layer, given, outputs=int(plugin.num_outputs), plugin=plugin)
+        count = self._plugin_outputs(plugin, "add_plugin_v2: plugin")
+        return None if count is None else self._add(IPluginV2Layer, given, outputs=count, plugin=plugin)
 
     def add_plugin_v3(self, inputs: Sequence[ITensor | None], shape_inputs: Sequence[ITensor], plugin: Any) -> IPluginV3Layer | None:
         """Compute with a plugin of interface version 3."""
         given = [None if t is None else expect(ITensor, t, "add_plugin_v3: inputs") for t in inputs]
         shapes = [expect(ITensor, t, "add_plugin_v3: shape_inputs") for t in shape_inputs]
-        if not hasattr(plugin, "get_capability_interface"):
-            raise TypeError(f"add_plugin_v3: plugin: got {plugin!r}, expected an IPluginV3")
-        build = plugin.get_capability_interface(PluginCapabilityType.BUILD)
-        if build is None:
-            self._refuse("add_plugin_v3: got a plugin without a build capability, expected one; return it from get_capability_interface")
+        count = self._plugin_outputs(plugin, "add_plugin_v3: plugin")
+        kind = _with_shape_inputs(len(given), len(shapes))
+        return None if count is None else self._add(kind, [*given, *shapes], outputs=count, plugin=plugin, shape_inputs=len(shapes))
+
+    def _plugin_outputs(self, plugin: Any, where: str) -> int | None:
+        """How many outputs a plugin has; None, with a message, where its methods fail."""
+        lowering = importlib.import_module("dovetail.tensorrt.plugin_lowering")
+        try:
+            count: int = lowering.output_count(plugin, where)
+            return count
+        except Error as error:
+            self._refuse(f"{where}: {error}")
             return None
-        return self._add(
-            IPluginV3Layer, [*given, *shapes], outputs=int(build.num_outputs), plugin=plugin, shape_inputs=len(shapes)
-        )
 
     def add_plugin(self, func: Any, aot: bool | None = None) -> IPluginV3Layer | None:
         """Add what `trt.plugin.op.<namespace>.<name>(...)` returned: inputs, shape inputs and a plugin, or what makes them.
