@@ -160,7 +160,9 @@ class ContextBindings:
 
     def set_shape_input(self: IExecutionContext, binding: int, shape: Sequence[int]) -> bool:  # type: ignore[misc]
         """Set the values of an input that is read as a shape."""
-        values = tuple(as_dims(shape, "IExecutionContext.set_shape_input: shape"))
+        if not hasattr(shape, "__iter__"):
+            raise TypeError(f"IExecutionContext.set_shape_input: got {shape!r}, expected a list of integers")
+        values = tuple(integer(v, "IExecutionContext.set_shape_input: shape") for v in shape)
         name = self._own_binding(binding, "set_shape_input")
         if name is None or name not in self._engine._record.shape_inputs:
             return self._refuse("set_shape_input", f"got the binding {binding}, expected an input that is read as a shape")

@@ -198,6 +198,8 @@ def as_dims(shape: Any, where: str) -> Dims:
     """
     if isinstance(shape, Dims):
         return shape
+    if shape is None:
+        raise TypeError(f"{where}: got None, expected up to {Dims.MAX_DIMS} integers")
     try:
         return Dims(shape)
     except (TypeError, ValueError) as error:

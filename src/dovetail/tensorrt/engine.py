@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dovetail.api.bindings import Binding
@@ -405,6 +406,13 @@ class ICudaEngine(EngineBindings, Deprecated):
         """Take the place of an engine without weights."""
         with self._lock:
             self._engine, self._stripped = engine, None
+
+    def _set_ranges(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Keep other dynamic ranges with the engine."""
+        if ranges:
+            with self._lock:
+                self._record = replace(self._record, ranges={**self._record.ranges, **ranges})
+                self._record.attach(self._engine)
 
     def _engine_layers(self) -> list[EngineLayer]:
         with self._lock:

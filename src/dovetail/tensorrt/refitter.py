@@ -192,6 +192,7 @@ class Refitter:
         except Error as error:
             self._reporter.error(f"Refitter.{where}: {error}", ErrorCodeTRT.FAILED_EXECUTION)
             return False
+        self._engine._set_ranges(self._ranges)
         return True
 
     def _array(self, name: str) -> np.ndarray[Any, Any]:
@@ -256,7 +257,7 @@ class Refitter:
 
     # ------------------------------------------------------------------ internal
     def _all_roles(self) -> list[tuple[str, str, str]]:
-        """(layer, role, weight) of the record; a weight that no layer of it holds, such as a shape, is a layer of its own, as in refit maps."""
+        """(layer, role, weight) of the record; a weight that no layer of it holds, such as a shape, is one of its own, as in refit maps."""
         known = [row for row in self._engine._record.roles if row[2] in self._specs]
         held = {weight for _, _, weight in known}
         return known + [(name, WeightsRole.CONSTANT.name, name) for name in self._specs if name not in held]
