@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import dovetail.tensorrt as trt
+from dovetail.tensorrt.timing_cache import tactic_hash
 from tests.tensorrt.coverage import exercises
 from tests.tensorrt.programs import Messages, run, sample
 
@@ -32,6 +33,12 @@ def measured():
     x = sample(SIZE, SIZE)
     np.testing.assert_allclose(run(engine, x=x)["y"], x, rtol=1e-5, atol=1e-6)
     return config.get_timing_cache().serialize()
+
+
+def configured(engine):
+    """The tactic of the engine's product and its configuration, as timing caches name them."""
+    (group,) = engine._engine.report().json()["groups"]
+    return " ".join([group["tactic"], *(f"{name}={value}" for name, value in group["config"])])
 
 
 def fresh(data=b""):
@@ -75,6 +82,16 @@ def test_a_build_without_a_cache_leaves_that_of_the_config_alone(measured):
     assert cache.queryKeys() == []
 
 
+@exercises("IBuilderConfig.builder_optimization_level", "IBuilderConfig.max_num_tactics")
+@pytest.mark.parametrize(("level", "tactics"), [(0, -1), (1, 1)])
+def test_builds_that_choose_by_rule_measure_nothing(level, tactics):
+    _, builder, config, cache = fresh()
+    config.set_timing_cache(cache, False)
+    config.builder_optimization_level, config.max_num_tactics = level, tactics
+    assert builder.build_serialized_network(product(builder), config) is not None
+    assert cache.queryKeys() == []
+
+
 @exercises("ITimingCache.combine")
 def test_caches_are_joined(measured):
     logger, _, _, cache = fresh()
@@ -105,17 +122,14 @@ def test_what_a_cache_says_decides_the_build(measured):
     config.set_timing_cache(cache, False)
     key = cache.queryKeys()[0]
     assert trt.TimingCacheKey.parse(str(key)) == key
-    known = cache._records[str(key)[2:]]["us"]
-    first = builder.build_engine(product(builder), config)._engine.report().json()["tactics"]
-    slowest = max(known, key=known.get)
-    from dovetail.tensorrt.timing_cache import tactic_hash
-
+    times = cache._records[str(key)[2:]]["us"]
+    slowest = max(times, key=times.get)
+    assert configured(builder.build_engine(product(builder), config)) != slowest
     value = cache.query(key)
     assert value.tacticHash != tactic_hash(slowest) and value.timingMSec > 0
     value.tacticHash, value.timingMSec = tactic_hash(slowest), 0.001
     assert cache.update(key, value) and cache.query(key) == value
-    second = builder.build_engine(product(builder), config)._engine.report().json()["tactics"]
-    assert first and second
+    assert configured(builder.build_engine(product(builder), config)) == slowest
     assert not cache.update(trt.TimingCacheKey.parse("0xabc"), value) and "no entry" in logger.errors()
     value.tacticHash = 5
     assert not cache.update(key, value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from dovetail.builder.select import Chooser
-from dovetail.codegen.tactic import Group, Tactic
+from dovetail.builder.select import Chooser, Decision
+from dovetail.codegen.tactic import Config, Group, Tactic
+from dovetail.codegen.target import Target
 from dovetail.core.dims import evaluate, symbols
 from dovetail.core.errors import BuildError
 from dovetail.ir.graph import Value
@@ -25,22 +26,26 @@ from dovetail.tensorrt.hooks import call
 from dovetail.tensorrt.logger import Reporter
 
 
-def asking(selector: IAlgorithmSelector, reporter: Reporter) -> Any:
+def asking(selector: IAlgorithmSelector, reporter: Reporter) -> Callable[[Chooser], Chooser]:
     """What `dovetail.build` puts around its choice (`selector`)."""
 
     def around(choose: Chooser) -> Chooser:
-        def decide(groups: Sequence[tuple[Group, list[Tactic]]], target: Any, sizes: Mapping[str, int]) -> Sequence[Any]:
+        def decide(groups: Sequence[tuple[Group, list[Tactic]]], target: Target, sizes: Mapping[str, int]) -> Sequence[Decision]:
             contexts = [_context(group, sizes) for group, _ in groups]
             left = []
             for (group, able), context in zip(groups, contexts, strict=True):
-                choices = [_algorithm(group, tactic, sizes) for tactic in able]
-                asked = call(reporter, "select_algorithms", selector.select_algorithms, context, choices, default=list(range(len(able))))
-                kept = [able[i] for i in asked if isinstance(i, int) and 0 <= i < len(able)]
+                ways = [(tactic, config) for tactic in able for config in tactic.configs(group, target)]
+                choices = [_algorithm(group, tactic, config, sizes) for tactic, config in ways]
+                asked = call(reporter, "select_algorithms", selector.select_algorithms, context, choices, default=list(range(len(ways))))
+                kept = {i for i in asked if isinstance(i, int) and 0 <= i < len(ways)}
                 if not kept:
-                    raise BuildError(f"algorithm selector: got no algorithm for {context.name!r}, expected some of {len(able)}")
-                left.append((group, kept))
+                    raise BuildError(f"algorithm selector: got no algorithm for {context.name!r}, expected some of {len(ways)}")
+                left.append((group, _only(able, [way for i, way in enumerate(ways) if i in kept])))
             decisions = choose(left, target, sizes)
-            taken = [_algorithm(g, d[0], sizes, min(dict(d[2]).values(), default=0.0)) for (g, _), d in zip(left, decisions, strict=True)]
+            taken = [
+                _algorithm(group, tactic, config, sizes, min(dict(times).values(), default=0.0))
+                for (group, _), (tactic, config, times) in zip(left, decisions, strict=True)
+            ]
             call(reporter, "report_algorithms", selector.report_algorithms, contexts, taken, default=None)
             return decisions
 
@@ -49,15 +54,27 @@ def asking(selector: IAlgorithmSelector, reporter: Reporter) -> Any:
     return around
 
 
+def _only(able: Sequence[Tactic], ways: Sequence[tuple[Tactic, Config]]) -> list[Tactic]:
+    """The tactics of some ways, each with the configurations that these have."""
+    made = []
+    for tactic in able:
+        configs = tuple(config for other, config in ways if other is tactic)
+        if configs:
+            limited = copy.copy(tactic)
+            limited.configs = lambda group, target, configs=configs: configs  # type: ignore[method-assign,misc]
+            made.append(limited)
+    return made
+
+
 def _context(group: Group, sizes: Mapping[str, int]) -> IAlgorithmContext:
     names = dict.fromkeys(name for node in group.body.nodes for name in node.origin)
     shapes = [[Dims(_shape(v, sizes))] * 3 for v in (*group.inputs, *group.outputs)]
     return IAlgorithmContext(" + ".join(names) or group.node.where, shapes, len(group.inputs))
 
 
-def _algorithm(group: Group, tactic: Tactic, sizes: Mapping[str, int], time_us: float = 0.0) -> IAlgorithm:
-    """A tactic as an algorithm: numbers of its name and of the group's kind, which stay the same from build to build."""
-    variant = IAlgorithmVariant(zlib.crc32(group.kind.encode()), zlib.crc32(tactic.name.encode()))
+def _algorithm(group: Group, tactic: Tactic, config: Config, sizes: Mapping[str, int], time_us: float = 0.0) -> IAlgorithm:
+    """A tactic and its configuration as an algorithm: numbers of their names, which stay the same from build to build."""
+    variant = IAlgorithmVariant(zlib.crc32(tactic.name.encode()), zlib.crc32(f"{tactic.name} {config}".encode()))
     infos = [IAlgorithmIOInfo(_data_type(v), Dims(_strides(_shape(v, sizes)))) for v in (*group.inputs, *group.outputs)]
     return IAlgorithm(variant, infos, time_us / 1000, 0)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dovetail.core.env import env
 from dovetail.core.errors import Error
@@ -33,6 +34,7 @@ from dovetail.tensorrt.progress import Cancelled, Phases
 if TYPE_CHECKING:
     from dovetail.tensorrt.engine import ICudaEngine
 
+R = TypeVar("R")
 _ALL_NETWORK_FLAGS = sum(1 << int(flag) for flag in NetworkDefinitionCreationFlag.__members__.values())
 # The first version whose networks have no implicit batch.
 _EXPLICIT_ONLY = 10
@@ -155,10 +157,10 @@ class Builder(Deprecated):
 
     def is_network_supported(self, network: INetworkDefinition, config: IBuilderConfig) -> bool:
         """Whether a network could be built with a config; what stands against it is in the log."""
-        _given(network, config, "is_network_supported")
-        refused = configs.refusals(config)
+        expect(INetworkDefinition, network, "Builder.is_network_supported: network")
+        refused = configs.refusals(expect(IBuilderConfig, config, "Builder.is_network_supported: config"))
         try:
-            network._model()
+            network._model().module()
         except Error as error:
             refused.append(str(error))
         for reason in refused:
@@ -242,13 +244,21 @@ class Builder(Deprecated):
         return 0
 
     # ------------------------------------------------------------------ inside
-    def _build(self, network: INetworkDefinition, config: IBuilderConfig, where: str, phases: Phases) -> Made | None:
+    def _build(self, network: INetworkDefinition, config: IBuilderConfig, where: str, give: Callable[[Made], R]) -> R | None:
+        """What is made of an engine; None, with the reason in the log, where the build fails or is cancelled."""
+        expect(INetworkDefinition, network, f"Builder.{where}: network")
+        expect(IBuilderConfig, config, f"Builder.{where}: config")
+        phases = Phases(config.progress_monitor, self._reporter)
         try:
-            if config.get_flag(BuilderFlag.INT8) and config.int8_calibrator is not None:
-                calibrate(network, config, self._reporter, self._max_batch_size)
-            return compile_network(
-                network, config, self._reporter, phases, max_batch_size=self._max_batch_size, threads=self._threads
-            )  # fmt: skip
+            with phases.building():
+                if config.get_flag(BuilderFlag.INT8) and config.int8_calibrator is not None:
+                    calibrate(network, config, self._reporter, self._max_batch_size)
+                made = compile_network(
+                    network, config, self._reporter, phases, max_batch_size=self._max_batch_size, threads=self._threads
+                )  # fmt: skip
+                given = give(made)
+                phases.step()
+                return given
         except Error as error:
             self._reporter.error(f"IBuilder::{where}: {error}", ErrorCodeTRT.INVALID_STATE)
         except Cancelled:
@@ -258,31 +268,15 @@ class Builder(Deprecated):
     def _engine(self, network: INetworkDefinition, config: IBuilderConfig, where: str) -> ICudaEngine | None:
         from dovetail.tensorrt.engine import ICudaEngine
 
-        _given(network, config, where)
-        phases = Phases(config.progress_monitor, self._reporter)
-        with phases.building():
-            made = self._build(network, config, where, phases)
-        return None if made is None else ICudaEngine(made.engine, made.record, self._reporter.logger)
+        return self._build(network, config, where, lambda made: ICudaEngine(made.engine, made.record, self._reporter.logger))
 
     def _serialized(self, network: INetworkDefinition, config: IBuilderConfig, where: str) -> IHostMemory | None:
-        _given(network, config, where)
-        phases = Phases(config.progress_monitor, self._reporter)
-        with phases.building():
-            made = self._build(network, config, where, phases)
-            if made is None:
-                return None
-            with tempfile.TemporaryDirectory(prefix="dovetail-engine-") as folder:
-                path = Path(folder) / "engine.plan"
-                made.engine.save(path, strip_weights=made.record.stripped)
-                data = IHostMemory(path.read_bytes())
-            try:
-                phases.step()
-            except Cancelled:
-                self._reporter.warning(f"IBuilder::{where}: the progress monitor has cancelled the build.")
-                return None
-            return data
+        return self._build(network, config, where, _serialize)
 
 
-def _given(network: INetworkDefinition, config: IBuilderConfig, where: str) -> None:
-    expect(INetworkDefinition, network, f"Builder.{where}: network")
-    expect(IBuilderConfig, config, f"Builder.{where}: config")
+def _serialize(made: Made) -> IHostMemory:
+    """The bytes of an engine's file."""
+    with tempfile.TemporaryDirectory(prefix="dovetail-engine-") as folder:
+        path = Path(folder) / "engine.plan"
+        made.engine.save(path, strip_weights=made.record.stripped)
+        return IHostMemory(path.read_bytes())
