@@ -33,6 +33,7 @@ VERBS = {
     "doctor": "show what this machine offers, and how to get what is missing",
     "cache": "show or prune the caches of compiled kernels and timings",
     "trust": "manage the keys whose compiled kernels may be loaded",
+    "trtexec": "build, run and time an engine with the flags of TensorRT's tool of that name",
 }
 """Verb and one-line summary; `dovetail.cli.VERB` has `add_arguments(parser)` and `run(args) -> int`."""
 

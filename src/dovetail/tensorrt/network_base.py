@@ -347,7 +347,20 @@ class NetworkBase(Deprecated):
         shape: list[Dim | str | None] = [names.get(axis) if d == -1 else d for axis, d in enumerate(tensor._declared)]
         if self._implicit_batch:
             shape = ["batch", *shape]
-        return net.input(name, to_dtype(tensor._data_type), tuple(shape))
+        value = net.input(name, to_dtype(tensor._data_type), tuple(shape))
+        # What is not strongly typed computes as before when an input's type changes: the client chooses what lies in memory.
+        asked, read_as = value.dtype, None if tensor._read_as is None else to_dtype(tensor._read_as)
+        if read_as is None or read_as == asked or not (read_as.is_float and asked.is_float) or self._strongly_typed():
+            return value
+        cast: Value = net.op("Cast", value, to=read_as)
+        return cast
+
+    def _strongly_typed(self) -> bool:
+        return self.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    def _is_read(self, tensor: ITensor) -> bool:
+        """Whether a layer reads a tensor."""
+        return any(t is tensor for record in self._layers for t in record.inputs)
 
     def _changed(self, record: LayerRecord) -> None:
         """A layer is no longer what it was."""

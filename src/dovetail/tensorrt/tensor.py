@@ -24,6 +24,7 @@ class ITensor:
         self._network, self._name, self._producer, self._index = network, name, producer, index
         self._declared: tuple[int, ...] | None = None
         self._data_type: DataType | None = None
+        self._read_as: DataType | None = None  # the type of an input when layers began to read it
         self._location = TensorLocation.DEVICE
         self._formats: int | None = None
         self._range: tuple[float, float] | None = None
@@ -60,9 +61,12 @@ class ITensor:
 
     @dtype.setter
     def dtype(self, value: DataType) -> None:
-        self._data_type = expect(DataType, value, "ITensor.dtype")
+        kind = expect(DataType, value, "ITensor.dtype")
         if self._producer is None:
+            if self._read_as is None and self._network._is_read(self):
+                self._read_as = self._data_type
             self._network._reset()
+        self._data_type = kind
 
     @property
     def broadcast_across_batch(self) -> bool:
