@@ -147,7 +147,7 @@ def test_profiles_decide_what_shapes_are_allowed():
 
 
 @exercises("IExecutionContext.set_output_allocator", "IExecutionContext.get_output_allocator")
-@exercises("IOutputAllocator.reallocate_output", "IOutputAllocator.notify_shape")
+@exercises("IOutputAllocator.reallocate_output", "IOutputAllocator.notify_shape", "IOutputAllocator")
 def test_output_allocators_serve_every_output_of_every_run():
     log = Log()
     context = opened(engines.positions(), log).create_execution_context()
@@ -307,7 +307,7 @@ class Times(trt.IProfiler):
 
 
 @exercises("IExecutionContext.profiler", "IExecutionContext.enqueue_emits_profile", "IExecutionContext.report_to_profiler")
-@exercises("IProfiler.report_layer_time")
+@exercises("IProfiler", "IProfiler.report_layer_time")
 def test_profilers_are_told_every_layer():
     log = Log()
     context, x, outputs = image(log=log)
@@ -357,7 +357,8 @@ class Listener(trt.IDebugListener):
 
 
 @exercises("IExecutionContext.set_debug_listener", "IExecutionContext.get_debug_listener", "IExecutionContext.set_tensor_debug_state")
-@exercises("IExecutionContext.get_debug_state", "IExecutionContext.set_all_tensors_debug_state", "IDebugListener.process_debug_tensor")
+@exercises("IExecutionContext.get_debug_state", "IExecutionContext.set_all_tensors_debug_state")
+@exercises("IDebugListener", "IDebugListener.process_debug_tensor")
 def test_listeners_are_shown_debug_tensors():
     log = Log()
     context, x, outputs = image(log=log)
@@ -489,6 +490,78 @@ def test_contexts_have_their_memory_of_the_clients_allocator():
         with pytest.raises(TypeError):
             setattr(owner, name, log)
         setattr(owner, name, None)
+
+
+class Pool(trt.IGpuAsyncAllocator):
+    """Allocates in streams, and grows in place."""
+
+    def __init__(self, grow):
+        trt.IGpuAsyncAllocator.__init__(self)
+        self.heap, self.grow, self.calls = Heap(), grow, []
+
+    def allocate_async(self, size, alignment, flags, stream):
+        self.calls.append(("allocate", flags, stream))
+        return self.heap.allocate(2 * size if self.grow else size, alignment, flags)
+
+    def deallocate_async(self, memory, stream):
+        self.calls.append(("deallocate", stream))
+        return self.heap.deallocate(memory)
+
+    def reallocate(self, address, alignment, new_size):
+        self.calls.append(("reallocate", new_size))
+        return address if self.grow else 0
+
+
+@exercises("IGpuAllocator", "IGpuAsyncAllocator", "IGpuAsyncAllocator.allocate", "IGpuAsyncAllocator.deallocate")
+@exercises("IGpuAsyncAllocator.allocate_async", "IGpuAsyncAllocator.deallocate_async", "AllocatorFlag.RESIZABLE")
+@pytest.mark.parametrize("grow", [False, True])
+def test_allocators_of_streams(grow):
+    pool = Pool(grow)
+    assert isinstance(pool, trt.IGpuAllocator)
+    engine = opened(engines.image(), gpu_allocator=pool)
+    static = engine.create_execution_context()
+    resizable = 1 << int(trt.AllocatorFlag.RESIZABLE)
+    assert pool.calls == [("allocate", resizable, 0)]
+    del static
+    gc.collect()
+    assert pool.calls[1:] == [("deallocate", 0)]
+    pool.calls.clear()
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+    for n in (1, 2, 1):
+        x, y, raw = normal(n, 3, 6, 5), *(np.zeros((n, 4, 6, 5), np.float32) for _ in range(2))
+        context.set_input_shape("x", x.shape)
+        for name, array in (("x", x), ("y", y), ("raw", raw)):
+            context.set_tensor_address(name, at(array))
+        assert context.execute_async_v3(6)
+        same({"y": y, "raw": raw}, reference(engines.image(), x=x))
+    kinds = [call[0] for call in pool.calls]
+    assert kinds == (["allocate", "reallocate"] if grow else ["allocate", "reallocate", "deallocate", "allocate"])
+    assert ("allocate", resizable, 6) in pool.calls and len(pool.heap.live) == 1
+
+
+@exercises("IGpuAllocator.allocate_async", "IGpuAllocator.deallocate_async", "IGpuAllocator.reallocate", "IGpuAllocator.free")
+def test_allocators_of_the_oldest_kind():
+    class Old(trt.IGpuAllocator):
+        def __init__(self):
+            trt.IGpuAllocator.__init__(self)
+            self.heap, self.freed = Heap(), 0
+
+        def allocate(self, size, alignment, flags):
+            return self.heap.allocate(size, alignment, flags)
+
+        def free(self, memory):
+            self.freed += 1
+            self.heap.deallocate(memory)
+
+    old = Old()
+    assert old.reallocate(1, 2, 3) == 0 and callable(old.allocate_async) and callable(old.deallocate_async)
+    context = opened(engines.image(), gpu_allocator=old).create_execution_context(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+    for n in (1, 2):
+        x, y, raw = normal(n, 3, 6, 5), *(np.zeros((n, 4, 6, 5), np.float32) for _ in range(2))
+        context.set_input_shape("x", x.shape)
+        assert context.execute_async_v2([at(x), at(y), at(raw)], 0)
+        same({"y": y}, reference(engines.image(), x=x))
+    assert old.freed == 1 and len(old.heap.live) == 1
 
 
 @exercises("IExecutionContext.debug_sync", "IExecutionContext.nvtx_verbosity", "IExecutionContext.persistent_cache_limit")

@@ -58,7 +58,8 @@ class ReaderV2(trt.IStreamReaderV2):
         return self.file.seek(offset, int(where)) >= 0
 
 
-@exercises("Runtime", "Runtime.deserialize_cuda_engine", "Runtime.logger", "IStreamReader.read", "IStreamReaderV2.read", "ICudaEngine")
+@exercises("Runtime", "Runtime.deserialize_cuda_engine", "Runtime.logger", "ICudaEngine")
+@exercises("IStreamReader", "IStreamReader.read", "IStreamReaderV2", "IStreamReaderV2.read")
 def test_engines_come_from_buffers_and_readers():
     log = Log()
     runtime = trt.Runtime(log)
@@ -130,6 +131,7 @@ def test_host_code_is_trusted_on_request_only():
 
 
 @exercises("Runtime.max_threads", "Runtime.temporary_directory", "Runtime.tempfile_control_flags", "Runtime.__enter__", "Runtime.__exit__")
+@exercises("TempfileControlFlag.ALLOW_IN_MEMORY_FILES", "TempfileControlFlag.ALLOW_TEMPORARY_FILES")
 @exercises("ICudaEngine.__enter__", "ICudaEngine.__exit__")
 def test_settings_of_a_runtime():
     log = Log()
@@ -145,7 +147,7 @@ def test_settings_of_a_runtime():
         runtime.temporary_directory = "/somewhere"
         assert runtime.temporary_directory == "/somewhere"
         flag = 1 << int(trt.TempfileControlFlag.ALLOW_IN_MEMORY_FILES)
-        assert runtime.tempfile_control_flags & flag
+        assert runtime.tempfile_control_flags == flag | 1 << int(trt.TempfileControlFlag.ALLOW_TEMPORARY_FILES)
         runtime.tempfile_control_flags = flag
         assert runtime.tempfile_control_flags == flag
         for name, value in (("temporary_directory", 3), ("tempfile_control_flags", "x"), ("max_threads", 1.5), ("gpu_allocator", log)):
@@ -183,14 +185,14 @@ def test_what_an_engine_says_of_itself():
 
 @exercises("ICudaEngine.num_io_tensors", "ICudaEngine.get_tensor_name", "ICudaEngine.get_tensor_mode", "ICudaEngine.get_tensor_shape")
 @exercises("ICudaEngine.get_tensor_dtype", "ICudaEngine.get_tensor_location", "ICudaEngine.is_shape_inference_io")
-@exercises("TensorIOMode", "TensorLocation")
+@exercises("TensorIOMode", "TensorLocation", "TensorIOMode.NONE", "TensorIOMode.INPUT", "TensorIOMode.OUTPUT")
 def test_tensors_of_an_engine():
     log = Log()
     engine = opened(engines.expanded(), log)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     assert names == ["shape", "x", "y"]
-    mode = trt.TensorIOMode
-    assert [engine.get_tensor_mode(n) for n in (*names, "z")] == [mode.INPUT, mode.INPUT, mode.OUTPUT, mode.NONE]
+    given, made, neither = trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT, trt.TensorIOMode.NONE
+    assert [engine.get_tensor_mode(n) for n in (*names, "z")] == [given, given, made, neither]
     assert [engine.get_tensor_shape(n) for n in names] == [(2,), (1, 1), (-1, -1)]
     assert [engine.get_tensor_dtype(n) for n in names] == [trt.int32, trt.float32, trt.float32]
     assert [engine.get_tensor_location(n) for n in names] == [trt.TensorLocation.HOST, *[trt.TensorLocation.DEVICE] * 2]
@@ -272,6 +274,7 @@ def test_memory_grows_with_the_largest_shapes_of_a_profile():
 @exercises("ICudaEngine.streamable_weights_size", "ICudaEngine.weight_streaming_budget_v2", "ICudaEngine.weight_streaming_budget")
 @exercises("ICudaEngine.minimum_weight_streaming_budget", "ICudaEngine.weight_streaming_scratch_memory_size")
 @exercises("ICudaEngine.get_weight_streaming_automatic_budget", "ICudaEngine.get_engine_stat", "EngineStat")
+@exercises("EngineStat.TOTAL_WEIGHTS_SIZE", "EngineStat.STRIPPED_WEIGHTS_SIZE")
 def test_all_weights_are_on_the_device():
     log = Log()
     engine = opened(engines.bare(), log)

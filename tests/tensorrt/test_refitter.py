@@ -5,6 +5,7 @@ import pytest
 
 import dovetail
 import dovetail.tensorrt as trt
+from dovetail.tensorrt.record import Record
 from tests.tensorrt import engines
 from tests.tensorrt.coverage import exercises
 from tests.tensorrt.engines import Errors, Log, at, normal, opened
@@ -161,6 +162,23 @@ def test_engines_that_were_not_built_to_be_refitted():
     with pytest.raises(TypeError, match="refitted"):
         trt.Refitter(opened(engines.batched()), log)
     assert "REFIT" in log.errors()[0]
+
+
+@pytest.mark.parametrize("role", [pytest.param(r, marks=exercises(f"WeightsRole.{r}")) for r in ("SHIFT", "SCALE", "CONSTANT", "ANY")])
+def test_every_role_finds_its_weights(role):
+    plain = dovetail.load(engines.bare())
+    kept = "CONSTANT" if role == "ANY" else role
+    Record(inputs=("x",), outputs=("y",), refittable=True, roles=(("layer", kept, "w"),), profiles=Record.of(plain).profiles).attach(plain)
+    log = Log()
+    engine = opened(plain.to_bytes(), log)
+    refitter = trt.Refitter(engine, log)
+    w, x, y = normal(5, 3, seed=3), normal(2, 5), np.zeros((2, 3), np.float32)
+    assert refitter.set_weights("layer", getattr(trt.WeightsRole, role), w) and refitter.refit_cuda_engine()
+    assert not refitter.set_weights("layer", KERNEL, w)
+    context = engine.create_execution_context()
+    context.set_input_shape("x", x.shape)
+    assert context.execute_v2([at(x), at(y)])
+    np.testing.assert_allclose(y, np.maximum(x @ w, 0), rtol=1e-5, atol=1e-6)
 
 
 def test_engines_that_know_nothing_of_tensorrt():

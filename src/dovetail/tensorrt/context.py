@@ -249,7 +249,7 @@ class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
             shapes = self._input_shapes(batch) if shapes is None else shapes
             if captured(stream, partial(self._enqueue, where, dict(addresses), None, None, shapes)):
                 return True
-            self._provide(shapes)
+            self._provide(shapes, stream)
             results = self._repeated(shapes, addresses, stream)
             if results is None:
                 inputs = {n: self._input(n, shapes[n], addresses.get(n, 0)) for n in self._engine._record.inputs}

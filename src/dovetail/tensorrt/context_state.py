@@ -10,6 +10,7 @@ import numpy as np
 
 from dovetail.core.errors import BindingError, Error, ExecutionError
 from dovetail.runtime import AbsentEngine
+from dovetail.tensorrt.block import Block
 from dovetail.tensorrt.engine import ICudaEngine
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import (
@@ -23,11 +24,10 @@ from dovetail.tensorrt.hooks import (
     IGpuAllocator,
     IOutputAllocator,
     IProfiler,
-    call,
 )
 from dovetail.tensorrt.launcher import Launcher
 from dovetail.tensorrt.logger import Reporter
-from dovetail.tensorrt.memory import ALIGNMENT, integer
+from dovetail.tensorrt.memory import integer
 from dovetail.tensorrt.runtime_config import IRuntimeConfig
 
 
@@ -53,8 +53,7 @@ class ContextState:
         self._allocators: dict[str, IOutputAllocator] = {}
         self._temporary: IGpuAllocator | None = None
         self._memory: tuple[int, int] | None = None
-        self._block: weakref.finalize[..., Any] | None = None
-        self._block_size = 0
+        self._block: Block | None = None
         self._profiler: IProfiler | None = None
         self._emits_profile = True
         self._times: dict[str, float] | None = None
@@ -183,25 +182,24 @@ class ContextState:
         except Error as error:
             self._error("set_device_memory", error, ErrorCodeTRT.FAILED_EXECUTION)
 
-    def _reserve(self, size: int) -> None:
-        """Have so many bytes of the client's allocator for the values between layers.
+    def _reserve(self, size: int, stream: int | None = None) -> None:
+        """Have so many bytes of the client's allocator for the values between layers, in the order of a stream if there is one.
 
         Raises:
             ExecutionError: it gave none.
         """
         source = self._source()
-        if source is None or size <= self._block_size:
+        if source is None:
             return
-        address = call(self._reporter, "IGpuAllocator.allocate", source.allocate, size, ALIGNMENT, 0, default=0)
-        if not isinstance(address, int) or not address:
-            raise ExecutionError(f"context: got no memory from the allocator, expected {size} bytes")
-        old, self._block_size = self._block, size
-        self._use_memory(address, size)
-        self._block = weakref.finalize(self, call, self._reporter, "IGpuAllocator.deallocate", source.deallocate, address, default=False)
-        if old is not None:
-            old()
+        if self._block is None or self._block.source is not source:
+            if self._block is not None:
+                self._block.release()
+            self._block = Block(self._reporter, source)
+            weakref.finalize(self, self._block.release)
+        if self._block.grow(size, stream):
+            self._use_memory(self._block.address, self._block.size, self._block)
 
-    def _provide(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _provide(self, shapes: Mapping[str, tuple[int, ...]], stream: int | None) -> None:
         """See that the values between layers have the memory that the client wanted for them.
 
         Raises:
@@ -212,7 +210,7 @@ class ContextState:
             return
         needed = self._launcher.runtime.memory_bytes(shapes)
         if self._memory is None and own:
-            self._reserve(needed)
+            self._reserve(needed, stream)
             return
         granted = 0 if self._memory is None else self._memory[1]
         if granted < needed:

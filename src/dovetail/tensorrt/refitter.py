@@ -133,6 +133,9 @@ class Refitter:
         key = expect(str, layer_name, "Refitter.set_weights: layer_name"), expect(WeightsRole, role, "Refitter.set_weights: role")
         given = as_weights(weights, "Refitter.set_weights: weights")
         name = self._roles.get(key)
+        if name is None and role is WeightsRole.ANY:
+            held = [weight for (layer, _), weight in self._roles.items() if layer == layer_name]
+            name = held[0] if len(held) == 1 else None
         if name is None:
             roles = [r.name for layer, r in self._roles if layer == layer_name]
             has = f"one of {', '.join(roles)}" if roles else "the name of a layer with weights (get_all)"
