@@ -111,5 +111,6 @@ def model_of(nodes, inputs, outputs, weights=(), opset: int = 17, functions=()) 
         nodes, "graph", [helper.make_tensor_value_info(n, FLOAT, s) for n, s in inputs.items()],
         [helper.make_tensor_value_info(n, FLOAT, s) for n, s in outputs.items()], list(weights),
     )  # fmt: skip
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in sorted({f.domain for f in functions} | {n.domain for n in nodes} - {""}))]
+    domains = sorted({f.domain for f in functions} | {n.domain for n in nodes} - {""})
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=list(functions))

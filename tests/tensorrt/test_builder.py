@@ -162,7 +162,10 @@ class Monitor(trt.IProgressMonitor):
         assert self.left is not None or len(done) == count
 
 
-@exercises("IBuilderConfig.progress_monitor", "IProgressMonitor.phase_start", "IProgressMonitor.step_complete", "IProgressMonitor.phase_finish")
+@exercises(
+    "IBuilderConfig.progress_monitor", "IProgressMonitor.phase_start", "IProgressMonitor.step_complete",
+    "IProgressMonitor.phase_finish",
+)  # fmt: skip
 def test_a_monitor_is_told_of_all_phases_and_steps(builder, logger):
     _interface = (trt.IProgressMonitor.phase_start, trt.IProgressMonitor.step_complete, trt.IProgressMonitor.phase_finish)
     network, weights = small(builder)

@@ -89,7 +89,10 @@ def test_flags_that_change_how_an_engine_is_made():
         assert made(change)[0]._engine.info["requested"]["strict_fp32"] is True
 
 
-@exercises("BuilderFlag.REFIT", "BuilderFlag.REFIT_IDENTICAL", "BuilderFlag.REFIT_INDIVIDUAL", "BuilderFlag.STRIP_PLAN", "BuilderFlag.WEIGHTLESS")
+@exercises(
+    "BuilderFlag.REFIT", "BuilderFlag.REFIT_IDENTICAL", "BuilderFlag.REFIT_INDIVIDUAL", "BuilderFlag.STRIP_PLAN",
+    "BuilderFlag.WEIGHTLESS",
+)  # fmt: skip
 def test_flags_that_let_an_engine_be_refitted():
     flag = trt.BuilderFlag
     assert not made()[0].refittable
@@ -230,7 +233,9 @@ def test_verbosity_decides_what_an_engine_tells(request, verbosity, told):
 
 
 @exercises("IBuilderConfig.hardware_compatibility_level")
-@pytest.mark.parametrize(("level", "value"), cases("HardwareCompatibilityLevel", NONE=None, AMPERE_PLUS="cpu:avx2", SAME_COMPUTE_CAPABILITY=None))
+@pytest.mark.parametrize(
+    ("level", "value"), cases("HardwareCompatibilityLevel", NONE=None, AMPERE_PLUS="cpu:avx2", SAME_COMPUTE_CAPABILITY=None)
+)
 def test_compatibility_decides_the_instructions(level, value):
     from dovetail.codegen.target import Target
 
@@ -356,7 +361,8 @@ class Selector(trt.IAlgorithmSelector):
 
 
 @exercises(
-    "IBuilderConfig.algorithm_selector", "IAlgorithmSelector", "IAlgorithmSelector.select_algorithms", "IAlgorithmSelector.report_algorithms",
+    "IBuilderConfig.algorithm_selector", "IAlgorithmSelector", "IAlgorithmSelector.select_algorithms",
+    "IAlgorithmSelector.report_algorithms",
     "IAlgorithm", "IAlgorithm.algorithm_variant", "IAlgorithm.get_algorithm_io_info", "IAlgorithm.timing_msec", "IAlgorithm.workspace_size",
     "IAlgorithmContext.name", "IAlgorithmContext.num_inputs", "IAlgorithmContext.num_outputs", "IAlgorithmContext.get_shape",
     "IAlgorithmIOInfo.dtype", "IAlgorithmIOInfo.strides", "IAlgorithmVariant.implementation", "IAlgorithmVariant.tactic",
