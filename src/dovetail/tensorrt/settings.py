@@ -62,10 +62,9 @@ def integer(value: Any, where: str) -> int:
 
 def number(value: Any, where: str) -> float:
     """A float, or what Python takes for one."""
-    try:
+    if hasattr(value, "__float__") or hasattr(value, "__index__"):
         return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{where}: got {value!r}, expected a number") from None
+    raise TypeError(f"{where}: got {value!r}, expected a number")
 
 
 def boolean(value: Any, where: str) -> bool:

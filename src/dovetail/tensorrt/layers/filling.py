@@ -17,7 +17,7 @@ from dovetail.tensorrt.enums import DataType, FillOperation, LayerType
 from dovetail.tensorrt.layer import ILayer
 from dovetail.tensorrt.network_base import NetworkBase
 from dovetail.tensorrt.scope import Scope
-from dovetail.tensorrt.settings import Setting, dims_setting, extents, of
+from dovetail.tensorrt.settings import Setting, dims_setting, extents, number, of
 
 _DEFAULTS: dict[FillOperation, tuple[float, float]] = {
     FillOperation.LINSPACE: (0.0, 1.0),
@@ -30,10 +30,7 @@ def _parameter(value: Any, where: str) -> float | int:
     """A number; whole ones stay exact."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{where}: got {value!r}, expected a number") from None
+    return number(value, where)
 
 
 class IFillLayer(ILayer):

@@ -106,6 +106,13 @@ class ILoopBoundaryLayer(ILayer):
         loop: ILoop = self._record.values["construct"]
         return loop
 
+    def _needs(self) -> list[ITensor]:
+        # The loop sees to them.
+        return []
+
+    def _needs_for_shapes(self) -> list[ITensor]:
+        return [t for t in self._record.inputs if t is not None]
+
     def _lower(self, net: Scope, inputs: list[Value | None]) -> Sequence[Value]:
         raise ModelError(f"{self.name}: got a use outside of {self.loop.name}, expected uses inside; add a loop output")
 
@@ -175,9 +182,6 @@ class ILoopOutputLayer(ILoopBoundaryLayer):
 
     def _needs(self) -> list[ITensor]:
         return self.loop._outer()
-
-    def _needs_for_shapes(self) -> list[ITensor]:
-        return [t for t in self._record.inputs if t is not None]
 
     def _lower_shapes(self, net: ShapeScope, inputs: list[Value | None]) -> Sequence[Value]:
         x, length = (*inputs, None)[:2]

@@ -66,8 +66,13 @@ class IShuffleLayer(ILayer):
         kept = self._record.values
         x = _transposed(self, net, x, kept.get("first_transpose"))
         wanted: tuple[Dim, ...] | None = kept.get("reshape_dims")
-        if len(inputs) > 1 and inputs[1] is not None:
-            wanted = net.dims(inputs[1])
+        given = inputs[1] if len(inputs) > 1 else None
+        if given is not None and not net.shift:
+            # Only a run may know where the -1 is.
+            x = net.op("Reshape", x, net.cast(given, I64), allowzero=int(not self.zero_is_placeholder))
+            wanted = None
+        elif given is not None:
+            wanted = net.dims(given)
         if wanted is not None:
             x = net.reshape(x, _resolved(self, net, x, wanted))
         return [_transposed(self, net, x, kept.get("second_transpose"))]

@@ -48,7 +48,7 @@ class ISliceLayer(ILayer):
             raise ModelError(f"{self.name}: got start, shape and stride {given}, expected as many numbers as axes: {len(places)}")
         spans = [_Span(a + net.shift, *(g[i] for g in given)) for i, a in enumerate(places)]
         if self.mode is SampleMode.STRICT_BOUNDS:
-            return [_sliced(net, x, [s for s in spans if not s.is_whole(x.shape[s.axis])])]
+            return [_taken(net, x, spans)]
         if self.mode is SampleMode.FILL:
             return [_filled(net, x, spans, fill)]
         for span in spans:
@@ -77,6 +77,9 @@ class _Span:
         start, size, stride, extent_value = (net.extents([d]) for d in (self.start, self.size, self.stride, extent))
         steps = net.op("Range", np.int64(0), net.op("Squeeze", size, [0]), np.int64(1))
         index = net.op("Add", net.op("Mul", steps, stride), start)
+        if mode is SampleMode.STRICT_BOUNDS:
+            plain: Value = index
+            return plain
         if mode is SampleMode.CLAMP:
             zero, one = np.int64(0), np.int64(1)
             clamped: Value = net.op("Max", net.op("Min", index, net.op("Sub", extent_value, one)), zero)
@@ -110,6 +113,17 @@ def _sliced(net: Scope, x: Value, spans: list[_Span]) -> Value:
     return made
 
 
+def _taken(net: Scope, x: Value, spans: list[_Span]) -> Value:
+    """What lies inside."""
+    partial = [s for s in spans if not s.is_whole(x.shape[s.axis])]
+    # Backward from a place that only a run knows, the end may be before the first element, which Slice cannot say.
+    gathered = [s for s in partial if isinstance(s.stride, int) and s.stride < 0 and not isinstance(s.start + s.size * s.stride, int)]
+    x = _sliced(net, x, [s for s in partial if s not in gathered])
+    for span in gathered:
+        x = net.op("Gather", x, span.indices(net, x.shape[span.axis], SampleMode.STRICT_BOUNDS), axis=span.axis)
+    return x
+
+
 def _filled(net: Scope, x: Value, spans: list[_Span], fill: Value | None) -> Value:
     """Pads what lies outside, then slices."""
     before: list[Dim] = [0] * len(x.shape)
@@ -123,7 +137,7 @@ def _filled(net: Scope, x: Value, spans: list[_Span], fill: Value | None) -> Val
         after[span.axis] = maximum(0, high + 1 - extent)
         inside.append(_Span(span.axis, span.start + lead, span.size, span.stride))
     padded = net.op("Pad", x, net.extents([*before, *after]), None if fill is None else net.cast(net.reshape(fill, ()), x.dtype))
-    return _sliced(net, padded, [s for s in inside if not s.is_whole(padded.shape[s.axis])])
+    return _taken(net, padded, inside)
 
 
 def _ends(span: _Span) -> tuple[Dim, Dim]:
