@@ -183,7 +183,9 @@ def _check_alias(adapter: Adapter, output: int, i: int, ins: Descs, outs: Descs)
         raise ModelError(f"plugin {adapter.key[0]}: get_aliased_input: got input {i} for output {output}, expected one of {len(ins)}")
     a, b = ins[i].desc, outs[output].desc
     if a.type is not b.type or a.format is not b.format or ins[i].max != outs[output].max:
-        raise ModelError(f"plugin {adapter.key[0]}: got output {output} as {b}, expected that of input {i}, whose memory it shares: {a}")
+        raise ModelError(
+            f"plugin {adapter.key[0]}: get_aliased_input: got output {output} as {b}, expected that of input {i}, whose memory it shares: {a}"
+        )
 
 
 class _Ranges:
