@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from dovetail.core.dtypes import DType
 from dovetail.core.errors import BindingError, Error, ExecutionError
 from dovetail.runtime.shapes import Partial
+from dovetail.tensorrt import standins
 from dovetail.tensorrt.bindings import ContextBindings
 from dovetail.tensorrt.context_manager import Deprecated
 from dovetail.tensorrt.context_watching import WatchedContext
@@ -20,6 +22,9 @@ from dovetail.tensorrt.enums import ErrorCodeTRT
 from dovetail.tensorrt.hooks import IOutputAllocator, call, told
 from dovetail.tensorrt.launcher import Results
 from dovetail.tensorrt.memory import ALIGNMENT, array_at, captured, integer
+
+_VIEWS = 64
+"""Arrays over clients' addresses that a context keeps."""
 
 
 class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
@@ -143,14 +148,14 @@ class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
         shape = None if binding is None or found is None else found.get(name)
         if binding is None or shape is None or any(d is None for d in shape):
             return -1
-        size = int(np.prod([d or 0 for d in shape], dtype=np.int64)) * binding.dtype.itemsize
+        size = math.prod(d or 0 for d in shape) * binding.dtype.itemsize
         return -(-size // ALIGNMENT) * ALIGNMENT
 
     def _set_values(self, name: str, values: tuple[int, ...]) -> bool:
         """Set what an input says that is read as a shape."""
         shape = self._shapes.get(name)
         least, _, most = self._engine.get_tensor_profile_values(name, self._profile) or [[], [], []]
-        if shape is None or int(np.prod(shape, dtype=np.int64)) != len(values):
+        if shape is None or math.prod(shape) != len(values):
             return self._refuse("set_shape_input", f"got {len(values)} values for {name!r}, expected as many as its shape {shape} has")
         if any(not low <= v <= high for low, v, high in zip(least, values, most, strict=False)):
             return self._refuse("set_shape_input", f"got {list(values)} for {name!r}, expected the profile's range {least}..{most}")
@@ -295,13 +300,23 @@ class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
 
     def _array_of(self, name: str, shape: tuple[int, ...], address: int) -> Any:
         """The client's array of an input or output, in the order of axes that it lies in."""
+        key = name, address, shape
+        known = self._views.get(key)
+        if known is not None:
+            return known
         binding = self._engine._tensors[name]
         host = name in self._engine._record.shape_inputs
         where = f"tensor {name!r}"
         order = binding.order
         lying = tuple(shape[axis] for axis in order) if order else shape
         array = array_at(self._launcher.runtime, where, address, lying, _memory_dtype(where, binding.dtype), host=host)
-        return array.transpose([order.index(axis) for axis in range(len(order))]) if order else array
+        found = array.transpose([order.index(axis) for axis in range(len(order))]) if order else array
+        # Memory of a stand-in is looked up each time: it may have gone, and other memory be there.
+        if not standins.active():
+            while len(self._views) >= _VIEWS:
+                del self._views[next(iter(self._views))]
+            self._views[key] = found
+        return found
 
     def _outputs(self, addresses: Mapping[str, int], stream: int | None, failed: list[str]) -> dict[str, Any]:
         """What gives each output its memory once its shape is known."""
@@ -332,7 +347,7 @@ class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
         Raises:
             ExecutionError: it gave none.
         """
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         reallocate = allocator.reallocate_output_async
         given = call(self._reporter, "IOutputAllocator.reallocate_output", reallocate, name, memory, size, ALIGNMENT, stream, default=0)
         address = 0 if given is None else integer(given, "IOutputAllocator.reallocate_output")

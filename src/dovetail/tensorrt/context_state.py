@@ -50,6 +50,7 @@ class ContextState:
         self._values: dict[str, tuple[int, ...]] = {}
         self._held: dict[str, np.ndarray[Any, Any]] = {}
         self._addresses: dict[str, int] = {}
+        self._views: dict[tuple[str, int, tuple[int, ...]], Any] = {}
         self._allocators: dict[str, IOutputAllocator] = {}
         self._temporary: IGpuAllocator | None = None
         self._memory: tuple[int, int] | None = None

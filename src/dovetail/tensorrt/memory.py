@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def array_at(engine: RuntimeEngine, where: str, address: int, shape: tuple[int, 
     Raises:
         BindingError: the address is null, or the client's allocation ends before the array does, as far as that is known.
     """
-    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    size = dtype.itemsize * math.prod(shape)
     if size and not address:
         raise BindingError(f"{where}: got the address 0, expected {size} bytes of memory")
     from dovetail.runtime.cuda import CudaEngine
