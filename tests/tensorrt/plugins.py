@@ -110,7 +110,11 @@ def fields(**values: Any) -> trt.PluginFieldCollection:
 
 
 def built(
-    define: Callable[[Any], Any], log: Log | None = None, profile: dict[str, Any] | None = None, flags: int = 0, outputs: Sequence[str] = ("y",)
+    define: Callable[[Any], Any],
+    log: Log | None = None,
+    profile: dict[str, Any] | None = None,
+    flags: int = 0,
+    outputs: Sequence[str] = ("y",),
 ) -> Any:
     """A serialized engine of the tensors that `define` returns for a network; None where the build fails."""
     builder = trt.Builder(log or Log())

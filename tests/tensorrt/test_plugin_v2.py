@@ -26,7 +26,7 @@ class Pad(trt.IPluginV2DynamicExt):
     def get_output_datatype(self, index, input_types):
         return input_types[0]
 
-    def get_output_dimensions(self, output_index, inputs, exprBuilder):  # noqa: N803
+    def get_output_dimensions(self, output_index, inputs, exprBuilder):
         shape = trt.DimsExprs(inputs[0])
         shape[1] = exprBuilder.operation(trt.DimensionOperation.SUM, inputs[0][1], exprBuilder.constant(self.pads))
         return shape
@@ -72,7 +72,8 @@ class PadCreator(trt.IPluginCreator):
     def __init__(self):
         trt.IPluginCreator.__init__(self)
         self.name, self.plugin_namespace, self.plugin_version = "V2Pad", "", "1"
-        self.field_names = trt.PluginFieldCollection([trt.PluginField(n, np.array([]), trt.PluginFieldType.INT32) for n in ("pads", "mode")])
+        kind = trt.PluginFieldType.INT32
+        self.field_names = trt.PluginFieldCollection([trt.PluginField(n, np.array([]), kind) for n in ("pads", "mode")])
         self.made = []
 
     def create_plugin(self, name, fc):

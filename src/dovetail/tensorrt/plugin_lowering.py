@@ -184,7 +184,8 @@ def _check_alias(adapter: Adapter, output: int, i: int, ins: Descs, outs: Descs)
     a, b = ins[i].desc, outs[output].desc
     if a.type is not b.type or a.format is not b.format or ins[i].max != outs[output].max:
         raise ModelError(
-            f"plugin {adapter.key[0]}: get_aliased_input: got output {output} as {b}, expected that of input {i}, whose memory it shares: {a}"
+            f"plugin {adapter.key[0]}: get_aliased_input: got output {output} as {b}, "
+            f"expected that of input {i}, whose memory it shares: {a}"
         )
 
 
