@@ -215,6 +215,8 @@ def test_threads_are_those_of_the_engine(builder, logger):
 
 
 class Recorder(trt.IErrorRecorder):
+    """Keeps up to four errors."""
+
     def __init__(self):
         super().__init__()
         self.errors = []
@@ -223,14 +225,57 @@ class Recorder(trt.IErrorRecorder):
         self.errors.append((code, desc))
         return False
 
+    def get_num_errors(self):
+        return len(self.errors)
+
+    def get_error_code(self, index):
+        return self.errors[index][0]
+
+    def get_error_desc(self, index):
+        return self.errors[index][1]
+
+    def has_overflowed(self):
+        return len(self.errors) > 4
+
+    def clear(self):
+        self.errors.clear()
+
+
+METHODS = ("report_error", "get_num_errors", "get_error_code", "get_error_desc", "has_overflowed", "clear")
+
+
+@exercises(
+    "IErrorRecorder", "IErrorRecorder.num_errors", "IErrorRecorder.MAX_DESC_LENGTH", *(f"IErrorRecorder.{m}" for m in METHODS),
+    "ErrorCodeTRT.INVALID_STATE", "ErrorCodeTRT.INVALID_ARGUMENT", "ErrorCodeTRT.INVALID_CONFIG", "ErrorCodeTRT.UNSUPPORTED_STATE",
+    "ErrorCodeTRT.FAILED_EXECUTION",
+)  # fmt: skip
+def test_a_recorder_keeps_each_kind_of_error(builder):
+    assert all(getattr(trt.IErrorRecorder, m) is not getattr(Recorder, m) for m in METHODS)
+    builder.error_recorder = recorder = Recorder()
+    network, _ = small(builder, batch=-1)
+    config = quick(builder)
+    refused = quick(builder)
+    refused.engine_capability = trt.EngineCapability.SAFETY
+    calls = (
+        (lambda: builder.build_serialized_network(network, config), trt.ErrorCodeTRT.INVALID_STATE, "no optimization profile"),
+        (lambda: builder.create_network(1 << 12), trt.ErrorCodeTRT.INVALID_ARGUMENT, "got the flags"),
+        (lambda: builder.build_serialized_network(network, refused), trt.ErrorCodeTRT.INVALID_CONFIG, "EngineCapability.SAFETY"),
+        (lambda: builder.is_network_supported(network, refused), trt.ErrorCodeTRT.UNSUPPORTED_STATE, "EngineCapability.SAFETY"),
+        (lambda: builder.build_serialized_network_to_stream(small(builder)[0], config, Writer(fails=True)),
+         trt.ErrorCodeTRT.FAILED_EXECUTION, "the disk is full"),
+    )  # fmt: skip
+    for call, code, words in calls:
+        recorder.clear()
+        call()
+        assert recorder.num_errors() == recorder.get_num_errors() >= 1 and not recorder.has_overflowed()
+        assert recorder.get_error_code(0) is code and words in recorder.get_error_desc(0)
+        assert all(len(recorder.get_error_desc(i)) <= trt.IErrorRecorder.MAX_DESC_LENGTH for i in range(recorder.num_errors()))
+
 
 @exercises("Builder.error_recorder", "Builder.gpu_allocator")
 def test_errors_are_recorded(builder):
     builder.error_recorder = recorder = Recorder()
     assert builder.error_recorder is recorder
-    network, _ = small(builder, batch=-1)
-    assert builder.build_serialized_network(network, quick(builder)) is None
-    assert recorder.errors[-1][0] is trt.ErrorCodeTRT.INVALID_STATE and "no optimization profile" in recorder.errors[-1][1]
     builder.gpu_allocator = allocator = trt.IGpuAllocator()
     assert builder.gpu_allocator is allocator
     builder.reset()

@@ -122,6 +122,32 @@ def test_a_cache_spares_the_batches():
     assert calibrated(third)[0] is not None and third.written == first.written
 
 
+CALIBRATORS = {
+    "IInt8Calibrator": Plain, "IInt8LegacyCalibrator": Legacy, "IInt8EntropyCalibrator": Entropy, "IInt8EntropyCalibrator2": Entropy2,
+    "IInt8MinMaxCalibrator": MinMax,
+}  # fmt: skip
+METHODS = ("get_batch_size", "get_batch", "read_calibration_cache", "write_calibration_cache", "get_algorithm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, id=n, marks=exercises(n, *(f"{n}.{m}" for m in METHODS))) for n in CALIBRATORS]
+)
+def test_a_build_calls_the_methods_of_every_kind(name):
+    kind = getattr(trt, name)
+    assert all(hasattr(kind, method) for method in METHODS)
+    called = []
+
+    class Watched(CALIBRATORS[name]):
+        def __getattribute__(self, attribute):
+            if attribute in METHODS:
+                called.append(attribute)
+            return super().__getattribute__(attribute)
+
+    calibrator = Watched(BATCHES)
+    assert isinstance(calibrator, kind) and calibrated(calibrator)[0] is not None
+    assert set(called) == set(METHODS) and called.count("get_batch") == 5 and calibrator.written.startswith(b"TRT-")
+
+
 @exercises("IBuilderConfig.set_calibration_profile", "IBuilderConfig.get_calibration_profile")
 def test_dynamic_inputs_have_the_likely_shape_of_the_calibration_profile():
     calibrator = Entropy2(BATCHES)

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 import dovetail.tensorrt as trt
-from tests.tensorrt.coverage import exercises
+from tests.tensorrt.coverage import cases, exercises
+from tests.tensorrt.plugins import V3, V3Creator, registered
 from tests.tensorrt.programs import FLOAT, Messages, classifier, model_of, quick, run, sample
 
 
@@ -267,6 +268,27 @@ def test_an_error_names_node_and_cause(builder, logger):
         parser.get_error(0)
 
 
+@pytest.mark.parametrize(
+    ("code", "node"),
+    cases(
+        "ErrorCode", UNSUPPORTED_NODE_ATTR=("Concat", "xx", {"axis": 7}), UNSUPPORTED_NODE_DATATYPE=("Gather", "xx", {}),
+        UNSUPPORTED_NODE_INPUT=("Conv", "x", {}), UNSUPPORTED_NODE_SHAPE=("MatMul", "xx", {}), UNSUPPORTED_NODE=("FooBar", "x", {}),
+    ),
+)  # fmt: skip
+def test_codes_say_what_of_a_node_is_wrong(builder, code, node):
+    op, inputs, attributes = node
+    bad = helper.make_node(op, list(inputs), ["y"], name="bad", **attributes)
+    parser, _, good = parsed(builder, model_of([bad], {"x": [2, 3]}, {"y": [2, 3]}))
+    assert not good and parser.num_errors == 1 and parser.get_error(0).code() is code is getattr(trt.ErrorCode, code.name)
+    assert str(parser.get_error(0)).startswith(f"In node 0 with name: bad and operator: {op} (")
+
+
+@exercises("ErrorCode.INVALID_NODE")
+def test_a_node_that_is_invalid(builder):
+    parser, _, good = parsed(builder, model_of([helper.make_node("Relu", ["x"], ["y", "z"], name="bad")], {"x": [2]}, {"y": [2]}))
+    assert not good and parser.get_error(0).code() is trt.ErrorCode.INVALID_NODE
+
+
 def test_an_error_inside_of_a_function_names_it(builder):
     inner = [helper.make_node("NoSuchOp", ["a"], ["b"], name="inside")]
     function = helper.make_function("my", "Wrap", ["a"], ["b"], inner, [helper.make_opsetid("", 17)])
@@ -383,6 +405,58 @@ def test_an_unknown_op_becomes_a_plugin_of_dovetail(builder, logger):
     assert "Successfully created plugin: AddAmount" in logger.text()
     x = sample(3)
     np.testing.assert_allclose(run(built(builder, network), x=x)["y"], x + np.float32(2.5), rtol=1e-6)
+
+
+class Shift(V3):
+    """Adds its fields to its input."""
+
+    name = "ShiftBy"
+    fields = ("amount", "more")
+    amount, more = np.array([1], np.int32), np.array([10, 20, 30], np.int32)
+
+    def compute(self, x, y):
+        y[:] = x + self.amount.sum() + self.more.sum()
+
+
+def test_an_unknown_op_becomes_a_plugin_whose_fields_are_its_attributes(builder, logger):
+    creator = V3Creator(Shift)
+    node = helper.make_node("ShiftBy", ["x"], ["y"], name="shift", amount=5, ignored="text")
+    with registered(creator):
+        parser, network, good = parsed(builder, model_of([node], {"x": [4]}, {"y": [4]}))
+        assert good and parser.supports_operator("ShiftBy"), logger.errors()
+        assert "Searching for plugin: ShiftBy, plugin_version: 1, plugin_namespace: " in logger.text()
+        assert "Successfully created plugin: ShiftBy" in logger.text() and "Attribute more not found in plugin node!" in logger.text()
+        assert creator.asked[0] == ("shift", trt.TensorRTPhase.BUILD)
+        assert network.get_layer(0).name == "shift" and network.get_layer(0).type is trt.LayerType.PLUGIN_V3
+        x = sample(4)
+        np.testing.assert_allclose(run(built(builder, network), x=x)["y"], x + 5 + 60, rtol=1e-6)
+        node.attribute.extend([helper.make_attribute("more", [1, 2])])
+        _, network, _ = parsed(builder, model_of([node], {"x": [4]}, {"y": [4]}))
+        np.testing.assert_allclose(run(built(builder, network), x=x)["y"], x + 5 + 3, rtol=1e-6)
+    assert not parsed(builder, model_of([node], {"x": [4]}, {"y": [4]}))[2]
+
+
+class Slow(Shift):
+    """In the place of an op that there is."""
+
+    name = "Relu"
+    fields = ()
+
+    def compute(self, x, y):
+        y[:] = -x
+
+
+@exercises("OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE")
+def test_a_plugin_takes_the_place_of_an_op_where_that_is_wanted(builder, logger):
+    model, x = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": [4]}, {"y": [4]}), sample(4)
+    with registered(V3Creator(Slow)):
+        for override, expected in ((False, np.maximum(x, 0)), (True, -x)):
+            network = builder.create_network(1)
+            parser = trt.OnnxParser(network, logger)
+            if override:
+                parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
+            assert parser.parse(model.SerializeToString())
+            np.testing.assert_array_equal(run(built(builder, network), x=x)["y"], expected)
 
 
 def test_addresses_must_be_those_of_enough_memory(builder, logger):

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dovetail.core.env import env
 from dovetail.core.errors import Error
-from dovetail.tensorrt import config as configs
 from dovetail.tensorrt import device
 from dovetail.tensorrt.calibration import calibrate
 from dovetail.tensorrt.calibrator import IInt8Calibrator
-from dovetail.tensorrt.compilation import Made, compile_network
+from dovetail.tensorrt.compilation import Made, compile_network, refusals
 from dovetail.tensorrt.config import IBuilderConfig
 from dovetail.tensorrt.context_manager import Deprecated
 from dovetail.tensorrt.enum_type import expect
@@ -158,7 +157,7 @@ class Builder(Deprecated):
     def is_network_supported(self, network: INetworkDefinition, config: IBuilderConfig) -> bool:
         """Whether a network could be built with a config; what stands against it is in the log."""
         expect(INetworkDefinition, network, "Builder.is_network_supported: network")
-        refused = configs.refusals(expect(IBuilderConfig, config, "Builder.is_network_supported: config"))
+        refused = refusals(network, expect(IBuilderConfig, config, "Builder.is_network_supported: config"))
         try:
             network._model().module()
         except Error as error:
@@ -248,6 +247,9 @@ class Builder(Deprecated):
         """What is made of an engine; None, with the reason in the log, where the build fails or is cancelled."""
         expect(INetworkDefinition, network, f"Builder.{where}: network")
         expect(IBuilderConfig, config, f"Builder.{where}: config")
+        if refused := refusals(network, config):
+            self._reporter.error(f"IBuilder::{where}: {'; '.join(refused)}.", ErrorCodeTRT.INVALID_CONFIG)
+            return None
         phases = Phases(config.progress_monitor, self._reporter)
         try:
             with phases.building():

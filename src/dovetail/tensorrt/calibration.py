@@ -95,6 +95,8 @@ def _measured(
     outputs = [t for t in tensors.values() if not t.is_network_input]
     engine = dovetail.build(network._model(outputs), device=device.device(), shapes=shapes, tune=False, verify="off")
     ranges = {name: _Range() for name in tensors}
+    per_batch = call(reporter, "get_batch_size", calibrator.get_batch_size, default=0)
+    reporter.verbose(f"Calibrating with batches of {per_batch} samples.")
     names, batches, types = list(shapes), 0, {t.name: t.dtype for t in network._inputs}
     while True:
         addresses = call(reporter, "get_batch", calibrator.get_batch, list(names), default=None)

@@ -66,9 +66,6 @@ def compile_network(
         Cancelled: the progress monitor ended the build.
     """
     start = time.perf_counter()
-    refused = configs.refusals(config) + _against_types(network, config)
-    if refused:
-        raise BuildError("; ".join(refused))
     profiles = [ProfileRecord(*_ranges(p, network, i)) for i, p in enumerate(configs.profiles_of(config))]
     profiles = _complete(profiles, network, max_batch_size)
     _say_what_differs(network, config, reporter)
@@ -161,12 +158,13 @@ def _kept_in_fp32(network: NetworkBase, config: IBuilderConfig, reporter: Report
     return [glob.escape(name) for name, (precision, types) in asked.items() if DataType.FLOAT in (precision, *types.values())]
 
 
-def _against_types(network: NetworkBase, config: IBuilderConfig) -> list[str]:
-    """Flags that contradict a strongly typed network."""
+def refusals(network: NetworkBase, config: IBuilderConfig) -> list[str]:
+    """What of a config no build of a network can honour, each with the reason."""
+    why = configs.refusals(config)
     if not network.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED):
-        return []
+        return why
     asked = [flag.name for flag in (*_PRECISIONS, *_CONSTRAINTS) if config.get_flag(flag)]
-    return [f"a strongly typed network takes no {name}: its types are those of its tensors; clear the flag" for name in asked]
+    return why + [f"a strongly typed network takes no {name}: its types are those of its tensors; clear the flag" for name in asked]
 
 
 def _say_what_differs(network: NetworkBase, config: IBuilderConfig, reporter: Reporter) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from dovetail.core.errors import Error, ModelError, UnsupportedOpError
+from dovetail.core.errors import Error, ModelError
 from dovetail.frontend.protos import densify, domain_of
 from dovetail.frontend.reader import element_type, read_tensor
 from dovetail.tensorrt.dtypes import to_data_type
@@ -237,8 +237,3 @@ def _named_output(layer: Any, name: str) -> ITensor:
     tensor: ITensor = layer.get_output(0)
     tensor.name = name
     return tensor
-
-
-def is_supported(error: Error) -> bool:
-    """Whether an error says that a node is invalid, rather than something that cannot be imported."""
-    return not isinstance(error, UnsupportedOpError)

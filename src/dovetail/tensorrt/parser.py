@@ -29,7 +29,7 @@ from dovetail.tensorrt.enums import (
 from dovetail.tensorrt.logger import ILogger, Reporter
 from dovetail.tensorrt.network import INetworkDefinition
 from dovetail.tensorrt.onnx_models import given_array, model_of
-from dovetail.tensorrt.onnx_walk import Walk, is_supported
+from dovetail.tensorrt.onnx_walk import Walk
 from dovetail.tensorrt.parser_errors import ParserError, code_of
 from dovetail.tensorrt.parser_plugins import PluginFallback, can_import
 from dovetail.tensorrt.tensor import ITensor
@@ -282,7 +282,7 @@ class OnnxParser(Deprecated):
         if not any(e.node() == index for e in self._errors):
             reasons = first.problems if isinstance(first, UnsupportedOpError) and first.problems else (str(first),)
             kind = domain_of(node.domain)
-            self._node_error(model, NodeSupport(index, node.name, node.op_type, kind, is_supported(first), False, tuple(reasons)))
+            self._node_error(model, NodeSupport(index, node.name, node.op_type, kind, False, False, tuple(reasons)))
         return False
 
     def _survey(self, model: onnx.ModelProto, folder: Path | None) -> Sequence[NodeSupport]:
@@ -309,7 +309,7 @@ class OnnxParser(Deprecated):
                 name = own_name
             missing = cause.startswith(NO_WAY[0])
             func = "checkFallbackPluginImporter" if missing else "parseNode"
-            code = ErrorCode.UNSUPPORTED_NODE if missing else code_of(cause, node.supported)
+            code = ErrorCode.UNSUPPORTED_NODE if missing else code_of(cause, [a.name for a in proto.attribute])
             text = f"{_NO_PLUGIN} ({cause})" if missing else cause
             self._add(ParserError(code, text, func, node.index, name, op, stack))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dovetail.tensorrt.enums import ErrorCode
 
@@ -94,11 +94,16 @@ _CODES = (
 )
 
 
-def code_of(message: str, supported: bool) -> ErrorCode:
+def code_of(message: str, attributes: Collection[str]) -> ErrorCode:
     """The code for a message of the importer.
 
     Args:
-        supported: whether the node is invalid, rather than something that cannot be imported.
+        attributes: names of the node's.
     """
-    found = next((code for words, code in _CODES if re.search(words, message, re.IGNORECASE)), ErrorCode.UNSUPPORTED_NODE)
-    return ErrorCode.INVALID_NODE if supported and found is ErrorCode.UNSUPPORTED_NODE else found
+    named = re.match(r"\w+: (\w+), got ", message)
+    if named is not None and named[1] in attributes:
+        return ErrorCode.UNSUPPORTED_NODE_ATTR
+    found = next((code for words, code in _CODES if re.search(words, message, re.IGNORECASE)), None)
+    if found is None:
+        return ErrorCode.INVALID_NODE if "got " in message and "expected " in message else ErrorCode.UNSUPPORTED_NODE
+    return found
