@@ -432,6 +432,11 @@ def time_refit(engine: ICudaEngine, console: Console) -> None:
     console.info(f"Engine refit of {len(names)} weights took {mean} milliseconds, average over {len(times)} iterations")
 
 
+def tensor_names(engine: ICudaEngine) -> list[str]:
+    """The inputs and outputs, each once, however many profiles there are."""
+    return [name for i in range(engine.num_io_tensors) if (name := engine.get_tensor_name(i)) is not None]
+
+
 def is_input(engine: ICudaEngine, name: str) -> bool:
     """Whether a tensor is an input."""
     return engine.get_tensor_mode(name) is TensorIOMode.INPUT
@@ -440,7 +445,7 @@ def is_input(engine: ICudaEngine, name: str) -> bool:
 def print_profiles(engine: ICudaEngine, console: Console) -> None:
     """Print the ranges of the shapes in each profile."""
     console.info("Optimization Profile Information:")
-    inputs = [name for name in engine if is_input(engine, name)]
+    inputs = [name for name in tensor_names(engine) if is_input(engine, name)]
     for index in range(engine.num_optimization_profiles):
         console.info(f"Optimization Profile {index}:")
         for name in inputs:

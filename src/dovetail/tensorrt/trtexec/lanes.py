@@ -18,7 +18,7 @@ from dovetail.tensorrt.engine import ICudaEngine
 from dovetail.tensorrt.enums import ExecutionContextAllocationStrategy
 from dovetail.tensorrt.hooks import IOutputAllocator
 from dovetail.tensorrt.trtexec import specs
-from dovetail.tensorrt.trtexec.build import is_input
+from dovetail.tensorrt.trtexec.build import is_input, tensor_names
 from dovetail.tensorrt.trtexec.console import Console, number
 from dovetail.tensorrt.trtexec.options import InferenceOptions, Shape
 from dovetail.tensorrt.trtexec.report import Trace
@@ -97,7 +97,7 @@ class Lane:
         self._graph: Any = None
         self.pending: deque[_Pending] = deque()
         self.traces: list[Trace] = []
-        names = list(engine)
+        names = tensor_names(engine)
         for name in (n for n in names if is_input(engine, n)):
             self._set_input(engine, name)
         if missing := context.infer_shapes():
