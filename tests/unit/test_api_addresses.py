@@ -106,6 +106,20 @@ def test_shapes_of_outputs_before_a_run(engine):
         engine.infer_shapes({"x": (7, 5)})
 
 
+def test_largest_shapes_that_data_may_choose(engine):
+    assert engine.shape_inference.largest({"x": (3, 5)}) == {"y": (3, 7), "t": (2, 21), "xt": (5, 3)}
+    assert engine.shape_inference.largest({})["t"] == (2, None)
+    net = dovetail.Network()
+    x = net.input("x", "f32", ("N", 4))
+    found = net.op("NonZero", x)
+    net.output(net.op("Concat", found, found, axis=1), "twice")
+    net.output(net.op("Slice", found, np.array([1]), np.array([2**62]), np.array([1])), "rest")
+    net.output(net.op("Compress", x, net.op("Greater", net.op("ReduceMax", x, np.array([1]), keepdims=0), np.float32(0)), axis=0), "rows")
+    largest = dovetail.build(net, verify="off", tune=False).shape_inference.largest({"x": (3, 4)})
+    assert largest["twice"] == (2, 24) and largest["rows"] == (3, 4)
+    assert largest["rest"] in ((2, None), (2, 11), (2, 12))
+
+
 def test_shapes_that_are_computed_of_values():
     net = dovetail.Network()
     shape, count = net.input("shape", "i32", (2,)), net.input("count", "i64", ())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dovetail.builder.oracle import attributes
+from dovetail.core import dims
+from dovetail.core.dims import Dim, Symbol
 from dovetail.core.errors import Error, ShapeError
 from dovetail.ir.graph import Node, Value
 from dovetail.ir.parser import parse_module
@@ -18,6 +21,8 @@ from dovetail.runtime.shapes import Partial, known_shapes, sizes_of
 if TYPE_CHECKING:
     from dovetail.api.engine import Engine
 
+# Ops that count what they find in data, at most all elements of this input.
+_COUNTED = {"NonZero": 0, "Compress": 1, "Unique": 0, "NonMaxSuppression": 1}
 _LONGEST = 64
 """Elements of an input that shapes may be computed of."""
 
@@ -35,6 +40,7 @@ class ShapeInference:
         found = [sources for node in main.nodes if node.op == "BindSymbols" and (sources := _sources(node)) is not None]
         wanted = {node for nodes, _ in found for node in nodes}
         self._nodes = [node for node in main.nodes if node in wanted]
+        self._counted = [node for node in main.nodes if node.op in _COUNTED]
         read = {value for _, values in found for value in values}
         self.inputs = tuple(v.name for v in main.inputs if v in read)
 
@@ -67,6 +73,19 @@ class ShapeInference:
             ShapeError: as of `sizes`.
         """
         return known_shapes(self._engine.plan.outputs, self.sizes(shapes, values))
+
+    def largest(self, shapes: Mapping[str, Sequence[int]], values: Mapping[str, Any] | None = None) -> dict[str, Partial | None]:
+        """As `outputs`, with the largest sizes that data may choose, such as the number of elements that a NonZero may find."""
+        env = self.sizes(shapes, values)
+        most: dict[str, int] = {}
+        for node in self._counted:
+            read = [[_upper(d, env, most) for d in v.tensor.shape] for v in node.inputs if v is not None]
+            counted = read[_COUNTED[node.op]]
+            if None not in counted:
+                most[str(node.attrs["symbols"][0])] = math.prod(d for d in counted if d is not None)
+        return {
+            b.name: None if b.shape is None else tuple(_upper(d, env, most) for d in b.shape) for b in self._engine.outputs
+        }  # fmt: skip
 
     def _run(self, node: Node, known: dict[Value, Any], env: dict[str, int]) -> None:
         """Compute a node, and the symbols that it binds."""
@@ -104,3 +123,12 @@ def _sources(last: Node) -> tuple[set[Node], set[Value]] | None:
                 nodes.add(value.producer)
                 open_.append(value.producer)
     return nodes, inputs
+
+
+def _upper(dim: Dim, env: Mapping[str, int], most: Mapping[str, int]) -> int | None:
+    """The largest that a dim may be, with symbols of `env` known and others at most as in `most`; None where that is not plain."""
+    rest = dims.substitute(dim, env)
+    if isinstance(rest, int):
+        return rest
+    rising = all(factor > 0 and all(isinstance(atom, Symbol) for atom in monomial) for monomial, factor in rest.terms if monomial)
+    return dims.evaluate(rest, most) if rising and dims.symbols(rest) <= most.keys() else None

@@ -142,11 +142,17 @@ class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
         return all(name in self._values for name in self._engine._record.shape_inputs)
 
     def get_max_output_size(self, name: str) -> int:
-        """Bytes that an output may take at most with the shapes that are set; -1 where only a run can tell."""
+        """Bytes that an output may take at most with the shapes that are set; -1 where nobody can tell before a run."""
         binding = self._engine._tensor(name, "get_max_output_size")
-        found = self._known_outputs("get_max_output_size")
-        shape = None if binding is None or found is None else found.get(name)
-        if binding is None or shape is None or any(d is None for d in shape):
+        if binding is None or name in self._engine._inputs:
+            return -1
+        try:
+            self._read_values()
+            shape = self._engine._engine.shape_inference.largest(self._whole_shapes(), self._values)[name]
+        except Error as error:
+            self._error("get_max_output_size", error, ErrorCodeTRT.INVALID_ARGUMENT)
+            return -1
+        if shape is None or any(d is None for d in shape):
             return -1
         size = math.prod(d or 0 for d in shape) * binding.dtype.itemsize
         return -(-size // ALIGNMENT) * ALIGNMENT
@@ -174,14 +180,17 @@ class IExecutionContext(WatchedContext, ContextBindings, Deprecated):
                 array = self._array_of(name, self._shapes[name], self._addresses[name])
                 self._values[name] = tuple(int(v) for v in array.reshape(-1))
 
+    def _whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that are set, with the largest batch where that is implicit."""
+        if not self._engine._record.implicit_batch:
+            return self._shapes
+        return {name: (self._engine.max_batch_size, *shape) for name, shape in self._shapes.items()}
+
     def _known_outputs(self, where: str) -> Mapping[str, Partial | None] | None:
         """Shapes of the outputs as far as they are known; None and an error in the log where inputs contradict each other."""
-        shapes: dict[str, tuple[int, ...]] = dict(self._shapes)
-        if self._engine._record.implicit_batch:
-            shapes = {name: (self._engine.max_batch_size, *shape) for name, shape in shapes.items()}
         try:
             self._read_values()
-            return self._engine._engine.infer_shapes(shapes, self._values)
+            return self._engine._engine.infer_shapes(self._whole_shapes(), self._values)
         except Error as error:
             self._error(where, error, ErrorCodeTRT.INVALID_ARGUMENT)
             return None

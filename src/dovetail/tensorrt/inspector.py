@@ -91,11 +91,8 @@ class EngineInspector:
         context = self._context
         if context is None:
             return {}
-        shapes = dict(context._shapes)
-        if self._engine.has_implicit_batch_dimension:
-            shapes = {name: (self._engine.max_batch_size, *shape) for name, shape in shapes.items()}
         try:
-            return self._engine._engine.shape_inference.sizes(shapes, context._values)
+            return self._engine._engine.shape_inference.sizes(context._whole_shapes(), context._values)
         except Error as error:
             self._reporter.error(f"EngineInspector: {error}", ErrorCodeTRT.INVALID_STATE)
             return {}
