@@ -89,6 +89,7 @@ def test_enqueue_gets_device_addresses_and_a_stream_and_all_memory_goes_back(gpu
             engine.run({"x": X})
         Double.fails = False
         assert gpu.allocations == 0 and gpu.log["upload"] == gpu.log["download"] + 1 == 3
+    assert gpu.log["create_stream"] == gpu.log["destroy_stream"] == 1
 
 
 def test_a_compiled_kernel_is_launched_with_inputs_scalars_and_outputs(gpu):

@@ -84,6 +84,11 @@ class Instance:
         self.workspace = 0
         self.memory: Memory = memory()
 
+    def close(self) -> None:
+        """The object is not used any more."""
+        self.memory.close()
+        self.adapter.close()
+
 
 class Creators:
     """The plugin objects of one creator: idle ones by call, which runs take and give back, so that each serves one run at a time."""
@@ -104,7 +109,7 @@ class Creators:
             while len(self._live) > _MOST_KEPT:
                 self._live.popitem(last=False)
         for instance in stale:
-            instance.adapter.close()
+            instance.close()
 
     @contextmanager
     def taken(self, call: Call) -> Iterator[Instance]:
@@ -115,13 +120,17 @@ class Creators:
             instance = idle.pop() if idle else None
         if instance is None:
             instance = self._made(call, text)
-        yield instance
+        try:
+            yield instance
+        except BaseException:
+            instance.memory.close()
+            raise
         with self._lock:
             self._idle.setdefault(text, []).append(instance)
             self._idle.move_to_end(text)
             oldest = self._idle.popitem(last=False)[1] if len(self._idle) > _MOST_KEPT else []
         for old in oldest:
-            old.adapter.close()
+            old.close()
 
     def _made(self, call: Call, text: str) -> Instance:
         from dovetail.tensorrt.plugin_registry import get_plugin_registry
@@ -147,7 +156,7 @@ class Creators:
             self._idle.clear()
             self._live.clear()
         for instance in idle:
-            instance.adapter.close()
+            instance.close()
 
     # ---- the function of Dovetail's plugin ----
     def __call__(self, *inputs: Any, **attributes: Any) -> tuple[Array, ...]:

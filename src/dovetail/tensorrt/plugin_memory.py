@@ -48,6 +48,9 @@ class Memory(Protocol):
     def run(self) -> Any:
         """A context manager that gives the `Work` of one run."""
 
+    def close(self) -> None:
+        """Give back what it holds."""
+
 
 def memory() -> Memory:
     """The memory of the device that engines are for."""
@@ -74,6 +77,9 @@ class _Host:
     @contextmanager
     def run(self) -> Iterator[Work]:
         yield self
+
+    def close(self) -> None:
+        self._scratch = np.empty(0, np.uint8)
 
     def source(self, array: Array, writable: bool) -> Piece:
         if writable or array.ctypes.data % ALIGNMENT:
@@ -116,6 +122,12 @@ class _Device:
                 self._driver.synchronize(self._stream)
                 while self._pieces:
                     self._driver.free_ordered(self._pieces.pop(), self._stream)
+
+    def close(self) -> None:
+        if self.stream:
+            with self._driver.active():
+                self._driver.destroy_stream(self._stream)
+            self.stream = 0
 
     def _allocate(self, size: int) -> int:
         address = self._driver.allocate_ordered(max(size, ALIGNMENT), self._stream)

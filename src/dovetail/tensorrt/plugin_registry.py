@@ -64,7 +64,7 @@ class IPluginRegistry:
         from dovetail.tensorrt.plugin_call import withdraw
 
         for key in found:
-            withdraw(key)
+            call(self._reporter, "IPluginRegistry.deregister_creator", withdraw, key, default=None)
         return bool(found)
 
     def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> Any:
