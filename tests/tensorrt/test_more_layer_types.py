@@ -230,3 +230,66 @@ def test_layers_of_each_type_in_networks_and_engines(name):
         kept.append(np.zeros(count, np.uint8))
         assert context.set_tensor_address(tensor, kept[-1].ctypes.data)
     assert context.execute_async_v3(0), logger.errors()
+
+
+def ran(builder, network, **inputs):
+    """The output `y` of the network's engine."""
+    engine = builder.build_engine(network, quick(builder))
+    context = engine.create_execution_context()
+    y = np.zeros(tuple(engine.get_tensor_shape("y")), np.float32)
+    for name, array in {**inputs, "y": y}.items():
+        assert context.set_tensor_address(name, array.ctypes.data)
+    assert context.execute_async_v3(0)
+    return y
+
+
+@exercises("ILayer.set_input", "ILayer.get_input", "ITensor", "INetworkDefinition.__enter__", "INetworkDefinition.__exit__")
+def test_inputs_of_layers_are_replaced():
+    builder = trt.Builder(Messages())
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    with pytest.warns(DeprecationWarning), builder.create_network(1) as network:
+        given = rows(network)
+        negative = network.add_unary(given, trt.UnaryOperation.NEG).get_output(0)
+        added = network.add_elementwise(given, const(network, np.ones((1, 4))), trt.ElementWiseOperation.SUM)
+        layer = next(found for found in network if found.name == added.name)
+        assert isinstance(given, trt.ITensor) and layer.get_input(0) is given
+        layer.set_input(0, negative)
+        layer.set_input(1, const(network, np.full((3, 1), 5)))
+        assert layer.get_input(0) is negative
+        y = added.get_output(0)
+        y.name = "y"
+        network.mark_output(y)
+    np.testing.assert_array_equal(ran(builder, network, x=x), 5 - x)
+
+
+@exercises("ISqueezeLayer.set_input", "IUnsqueezeLayer.set_input")
+def test_axes_of_squeezes_are_replaced():
+    builder = trt.Builder(Messages())
+    network = builder.create_network(1)
+    x = normal(1, 3, 1)
+    squeeze = network.add_squeeze(rows(network, 1, 3, 1), const(network, [0], np.int32))
+    assert tuple(squeeze.get_output(0).shape) == (3, 1)
+    squeeze.set_input(1, const(network, [2], np.int32))
+    assert tuple(squeeze.get_output(0).shape) == (1, 3)
+    unsqueeze = network.add_unsqueeze(squeeze.get_output(0), const(network, [0], np.int32))
+    unsqueeze.set_input(1, const(network, [1, 3], np.int32))
+    y = unsqueeze.get_output(0)
+    y.name = "y"
+    network.mark_output(y)
+    assert tuple(y.shape) == (1, 1, 3, 1)
+    np.testing.assert_array_equal(ran(builder, network, x=x), x.reshape(1, 1, 3, 1))
+
+
+@exercises("ILoop", "ILoopBoundaryLayer", "IIfConditional", "IIfConditionalBoundaryLayer", "IAttention", "IAttentionBoundaryLayer")
+def test_layers_at_borders_belong_to_what_they_bound():
+    network = trt.Builder(Messages()).create_network(1)
+    state, last = loop(network, "RECURRENCE")
+    assert isinstance(state, trt.ILoopBoundaryLayer) and isinstance(state.loop, trt.ILoop) and state.loop is last.loop
+    network = trt.Builder(Messages()).create_network(1)
+    condition, result = either(network, "CONDITION")
+    assert isinstance(condition, trt.IIfConditionalBoundaryLayer) and isinstance(condition.conditional, trt.IIfConditional)
+    assert condition.conditional is result.conditional
+    network = trt.Builder(Messages()).create_network(1)
+    found, made = attention(network, "ATTENTION_OUTPUT")
+    found.__class__ = trt.IAttentionOutputLayer
+    assert isinstance(found, trt.IAttentionBoundaryLayer) and isinstance(made, trt.IAttention) and found.attention is made
