@@ -668,3 +668,18 @@ def test_plain_engines_run_with_any_size():
         x, y = normal(n, 5, seed=n), np.zeros((n, 3), np.float32)
         assert context.set_input_shape("x", x.shape) and context.execute_v2([at(x), at(y)])
         np.testing.assert_array_equal(y, reference(engines.bare(), x=x)["y"])
+
+
+def test_a_captured_run_is_done_when_its_graph_is_launched(monkeypatch):
+    from dovetail.tensorrt.standins import graphs
+
+    monkeypatch.setattr(standins, "active", lambda: True)
+    context, x, outputs = image(2)
+    assert graphs.begin(91)
+    assert context.execute_async_v3(91) and not outputs["y"].any()
+    executable = graphs.instantiate(graphs.end(91))
+    # The shapes and addresses are those of the capture, the values those of the launch.
+    context.set_input_shape("x", (1, 3, 6, 5))
+    x[:] = normal(*x.shape, seed=77)
+    assert graphs.launch(executable, 91) == 0
+    same(outputs, reference(engines.image(), x=x))

@@ -51,7 +51,7 @@ class Launcher:
             Error: as of `ExecutionContext.run`.
         """
         found = None if self._bound is None else self._bound.get(key)
-        return None if found is None else Results(found.run(stream))
+        return None if found is None else Results(self._finished(found.run(stream or 0), stream))
 
     def bind(self, key: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any], stream: int | None) -> None:
         """Keep a run on these arrays for `repeat`, where all of it is on the GPU; not while the stream is being captured.
@@ -85,12 +85,23 @@ class Launcher:
         Raises:
             Error: as of `ExecutionContext.run`.
         """
-        handle = stream if self.runtime.device != "cpu" else None
+        # Without a stream a run follows what is queued in the client's, as in the default stream, which waits for them all.
+        handle = (stream or 0) if self.runtime.device != "cpu" else None
         if taps or timed:
             observer: Observer = self.runtime._observer(taps)
             found = self._context.run(inputs, outputs, observer=observer, stream=handle)
-            return Results(found, observer.records, observer.taps)
-        return Results(self._context.run(inputs, outputs, stream=handle))
+            return Results(self._finished(found, stream), observer.records, observer.taps)
+        return Results(self._finished(self._context.run(inputs, outputs, stream=handle), stream))
+
+    def _finished(self, outputs: Mapping[str, Any], stream: int | None) -> Mapping[str, Any]:
+        """The outputs of a run: complete where it was given no stream."""
+        if stream is None and self.runtime.device != "cpu":
+            from dovetail.runtime.cuda.engine import CudaEngine
+
+            assert isinstance(self.runtime, CudaEngine)
+            with self.runtime.driver.active():
+                self.runtime.driver.synchronize(0)
+        return outputs
 
     def copy(self, target: Any, value: Any, stream: int | None) -> None:
         """Write a result over a client's array of the same shape."""
