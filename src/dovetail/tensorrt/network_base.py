@@ -51,6 +51,7 @@ class NetworkBase(Deprecated):
         self._debug: list[ITensor] = []
         self._debug_unfused = False
         self._names_of_weights: dict[int, tuple[str, Weights]] = {}
+        self._places_of_names: dict[str, int] = {}
         self._refittable: set[str] = set()
         # Of layers that a parser made of ONNX nodes, which have no weights of their own.
         self._parsed_weights: dict[tuple[str, WeightsRole], str] = {}
@@ -264,12 +265,22 @@ class NetworkBase(Deprecated):
         """Name the weights that lie at an address, for refits; whether that could be done."""
         given = as_weights(weights, "set_weights_name: weights")
         expect(str, name, "set_weights_name: name")
-        taken = next((a for a, (n, _) in self._names_of_weights.items() if n == name), None)
-        if not given.size or not name or name.startswith("~") or (taken is not None and taken != address(given)):
+        if not self._name_weights(given, name):
             self._refuse(f"set_weights_name: got the name {name!r} for {given!r}, expected a new name, and weights that are not empty")
             return False
-        self._names_of_weights[address(given)] = (name, given)
-        self._scope = None
+        return True
+
+    def _name_weights(self, weights: Weights, name: str) -> bool:
+        """Name weights; whether the name is free and they are not empty."""
+        place = address(weights)
+        taken = self._places_of_names.get(name, place)
+        if not weights.size or not name or name.startswith("~") or taken != place:
+            return False
+        self._places_of_names[name] = place
+        self._names_of_weights[place] = (name, weights)
+        for record in self._layers:
+            if any(isinstance(v, Weights) and address(v) == place for v in record.values.values()):
+                self._changed(record)
         return True
 
     def mark_weights_refittable(self, name: str) -> bool:
