@@ -261,6 +261,21 @@ def test_outputs_whose_size_only_a_run_can_tell(call):
     assert json.loads(Path("o.json").read_text()) == [{"name": "i", "dimensions": "1x2", "values": [1, 3]}]
 
 
+def test_values_of_inputs_that_are_shapes(call):
+    node = helper.make_node("Reshape", ["x", "s"], ["y"], name="reshape")
+    graph = helper.make_graph(
+        [node], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 12]), helper.make_tensor_value_info("s", TensorProto.INT64, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["A", "B"])],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "s.onnx")
+    ranges = ("--minShapes=x:1x12,s:1x1", "--optShapes=x:2x12,s:4x6", "--maxShapes=x:4x12,s:48x48")
+    call("--onnx=s.onnx", *ranges, "--exportOutput=o.json", "--saveEngine=s.engine", *ONCE)
+    assert json.loads(Path("o.json").read_text())[0]["dimensions"] == "4x6"
+    call("--loadEngine=s.engine", "--shapes=x:3x12,s:9x4", "--exportOutput=o.json", *ONCE)
+    assert json.loads(Path("o.json").read_text())[0]["dimensions"] == "9x4"
+
+
 def test_timing_caches_and_deserialization(call):
     build = ("--onnx=m.onnx", "--timingCacheFile=t.cache", "--skipInference")
     phases(call(*build), r"Could not read cache from: t\.cache", r"Saved # bytes of timing cache to t\.cache")

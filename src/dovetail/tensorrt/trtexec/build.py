@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from dovetail.tensorrt.parser_refitter import OnnxParserRefitter
 from dovetail.tensorrt.profile import IOptimizationProfile
 from dovetail.tensorrt.refitter import Refitter
 from dovetail.tensorrt.runtime import Runtime
+from dovetail.tensorrt.tensor import ITensor
 from dovetail.tensorrt.timing_cache import ITimingCache
 from dovetail.tensorrt.trtexec import specs
 from dovetail.tensorrt.trtexec.console import Console, number
@@ -275,24 +276,26 @@ def _profiles(build: BuildOptions, network: INetworkDefinition, builder: Builder
     shapes = [t for t in inputs.values() if t.is_shape_tensor]
     if not dynamic and not shapes:
         for index, profile in enumerate(build.profiles):
-            _check_static(profile, {name: tuple(t.shape) for name, t in inputs.items()}, index)
+            _check_static(profile, inputs.values(), index)
         return
     for index, profile in enumerate(build.profiles or ({},)):
         made = builder.create_optimization_profile()
         for tensor in inputs.values():
-            _add(made, profile, tensor.name, tuple(tensor.shape), tensor.is_shape_tensor, index, console)
+            found, declared = specs.find(profile, tensor.name), tuple(tensor.shape)
+            if tensor.is_shape_tensor or found is None or not specs.are_values(tensor.dtype, declared, found[1]):
+                _add(made, profile, tensor.name, declared, tensor.is_shape_tensor, index, console)
         if config.add_optimization_profile(made) < 0:
             raise BuildError(f"Error in add optimization profile {index}.")
     if build.calibration_shapes or build.calibration_profile:
         _calibration_profile(build, builder, config, {t.name: tuple(t.shape) for t in inputs.values()}, console)
 
 
-def _check_static(profile: Mapping[str, tuple[Shape, Shape, Shape]], own: Mapping[str, Shape], index: int) -> None:
-    for name, shape in own.items():
-        found = specs.find(profile, name)
-        if found is not None and any(tuple(s) != shape for s in found):
+def _check_static(profile: Profile, inputs: Iterable[ITensor], index: int) -> None:
+    for tensor in inputs:
+        shape, found = tuple(tensor.shape), specs.find(profile, tensor.name)
+        if found is not None and any(s != shape and not specs.are_values(tensor.dtype, shape, s) for s in found):
             raise UsageError(
-                f"{name}: got {'+'.join(specs.text_of(s) for s in found)} in profile {index}, expected its fixed shape "
+                f"{tensor.name}: got {'+'.join(specs.text_of(s) for s in found)} in profile {index}, expected its fixed shape "
                 f"{specs.text_of(shape)}"
             )
 

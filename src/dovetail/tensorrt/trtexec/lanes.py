@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,7 @@ class Lane:
         self._workspace: Memory | None = None
         self.tensors: list[Tensor] = []
         self.inputs: dict[str, Tensor] = {}
+        self._given: set[str] = set()  # inputs whose values flags or the engine say
         self._graph: Any = None
         self.pending: deque[_Pending] = deque()
         self.traces: list[Trace] = []
@@ -119,11 +121,14 @@ class Lane:
         shape = _values_shape(declared, found) if on_host else self._shape(engine, name, declared, found)
         if -1 in declared and not self.context.set_input_shape(name, shape):
             raise ExecutionError(f"{name}: cannot run with the shape {specs.text_of(shape)}; see the error above")
-        if not on_host and -1 not in declared and found is not None and found != declared:
+        kind = engine.get_tensor_dtype(name)
+        values = found is not None and specs.are_values(kind, declared, found)
+        if not on_host and not values and -1 not in declared and found is not None and found != declared:
             raise ExecutionError(f"--shapes: {name}: got {specs.text_of(found)}, expected its fixed shape {specs.text_of(declared)}")
-        tensor = Tensor(name, engine.get_tensor_dtype(name), shape, True, None if on_host else self._driver)
-        if on_host:
+        tensor = Tensor(name, kind, shape, True, None if on_host else self._driver)
+        if on_host or values:
             tensor.values.reshape(-1)[...] = found if found is not None else self._likely_values(engine, name, tensor)
+            self._given.add(name)
         self._bind(tensor)
         self.inputs[name] = tensor
 
@@ -195,7 +200,7 @@ class Lane:
             if name in files:
                 say(f"Using values loaded from {files[name]} for input {name}")
                 tensor.read(files[name], "--loadInputs")
-            elif not self.context.engine.is_shape_inference_io(name):
+            elif name not in self._given:
                 say(f"Using random values for input {name}")
                 tensor.fill(rng)
         if self._driver is not None:
@@ -266,7 +271,7 @@ class Lane:
             time.sleep(self._options.sleep_ms / 1e3)
         driver.record(events[1], self.stream)
         start = clock.now()
-        if self._graph is not None:
+        if self._graph is not None and self.context.profiler is None:
             driver.launch_graph(self._graph, self.stream)
         else:
             self.execute()
@@ -288,7 +293,9 @@ class Lane:
                 pass
         else:
             driver.synchronize_event(run.events[3])
-        begin, loaded, computed, done = (clock.at(event) for event in run.events)
+        # Times between neighbours: those since the start have fewer digits left.
+        steps = (driver.elapsed_ns(a, b) / 1e6 for a, b in pairwise(run.events))
+        begin, loaded, computed, done = accumulate(steps, initial=clock.at(run.events[0]))
         self.traces.append(Trace(*run.enqueued, begin, loaded, loaded, computed, computed, done))
         for event in run.events:
             driver.destroy_event(event)

@@ -113,6 +113,12 @@ def find(found: Mapping[str, T], name: str) -> T | None:
     return next((found[pattern] for pattern in reversed(list(found)) if matches(pattern, name)), None)
 
 
+def are_values(kind: DataType, declared: Sequence[int], found: Sequence[int]) -> bool:
+    """Whether what a flag says of an input are its values, as of one that is read as a shape: integers, as many as it holds."""
+    whole = kind in (DataType.INT32, DataType.INT64) and len(declared) == 1 and -1 not in declared
+    return whole and len(found) == declared[0] and tuple(found) != tuple(declared)
+
+
 def text_of(shape: Sequence[int]) -> str:
     """A shape as reports have it: 1x3x224; scalar for ()."""
     return "x".join(map(str, shape)) or "scalar"
