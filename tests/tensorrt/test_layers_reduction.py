@@ -167,7 +167,7 @@ def cubic(array, size, transformation, a, exclude):
     "IResizeLayer.coordinate_transformation", "IResizeLayer.nearest_rounding", "IResizeLayer.selector_for_single_pixel",
     "IResizeLayer.exclude_outside", "IResizeLayer.cubic_coeff", "IResizeLayer.set_input", "InterpolationMode.NEAREST",
     "InterpolationMode.LINEAR", "InterpolationMode.CUBIC", *(f"ResizeCoordinateTransformation.{n}" for n in T.__members__),
-    *(f"ResizeRoundMode.{n}" for n in RR.__members__), "ResizeSelector.FORMULA", "ResizeSelector.UPPER",
+    *(f"ResizeRoundMode.{n}" for n in RR.__members__), "ResizeSelector.FORMULA", "ResizeSelector.UPPER", "ResizeMode",
 )  # fmt: skip
 def test_resize():
     suite = Suite(3)
@@ -189,6 +189,7 @@ def test_resize():
         layer.cubic_coeff, layer.exclude_outside = -0.5, transformation is T.HALF_PIXEL
         assert layer.scales == [1, 1, 1.6, 2] and (layer.cubic_coeff, layer.exclude_outside) == (-0.5, transformation is T.HALF_PIXEL)
         suite.expect(layer, cubic(array, (1, 2, 8, 14), transformation, -0.5, layer.exclude_outside), 1e-4)
+    assert trt.ResizeMode.LINEAR is IM.LINEAR
     layer = suite.net.add_resize(x)
     layer.set_input(1, suite.input(np.array([1, 2, 3, 4], np.int32)))
     suite.expect(layer, nearest(array, (1, 2, 3, 4), T.ASYMMETRIC, RR.FLOOR))

@@ -215,7 +215,11 @@ def test_shape_tensors():
 )  # fmt: skip
 def test_flags_and_debug_tensors():
     flag = trt.NetworkDefinitionCreationFlag
-    net, _ = network(flags=1 << int(flag.STRONGLY_TYPED), builder="builder")
+    net, log = network(flags=1 << int(flag.STRONGLY_TYPED), builder="builder")
+    typed = net.add_identity(net.add_input("t", trt.float32, (2,)))
+    typed.precision = trt.float16
+    typed.set_output_type(0, trt.float16)
+    assert not typed.precision_is_set and typed.get_output(0).dtype is trt.float32 and len(log.errors) == 2
     assert net.flags == 2 and net.get_flag(flag.STRONGLY_TYPED) and net.get_flag(flag.EXPLICIT_BATCH)
     assert not net.has_implicit_batch_dimension and not net.has_explicit_precision and net.builder == "builder"
     assert network(flags=1 << int(flag.EXPLICIT_PRECISION))[0].has_explicit_precision

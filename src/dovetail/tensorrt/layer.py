@@ -187,7 +187,9 @@ class ILayer:
 
     @precision.setter
     def precision(self, value: DataType) -> None:
-        self._record.precision = expect(DataType, value, "ILayer.precision")
+        wanted = expect(DataType, value, "ILayer.precision")
+        if may_be_typed(self, "precision"):
+            self._record.precision = wanted
 
     @property
     def precision_is_set(self) -> bool:
@@ -201,8 +203,10 @@ class ILayer:
     def set_output_type(self, index: int, dtype: DataType) -> None:
         """Ask for the element type of an output."""
         position = integer(index, "ILayer.set_output_type: index")
-        self._record.output_types[position] = expect(DataType, dtype, "ILayer.set_output_type: dtype")
-        self._record.network._changed(self._record)
+        wanted = expect(DataType, dtype, "ILayer.set_output_type: dtype")
+        if may_be_typed(self, "set_output_type"):
+            self._record.output_types[position] = wanted
+            self._record.network._changed(self._record)
 
     def get_output_type(self, index: int) -> DataType:
         """The element type of an output, asked for or as it follows."""
@@ -227,3 +231,12 @@ class ILayer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self._record.name}>"
+
+
+def may_be_typed(layer: ILayer, what: str) -> bool:
+    """Whether clients may choose the layer's types: not in a strongly typed network, where tensors decide them."""
+    network = layer._record.network
+    if network._strongly_typed():
+        network._refuse(f"{layer.name}: {what}: got a strongly typed network, expected one that is not; add a cast instead")
+        return False
+    return True
