@@ -35,7 +35,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"}, "channels_last": {"precision": "fp16", "channels_last": True},
     "each node": {"precision": "fp16", "composed": False}, "bf16": {"precision": "bf16"}, "tf32": {},
 }  # fmt: skip
-HEADER = " ".join([f"{'model':42s}", *(f"{name:>9s}" for name in ("fp16", "ch. last", "each node", "bf16", "tf32", "fp32/ORT", "allowed")), f"{'s':>6s}"])
+_COLUMNS = ("fp16", "ch. last", "each node", "bf16", "tf32", "fp32/ORT", "allowed")
+HEADER = " ".join([f"{'model':42s}", *(f"{name:>9s}" for name in _COLUMNS), f"{'s':>6s}"])
 
 
 def distance(got: Any, want: Any) -> float:

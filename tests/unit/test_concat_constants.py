@@ -18,7 +18,9 @@ def model(axis: int, shapes: list[tuple[int, ...]], batch: int | str = 1) -> onn
     first, image, last = shapes
     weights = [nh.from_array(RNG.standard_normal(s).astype(np.float32), n) for n, s in (("c0", first), ("c1", last))]
     nodes = [
-        h.make_node("Relu", ["x"], ["r"]), h.make_node("Concat", ["c0", "r", "c1", "c0"], ["k"], axis=axis), h.make_node("Mul", ["k", "k"], ["y"]),
+        h.make_node("Relu", ["x"], ["r"]),
+        h.make_node("Concat", ["c0", "r", "c1", "c0"], ["k"], axis=axis),
+        h.make_node("Mul", ["k", "k"], ["y"]),
     ]  # fmt: skip
     x = h.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [batch, *image[1:]])
     y = h.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
