@@ -277,6 +277,39 @@ def test_compiled_kernels_need_a_gpu_and_are_kept_in_the_state():
         creator.create_plugin("add", "quick", block, trt.TensorRTPhase.BUILD, trt.QuickPluginCreationRequest.STRICT_JIT)
 
 
+@trtp.register("quick::both")
+def both_desc(x: trtp.TensorDesc) -> trtp.TensorDesc:
+    return x.like()
+
+
+@trtp.impl("quick::both")
+def both(x: trtp.Tensor, outputs: tuple[trtp.Tensor], stream: int) -> None:
+    np.asarray(outputs[0])[...] = np.asarray(x)
+
+
+@trtp.aot_impl("quick::both")
+def both_compiled(x: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]):
+    return "both", "// ptx", trtp.KernelLaunchParams(), trtp.SymIntExprs(0)
+
+
+@exercises(
+    "QuickPluginCreationRequest.PREFER_AOT", "QuickPluginCreationRequest.PREFER_JIT", "QuickPluginCreationRequest.UNKNOWN",
+    "NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS", "NetworkDefinitionCreationFlag.PREFER_JIT_PYTHON_PLUGINS",
+)  # fmt: skip
+def test_flags_of_the_network_prefer_one_of_two_functions():
+    flags, requests = trt.NetworkDefinitionCreationFlag, trt.QuickPluginCreationRequest
+    creator = trt.get_plugin_registry().get_creator("both", "1", "quick")
+    for flag, request, compiled in (
+        (flags.PREFER_AOT_PYTHON_PLUGINS, requests.PREFER_AOT, True), (flags.PREFER_JIT_PYTHON_PLUGINS, requests.PREFER_JIT, False),
+    ):  # fmt: skip
+        network = trt.Builder(Log()).create_network(1 << int(flag))
+        layer = network.add_plugin(trtp.op.quick.both(network.add_input("x", trt.float32, (2,))))
+        made = creator.create_plugin("both", "quick", trt.PluginFieldCollection(), trt.TensorRTPhase.BUILD, request)
+        assert isinstance(layer.plugin, trt.IPluginV3QuickAOTBuild) == isinstance(made, trt.IPluginV3QuickAOTBuild) == compiled
+    with pytest.raises(ValueError, match="preferred"):
+        creator.create_plugin("both", "quick", trt.PluginFieldCollection(), trt.TensorRTPhase.BUILD, requests.UNKNOWN)
+
+
 # ---- ONNX, and what is refused ----
 
 

@@ -100,7 +100,7 @@ def padded(network):
     "IPluginV2DynamicExt.get_output_dimensions", "IPluginV2DynamicExt.get_workspace_size", "IPluginV2DynamicExt.initialize",
     "IPluginV2DynamicExt.serialize", "IPluginV2DynamicExt.supports_format_combination", "IPluginV2DynamicExt.terminate",
     "IPluginCreator", "IPluginCreator.deserialize_plugin", "IPluginCreator.field_names", "INetworkDefinition.add_plugin_v2",
-    "IPluginV2Layer", "IPluginV2Layer.plugin", "IPluginV2", "IPluginV2.plugin_type", "IPluginV2.plugin_version",
+    "IPluginV2Layer", "IPluginV2Layer.plugin", "LayerType.PLUGIN_V2", "IPluginV2", "IPluginV2.plugin_type", "IPluginV2.plugin_version",
     "IPluginV2.plugin_namespace", "IPluginV2.num_outputs",
 )  # fmt: skip
 def test_a_dynamic_plugin_is_made_again_from_its_bytes_and_ended_with_its_creator():

@@ -56,10 +56,12 @@ def padded(network):
     "IPluginV3OneBuild.supports_format_combination", "IPluginV3OneBuild.get_workspace_size", "IPluginV3OneRuntime.enqueue",
     "IPluginV3OneRuntime.on_shape_change", "IPluginV3OneRuntime.get_fields_to_serialize", "IPluginV3OneRuntime.attach_to_context",
     "IPluginCreatorV3One", "IPluginCreatorV3One.create_plugin", "IPluginCreatorV3One.field_names", "INetworkDefinition.add_plugin_v3",
-    "IPluginV3Layer", "IPluginV3Layer.plugin", "IPluginCapability",
+    "IPluginV3Layer", "IPluginV3Layer.plugin", "IPluginCapability", "LayerType.PLUGIN_V3", "IPluginCreatorV3One.plugin_namespace",
+    "PluginField",
 )  # fmt: skip
 def test_a_plugin_of_dynamic_shapes_is_made_again_from_its_fields():
     creator = V3Creator(Pad)
+    assert creator.plugin_namespace == ""
     with registered(creator):
         serialized = built(padded, profile=DYNAMIC)
         assert Pad.configured == [(1, 3), (2, 3), (4, 3), (1, 5), (2, 5), (4, 5), (-1, 3)]
@@ -70,6 +72,68 @@ def test_a_plugin_of_dynamic_shapes_is_made_again_from_its_fields():
         assert creator.asked and all(phase == trt.TensorRTPhase.RUNTIME for _, phase in creator.asked)
     log = Log()
     assert trt.Runtime(log).deserialize_cuda_engine(serialized) is None and "V3Pad" in log.errors()[0]
+
+
+class Parts(trt.IPluginV3):
+    """A plugin whose capabilities are three objects; for runs it has no build."""
+
+    def __init__(self, fc=None, phase=trt.TensorRTPhase.BUILD):
+        self.pad, self.phase = Pad(fc), phase
+        self.core, self.build, self.run = trt.IPluginV3OneCore(), trt.IPluginV3OneBuild(), trt.IPluginV3OneRuntime()
+        self.core.plugin_name, self.core.plugin_version, self.core.plugin_namespace = "V3Parts", "1", ""
+        for part, names in (
+            (self.build, ("get_output_data_types", "get_output_shapes", "supports_format_combination", "configure_plugin")),
+            (self.run, ("on_shape_change", "enqueue", "get_fields_to_serialize")),
+        ):
+            for name in names:
+                setattr(part, name, getattr(self.pad, name))
+        self.build.get_workspace_size = lambda inp, out: 64
+
+    def get_capability_interface(self, type):
+        asked.add((self.phase, type))
+        if type == trt.PluginCapabilityType.CORE:
+            return self.core
+        if type == trt.PluginCapabilityType.BUILD:
+            return self.build if self.phase == trt.TensorRTPhase.BUILD else None
+        return self.run if type == trt.PluginCapabilityType.RUNTIME else None
+
+    def clone(self):
+        return Parts(self.pad.get_fields_to_serialize(), self.phase)
+
+
+class PartsCreator(trt.IPluginCreatorV3One):
+    name = "V3Parts"
+
+    def create_plugin(self, name, fc, phase):
+        made = Parts(fc, phase)
+        made.run.attach_to_context = lambda context: made
+        made.run.enqueue = _wrap
+        return made
+
+
+def _wrap(input_desc, output_desc, inputs, outputs, workspace, stream):
+    assert workspace == 0  # the build part, which wants some, is not there
+    (x,), (y,) = tensors(input_desc, inputs), tensors(output_desc, outputs)
+    y[...] = np.pad(x, ((0, 0), (0, 2)), "wrap")
+
+
+asked: set = set()
+
+
+@exercises(
+    "PluginCapabilityType.CORE", "PluginCapabilityType.BUILD", "PluginCapabilityType.RUNTIME", "TensorRTPhase.BUILD",
+    "TensorRTPhase.RUNTIME", "IExprBuilder", "IDimensionExpr",
+)  # fmt: skip
+def test_capabilities_may_be_objects_of_their_own_and_a_run_needs_no_build():
+    def define(network):
+        layer = network.add_plugin_v3([network.add_input("x", trt.float32, (-1, 3))], [], Parts(fields(pads=[2])))
+        return layer.get_output(0)
+
+    with registered(PartsCreator()):
+        run = Runner(built(define, profile=DYNAMIC))
+        x = np.arange(6, dtype=np.float32).reshape(2, 3)
+        np.testing.assert_array_equal(run(x=x)["y"], np.pad(x, ((0, 0), (0, 2)), "wrap"))
+    assert {phase for phase, _ in asked} == {trt.TensorRTPhase.BUILD, trt.TensorRTPhase.RUNTIME}
 
 
 class Repeat(V3):
