@@ -157,6 +157,56 @@ def test_tensors_of_layers_by_name(builder):
     assert run(built(builder, network), x=x)["c"].shape == (1, 4, 6, 6)
 
 
+@pytest.mark.parametrize(
+    ("op", "inputs", "kind", "attributes", "settings"),
+    [
+        ("Conv", {"x": [1, 4, 9, 9], "w": (6, 2, 3, 3), "b": (6,)}, "IConvolutionLayer",
+         {"group": 2, "pads": [1, 0, 2, 1], "strides": [2, 1], "dilations": [1, 2]},
+         {"num_output_maps": 6, "num_groups": 2, "pre_padding": (1, 0), "post_padding": (2, 1), "stride_nd": (2, 1),
+          "dilation_nd": (1, 2)}),
+        ("ConvTranspose", {"x": [1, 4, 5, 5], "w": (4, 3, 2, 2)}, "IDeconvolutionLayer", {"strides": [2, 2]}, {"num_output_maps": 3}),
+        ("MaxPool", {"x": [1, 2, 7, 7]}, "IPoolingLayer", {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]},
+         {"type": trt.PoolingType.MAX, "window_size_nd": (3, 2)}),
+        ("AveragePool", {"x": [1, 2, 7, 7]}, "IPoolingLayer", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+         {"type": trt.PoolingType.AVERAGE, "average_count_excludes_padding": True}),
+        ("GlobalAveragePool", {"x": [2, 3, 4, 5]}, "IReduceLayer", {}, {"op": trt.ReduceOperation.AVG, "axes": 12, "keep_dims": True}),
+        ("LeakyRelu", {"x": [3, 4]}, "IActivationLayer", {"alpha": 0.25}, {"type": trt.ActivationType.LEAKY_RELU, "alpha": 0.25}),
+        ("Elu", {"x": [3, 4]}, "IActivationLayer", {}, {"type": trt.ActivationType.ELU, "alpha": 1.0}),
+        ("Tanh", {"x": [3, 4]}, "IActivationLayer", {}, {"type": trt.ActivationType.TANH}),
+        ("Sub", {"x": [3, 4], "w": (1, 4)}, "IElementWiseLayer", {}, {"op": trt.ElementWiseOperation.SUB}),
+        ("Softmax", {"x": [3, 4, 2]}, "ISoftMaxLayer", {"axis": -2}, {"axes": 2}),
+        ("Transpose", {"x": [3, 4, 2]}, "IShuffleLayer", {"perm": [2, 0, 1]}, {}),
+        ("Transpose", {"x": [3, 4]}, "IShuffleLayer", {}, {}), ("MatMul", {"x": [3, 4], "w": (4, 2)}, "IMatrixMultiplyLayer", {}, {}),
+        ("Erf", {"x": [3, 4]}, "IUnaryLayer", {}, {"op": trt.UnaryOperation.ERF}), ("Identity", {"x": [3]}, "IIdentityLayer", {}, {}),
+        ("Concat", {"x": [3, 4]}, "IConcatenationLayer", {"axis": -1}, {"axis": 1}),
+    ],
+)  # fmt: skip
+def test_nodes_become_layers_of_their_own_classes(builder, op, inputs, kind, attributes, settings):
+    weights = {n: sample(*s, seed=4) for n, s in inputs.items() if n != "x"}
+    x, names = sample(*inputs["x"]), ["x", "x"] if op == "Concat" else list(inputs)
+    model = model_of([helper.make_node(op, names, ["y"], name="it", **attributes)], {"x": inputs["x"]}, {"y": None},
+                     [numpy_helper.from_array(a, n) for n, a in weights.items()])  # fmt: skip
+    _, network, good = parsed(builder, model)
+    layer = network.get_layer(network.num_layers - 1)
+    assert good and layer.name == "it"
+    layer.__class__ = getattr(trt, kind)
+    assert {name: getattr(layer, name) for name in settings} == settings
+    if "Conv" in op:
+        np.testing.assert_array_equal(layer.kernel, weights["w"].reshape(-1))
+    engine = built(builder, network, trt.BuilderFlag.REFIT)
+    np.testing.assert_allclose(run(engine, x=x)["y"], reference(model, x=x)["y"], rtol=1e-4, atol=1e-5)
+    assert sorted(trt.Refitter(engine, builder.logger).get_all_weights()) == sorted(weights)
+
+
+def test_the_users_importer_of_an_op_comes_before_a_layer_of_its_class(builder):
+    model, x = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": [4]}, {"y": [4]}), sample(4)
+    with dovetail.importer("Relu").use(lambda net, node: net.op("Neg", node.inputs[0])):
+        _, network, good = parsed(builder, model)
+        engine = built(builder, network)
+    assert good
+    np.testing.assert_array_equal(run(engine, x=x)["y"], -x)
+
+
 # ---- refits ----
 
 

@@ -16,6 +16,7 @@ from dovetail.frontend.protos import densify, domain_of
 from dovetail.frontend.reader import element_type, read_tensor
 from dovetail.tensorrt.dtypes import to_data_type
 from dovetail.tensorrt.enums import DataType, WeightsRole
+from dovetail.tensorrt.onnx_layers import typed_layer
 from dovetail.tensorrt.tensor import ITensor
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class RefitMap:
     names: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
     roles: list[WeightsRole] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
     _uses: Counter[str] = field(default_factory=Counter)
 
     def add(self, name: str, layer: str, role: WeightsRole) -> None:
@@ -45,6 +47,14 @@ class RefitMap:
         self.names.append(f"{name}_{count}" if count else name)
         self.layers.append(layer)
         self.roles.append(role)
+        self._names.append(name)
+
+    def truncate(self, count: int) -> None:
+        """Forget all but the first uses."""
+        for name in self._names[count:]:
+            self._uses[name] -= 1
+        for kept in (self.names, self.layers, self.roles, self._names):
+            del kept[count:]
 
 
 class Walk:
@@ -82,7 +92,7 @@ class Walk:
         """
         graph = self.model.graph
         for tensor in graph.initializer:
-            self.tensors[tensor.name] = self._narrow(self._given.get(tensor.name, None), tensor)
+            self.tensors[tensor.name] = np.asarray(self._narrow(self._given.get(tensor.name), tensor), order="C")
         for sparse in graph.sparse_initializer:
             self.tensors[sparse.values.name] = densify(sparse, self.folder)
         for value in graph.input:
@@ -174,6 +184,10 @@ class Walk:
         first = self.network.num_layers
         made = self.fallback(node, self)
         if made is None:
+            made = typed_layer(node, self)
+            if made is not None and node.op_type in _KERNELS:
+                self._note_weights(node, kept=True)
+        if made is None:
             made = self.network._add_node(node, self.tensors, self.opsets, functions=list(self.model.functions), folder=self.folder)
             self._note_weights(node)
         for index in range(first, self.network.num_layers):
@@ -185,8 +199,12 @@ class Walk:
                 raise ModelError(f"{node.name}: output {name!r} is computed twice")
             self.tensors[name] = tensor
 
-    def _note_weights(self, node: onnx.NodeProto) -> None:
-        """The roles of a node's weights. Those that lie as TensorRT's kernels do are kernels, others constants by their own names."""
+    def _note_weights(self, node: onnx.NodeProto, kept: bool = False) -> None:
+        """The roles of a node's weights. Those that lie as TensorRT's kernels do are kernels, others constants by their own names.
+
+        Args:
+            kept: the layer has the weights itself, and the network knows them.
+        """
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         kernels = node.op_type in _KERNELS and not node.domain and (node.op_type != "Gemm" or transposed)
         for position, name in enumerate(node.input):
@@ -197,7 +215,8 @@ class Walk:
             else:
                 role, layer = WeightsRole.CONSTANT, name
             self.refit_map.add(name, layer, role)
-            self.network._parsed_weights[(layer, role)] = name
+            if not kept:
+                self.network._parsed_weights[(layer, role)] = name
 
     # ------------------------------------------------------------------ double precision
     def _say_doubles(self) -> None:
