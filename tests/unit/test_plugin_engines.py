@@ -291,6 +291,30 @@ def test_networks_call_plugins_by_name(engine_of) -> None:
         assert np.array_equal(engine_of(net, shapes=shapes).run({"x": data})["y"], 2 * hot(data, depth=4, axis=1))
 
 
+def test_calls_may_state_the_types_of_their_results(engine_of) -> None:
+    seen = []
+
+    @dovetail.plugin("Stated")
+    def stated(x, *, odd: int):
+        seen.append(x.shape)
+        return np.repeat(x, 2, 0), x[x > odd]
+
+    net = dovetail.Network()
+    x = net.input("x", "f32", ("N", 3))
+    double, some = net.plugin("Stated", x, odd=0, results=[("f32", (2 * x.shape[0], 3)), ("f32", (None,))])
+    assert double.shape == (2 * x.shape[0], 3) and some.shape[0] != x.shape[0] and not seen
+    net.output(net.op("Relu", double), "y")
+    net.output(some, "z")
+    given = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
+    found = engine_of(net, verify="off").run({"x": given})
+    np.testing.assert_array_equal(found["y"], np.maximum(np.repeat(given, 2, 0), 0))
+    np.testing.assert_array_equal(found["z"], given[given > 0])
+    wrong = dovetail.Network()
+    wrong.output(wrong.plugin("Stated", wrong.input("x", "f32", (2, 3)), odd=0, results=[("f32", (2, 3)), ("f32", (None,))])[0], "y")
+    with pytest.raises(ExecutionError, match="Stated"):
+        engine_of(wrong, verify="off").run({"x": given})
+
+
 def test_graph_text_holds_calls() -> None:
     dovetail.plugin("T")(lambda x, *, a=None, s="": (x, np.unique(x)))
     node = call("T", ["x"], ["y", "u"], s='"quoted" # {x}\n')
