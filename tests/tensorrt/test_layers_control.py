@@ -131,6 +131,37 @@ def test_conditional(decision):
     suite.run()
 
 
+def test_a_loop_with_weights_in_a_branch():
+    suite = Suite(5)
+    net, array = suite.net, suite.random(1, 3, 4)
+    choice = net.add_if_conditional()
+    choice.set_condition(suite.input(np.array(True)))
+    entering = choice.add_input(suite.input(array)).get_output(0)
+
+    def times(tensor):
+        layer = net.add_convolution_nd(tensor, 3, (1, 3), w3)
+        layer.padding_nd = (0, 1)
+        return layer.get_output(0)
+
+    # Both branches read the same weights, one of them in a loop.
+    w3 = suite.random(3, 3, 1, 3)
+    shaped = net.add_shuffle(entering)
+    shaped.reshape_dims = (1, 3, 1, 4)
+    loop = net.add_loop()
+    loop.add_trip_limit(suite.const(np.int32(3)), trt.TripLimit.COUNT)
+    state = loop.add_recurrence(shaped.get_output(0))
+    state.set_input(1, times(state.get_output(0)))
+    last = loop.add_loop_output(state.get_output(0), trt.LoopOutput.LAST_VALUE).get_output(0)
+    assert net.set_weights_name(w3, "shared")
+    value = array.reshape(1, 3, 1, 4)
+    for _ in range(3):
+        wide = np.pad(value, [(0, 0)] * 3 + [(1, 1)])
+        value = sum(np.einsum("nchw,kc->nkhw", wide[..., i : i + 4], w3[:, :, 0, i]) for i in range(3))
+    suite.expect(choice.add_output(last, times(shaped.get_output(0))), value, 1e-4)
+    assert list(net._weights().values()).count("shared") == 2
+    suite.run()
+
+
 @exercises("INetworkDefinition.add_assertion", "IAssertionLayer.message")
 def test_assertion():
     net, _ = network()

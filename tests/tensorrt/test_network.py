@@ -10,6 +10,7 @@ from onnx import helper
 
 import dovetail
 import dovetail.tensorrt as trt
+from dovetail.core.env import override
 from dovetail.core.errors import Error
 from tests.tensorrt.coverage import exercises
 from tests.tensorrt.layer_suite import Suite, network
@@ -204,6 +205,13 @@ def test_shape_tensors():
     assert net.unmark_output_for_shapes(shape) and not net.unmark_output_for_shapes(shape)
     net.remove_tensor(wanted)
     assert net.num_inputs == 1 and not wanted.is_network_input
+
+
+def test_shapes_have_32_bits_before_10():
+    for version, kind in (("8.6.1", trt.int32), ("10.16.1.11", trt.int64)):
+        with override(tensorrt_version=version):
+            net, _ = network()
+            assert net.add_shape(net.add_input("x", trt.float32, (2, -1))).get_output(0).dtype is kind
 
 
 @exercises(

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dovetail.core.dims import Dim, product
-from dovetail.core.dtypes import I64
+from dovetail.core.dtypes import I32, I64
+from dovetail.core.env import env
 from dovetail.core.errors import ModelError
 from dovetail.ir.graph import Value
 from dovetail.tensorrt.dims import Dims, Permutation
@@ -27,6 +28,9 @@ from dovetail.tensorrt.settings import (
 )
 from dovetail.tensorrt.tensor import ITensor
 from dovetail.tensorrt.weights import Weights
+
+# The version whose shapes have elements of 64 bits.
+_INT64_SINCE = 10
 
 
 class IConstantLayer(ILayer):
@@ -138,13 +142,14 @@ def _axis(layer: IConcatenationLayer, first: Value, shift: int) -> int:
 
 
 class IShapeLayer(ILayer):
-    """The shape of its input."""
+    """The shape of its input, of type INT64; of INT32 for programs that are told a version before 10."""
 
     __slots__ = ()
     _layer_type, _label = LayerType.SHAPE, "Shape"
 
     def _lower(self, net: Scope, inputs: list[Value | None]) -> Sequence[Value]:
-        return [net.op("Shape", *inputs, start=net.shift)]
+        shape = net.op("Shape", *inputs, start=net.shift)
+        return [net.cast(shape, I32) if int(env().tensorrt_version.split(".")[0]) < _INT64_SINCE else shape]
 
 
 class _AxesLayer(ILayer):
