@@ -1,6 +1,8 @@
 """Plugins where engines are for a GPU: device addresses, a stream, compiled kernels; on the driver of the host."""
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 import dovetail
 import dovetail.tensorrt as trt
 import dovetail.tensorrt.plugin as trtp
+from dovetail import builder, runtime
+from dovetail.codegen.triton_host import host_driver
 from dovetail.core.env import override
 from dovetail.core.errors import ExecutionError
 from dovetail.device.cuda.driver_host import HostDriver
@@ -97,3 +101,44 @@ def test_a_compiled_kernel_is_launched_with_inputs_scalars_and_outputs(gpu):
     np.testing.assert_array_equal(engine.run({"x": X})["y"], X + 1)
     np.testing.assert_array_equal(engine.run({"x": X - 5})["y"], X - 4)
     assert gpu.log["load"] == 1 and gpu.log["launch"] == 2
+
+
+def test_an_engine_for_a_gpu_hands_results_of_kernels_to_the_plugin_and_back(monkeypatch):
+    network = trt.Builder(Log()).create_network()
+    x = network.add_input("x", trt.float32, (-1, 3))
+    relu = network.add_activation(x, trt.ActivationType.RELU).get_output(0)
+    made = network.add_plugin_v3([relu], [], Double()).get_output(0)
+    last = network.add_elementwise(made, x, trt.ElementWiseOperation.SUB).get_output(0)
+    last.name = "y"
+    network.mark_output(last)
+    built = builder.build(network._model(), builder.BuildOptions(target="cuda:sm_90", tune=False, verify="off"))
+    driver = host_driver(built.kernels)
+    monkeypatch.setitem(sys.modules["dovetail.device.cuda.driver"]._drivers, 0, driver)
+    engine = runtime.make(built.plan, [built.binary], None, built.module.weights, None, None, driver=driver)
+    with registered(V3Creator(Double)), override(tensorrt_device="cuda:0"):
+        for given in (X - 9, X[:1]):
+            np.testing.assert_array_equal(engine.run({"x": given})["y"], 2 * np.maximum(given, 0) - given)
+            assert seen[-1][-1] != 0
+
+
+def test_runs_in_several_threads_have_objects_of_their_own():
+    inside, most, lock, both = [0], [0], threading.Lock(), threading.Barrier(2, timeout=10)
+
+    class Waiting(Double):
+        name = "DeviceWaiting"
+
+        def enqueue(self, *arguments):
+            with lock:
+                assert not getattr(self, "busy", False)
+                self.busy, inside[0] = True, inside[0] + 1
+                most[0] = max(most[0], inside[0])
+            both.wait()
+            super().enqueue(*arguments)
+            with lock:
+                self.busy, inside[0] = False, inside[0] - 1
+
+    with registered(V3Creator(Waiting)):
+        engine = _engine(lambda network, x: network.add_plugin_v3([x], [], Waiting()))
+        with ThreadPoolExecutor(2) as pool:
+            results = list(pool.map(lambda k: engine.run({"x": X + k})["y"], range(4)))
+    assert most[0] == 2 and all(np.array_equal(y, 2 * (X + k)) for k, y in enumerate(results))
