@@ -207,6 +207,9 @@ def test_non_maximum_suppression():
     assert layer.topk_box_limit == 2
     limited = np.where(scores >= np.sort(scores, 1)[:, -2:-1], scores, -1)
     suite.expect(layer, suppressed(boxes, limited, 4, 0.0, 0.0))
+    layer = suite.net.add_nms(suite.input(boxes, dynamic=True), suite.input(scores, dynamic=True), most)
+    layer.topk_box_limit = 2
+    suite.expect(layer, suppressed(boxes, limited, 4, 0.0, 0.0))
     own = np.stack([boxes, boxes[:, ::-1], boxes + 1], 2)
     suite.expect(suite.net.add_nms(suite.input(own), s, most), suppressed(own, scores, 4, 0.0, 0.0))
     suite.run()

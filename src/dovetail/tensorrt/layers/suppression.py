@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dovetail.core.dims import minimum
 from dovetail.core.dtypes import F32, I32, I64
 from dovetail.core.errors import ModelError
 from dovetail.ir.graph import Value
@@ -58,10 +59,8 @@ def _limited(net: Scope, scores: Value, limit: int) -> Value:
     boxes = scores.shape[2]
     if isinstance(boxes, int) and boxes <= limit:
         return scores
-    if not isinstance(boxes, int):
-        return scores
-    best, _ = net.op("TopK", scores, np.array([limit], np.int64), axis=2)
-    last = net.op("Slice", best, [limit - 1], [limit], [2])
+    best, _ = net.op("TopK", scores, net.extents([minimum(boxes, limit)]), axis=2)
+    last = net.op("Slice", best, [-1], [np.iinfo(np.int64).max], [2])
     low = np.float32(np.finfo(np.float32).min)
     made: Value = net.op("Where", net.op("Less", scores, last), low, scores)
     return made
