@@ -683,3 +683,23 @@ def test_a_captured_run_is_done_when_its_graph_is_launched(monkeypatch):
     x[:] = normal(*x.shape, seed=77)
     assert graphs.launch(executable, 91) == 0
     same(outputs, reference(engines.image(), x=x))
+
+
+@exercises("ICudaEngine.get_aliased_input_tensor")
+def test_caches_are_updated_where_they_lie():
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    cache, update = network.add_input("cache", trt.float32, (2, 1, 6, 4)), network.add_input("update", trt.float32, (2, 1, 1, 4))
+    layer = network.add_kv_cache_update(cache, update, network.add_input("at", trt.int32, (2,)), trt.KVCacheMode.LINEAR)
+    layer.get_output(0).name = "after"
+    network.mark_output(layer.get_output(0))
+    context = builder.build_engine_with_config(network, builder.create_builder_config()).create_execution_context()
+    assert context.engine.get_aliased_input_tensor("after") == "cache"
+    held, new, positions = normal(2, 1, 6, 4), normal(2, 1, 1, 4, seed=1), np.array([1, 4], np.int32)
+    want = held.copy()
+    want[0, 0, 1], want[1, 0, 4] = new[0, 0, 0], new[1, 0, 0]
+    for name, array in (("cache", held), ("update", new), ("at", positions), ("after", held)):
+        assert context.set_tensor_address(name, at(array))
+    assert context.execute_async_v3(0)
+    np.testing.assert_array_equal(held, want)

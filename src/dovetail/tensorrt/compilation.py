@@ -19,6 +19,7 @@ from dovetail.tensorrt.enums import (
     BuilderFlag,
     DataType,
     HardwareCompatibilityLevel,
+    LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
     PreviewFeature,
@@ -300,6 +301,7 @@ def _record(
         roles=tuple((layer, role.name, name) for (layer, role), name in network._weights().items() if name in set(names)),
         shape_inputs=tuple(t.name for t in network._inputs if t.is_shape_tensor),
         debug=tuple(t.name for t in network._debug),
+        aliased=_aliased(network),
         debug_unfused=network._debug_unfused,
         formats=dict(formats),
         verbosity=config.profiling_verbosity.name,
@@ -313,3 +315,14 @@ def _record(
         requested=configs.flag_names(config),
         actual=dict(engine.info["actual"]),
     )
+
+
+def _aliased(network: NetworkBase) -> dict[str, str]:
+    """Outputs that are caches after an update, with the inputs that they were before it, whose memory they take."""
+    found = {}
+    for layer in network:
+        if layer.type is LayerType.KV_CACHE_UPDATE:
+            before, after = layer.get_input(0), layer.get_output(0)
+            if before is not None and after is not None and before.is_network_input and after.is_network_output:
+                found[after.name] = before.name
+    return found
