@@ -67,6 +67,8 @@ def compile_network(
         Cancelled: the progress monitor ended the build.
     """
     start = time.perf_counter()
+    if not network._all_outputs():
+        raise BuildError("network: got no outputs, expected at least one; say which with mark_output")
     profiles = [ProfileRecord(*_ranges(p, network, i)) for i, p in enumerate(configs.profiles_of(config))]
     profiles = _complete(profiles, network, max_batch_size)
     _say_what_differs(network, config, reporter)
