@@ -1,11 +1,15 @@
 """Builder configs: defaults as TensorRT's, what is set is read back and changes the engine, what cannot be had fails and says why."""
 
+import fnmatch
 import operator
 
 import numpy as np
 import pytest
 
 import dovetail.tensorrt as trt
+from dovetail.core.env import override
+from dovetail.tensorrt.compilation import _options, _without
+from dovetail.tensorrt.logger import Reporter
 from tests.tensorrt.coverage import cases, exercises
 from tests.tensorrt.programs import Messages, deserialized, expected, quick, run, sample, small
 from tests.tensorrt.test_timing_cache import SIZE, product
@@ -132,6 +136,35 @@ def test_a_strongly_typed_network_takes_no_precision_flags(flag):
     assert builder.build_serialized_network(network, config) is None and f"takes no {flag}" in logger.errors()
     config.clear_flag(getattr(trt.BuilderFlag, flag))
     assert builder.build_serialized_network(network, config) is not None
+
+
+@exercises("BuilderFlag.FP16", "BuilderFlag.BF16", "BuilderFlag.TF32", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS")
+def test_what_a_gpu_is_asked_for():
+    """The options of an engine for a GPU, which needs none to be looked at."""
+    builder = trt.Builder(logger := Messages())
+    network, _ = small(builder)
+    flag, config, reporter = trt.BuilderFlag, quick(builder), Reporter(logger)
+    network.get_layer(2).precision = trt.float32
+    network.get_layer(3).name = "odd [name]*"
+    network.get_layer(3).set_output_type(0, trt.float32)
+    with override(tensorrt_device="cuda:0"):
+        assert _options(network, config, reporter)["precision"] == "tf32"
+        config.clear_flag(flag.TF32)
+        assert _options(network, config, reporter)["precision"] == "fp32" and "fp32_nodes" not in _options(network, config, reporter)
+        config.set_flag(flag.BF16)
+        assert _options(network, config, reporter)["precision"] == "bf16"
+        config.set_flag(flag.FP16)
+        made = _options(network, config, reporter)
+        assert (made["precision"], made["fp32_nodes"]) == ("fp16", []) and "ignored" in logger.text()
+        config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+        patterns = _options(network, config, reporter)["fp32_nodes"]
+        assert [fnmatch.fnmatchcase(n, p) for n, p in zip(("product", "odd [name]*"), patterns, strict=True)] == [True, True]
+        config.max_aux_streams = 3
+        assert _options(network, config, reporter)["branches"] == 4
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        assert _options(network, config, reporter)["target"] == "cuda:sm_80"
+        typed = builder.create_network(1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        assert _options(typed, config, reporter)["precision"] == "fp32"
 
 
 # ---- what cannot be had ----
@@ -273,8 +306,6 @@ def test_memory_pools(pool, size):
           JIT_CONVOLUTIONS=["cublaslt", "cudnn"]),
 )  # fmt: skip
 def test_tactic_sources_leave_libraries_out(source, without):
-    from dovetail.tensorrt.compilation import _without
-
     engine, config, logger, weights = made(lambda config, _: config.set_tactic_sources(1 << source))
     assert config.get_tactic_sources() == 1 << source == engine.tactic_sources and computes(engine, weights)
     assert touched(source) and _without(config) == without
@@ -289,8 +320,6 @@ def test_tactic_sources_leave_libraries_out(source, without):
           FASTER_DYNAMIC_SHAPES_0805=[], DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805=["cublaslt", "cudnn"]),
 )  # fmt: skip
 def test_preview_features(feature, value):
-    from dovetail.tensorrt.compilation import _without
-
     engine, config, _, weights = made(lambda config, _: config.set_preview_feature(feature, True))
     assert touched(feature) and config.get_preview_feature(feature) and _without(config) == value and computes(engine, weights)
     config.set_preview_feature(feature, False)
