@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail import builder
@@ -254,3 +255,17 @@ def test_offsets_may_depend_on_symbols_that_shapes_lack() -> None:
     made = model(nodes, {"a": [10], "b": [12]}, {"y": [1, "M"]}, {})
     data = dovetail.build(made, verify="full", tune=False).certificate
     assert data["engine"]["checked"] and data["kernels"]["checked"] == data["kernels"]["distinct"] > 0
+
+
+def test_recurrences_are_checked_on_weights_that_do_not_amplify_rounding():
+    """Long recurrences over large random weights are chaotic: right kernels would differ from the reference, too."""
+    rng = np.random.default_rng(0)
+    hidden, steps = 64, 24
+    w, r = (rng.standard_normal((1, 3 * hidden, n)).astype(np.float32) / 8 for n in (48, hidden))
+    nodes = [helper.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=hidden)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [steps, 1, 48])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(w, "w"), numpy_helper.from_array(r, "r")])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    engine = dovetail.build(proto, tune=False, verify="full")
+    assert engine.certificate["kernels"]["checked"] >= 1
