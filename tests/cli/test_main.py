@@ -47,6 +47,11 @@ def test_bad_usage_is_2(arguments: list[str], call: Callable) -> None:
     assert "usage: dovetail" in outcome.err
 
 
+def test_the_package_is_the_command_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "dovetail", "--version"], capture_output=True, text=True, cwd=ROOT / "src")
+    assert done.returncode == 0 and done.stdout.startswith("dovetail ")
+
+
 def test_only_the_chosen_verb_is_imported() -> None:
     code = "import sys; from dovetail.cli import main; main(['cache', 'show', '--json']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "src")

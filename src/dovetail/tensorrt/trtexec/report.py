@@ -190,7 +190,9 @@ def _warnings(found: Mapping[str, Summary], streams: int) -> Lines:
             yield _WARNING, "  Add --noDataTransfers flag to disable data transfers."
     if compute.variation > _UNSTABLE:
         yield _WARNING, f"* GPU compute time is unstable, with coefficient of variance = {number(compute.variation)}%."
-        yield _WARNING, "  If not already in use, locking GPU clock frequency or adding --useSpinWait may improve the stability."
+        on_host = found["Enqueue Time"].most == 0  # runs on the CPU are not enqueued
+        help_ = "stopping other programs and pinning this one to CPUs" if on_host else "locking GPU clock frequency or adding --useSpinWait"
+        yield _WARNING, f"  If not already in use, {help_} may improve the stability."
     if streams > 1:
         yield _WARNING, (
             "* Multiple inference streams are used. Latencies may not be accurate since inferences may run in parallel. "

@@ -1,0 +1,8 @@
+"""`python -m dovetail VERB …`: the command line where its script is not on the path."""
+
+import sys
+
+from dovetail.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
