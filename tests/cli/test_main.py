@@ -48,8 +48,8 @@ def test_bad_usage_is_2(arguments: list[str], call: Callable) -> None:
 
 
 def test_the_package_is_the_command_too() -> None:
-    done = subprocess.run([sys.executable, "-m", "dovetail", "--version"], capture_output=True, text=True, cwd=ROOT / "src")
-    assert done.returncode == 0 and done.stdout.startswith("dovetail ")
+    done = subprocess.run([sys.executable, "-m", "dovetail", "--version"], capture_output=True, text=True, check=True, cwd=ROOT / "src")
+    assert done.stdout.startswith("dovetail ")
 
 
 def test_only_the_chosen_verb_is_imported() -> None:
