@@ -196,7 +196,6 @@ def test_run_with_chosen_outputs(polygraphy, model):
     assert "Comparing Output: 'r'" in log
 
 
-@pytest.mark.xfail(reason="a half input of a network that is not strongly typed is not converted to what its readers compute in")
 def test_run_with_half_inputs_and_outputs(polygraphy, model):
     polygraphy("run", model, "--trt", *SHAPE, *PROFILE, "--fp16", "--tensor-dtypes", "x:float16", "y:float16", "--save-outputs", "out.json")
     assert "y [dtype=float16, shape=(2, 5)]" in polygraphy("inspect", "data", "out.json")
