@@ -1,35 +1,27 @@
 """Models defined in Python are the models that the ONNX importer makes of equal graphs, and bad calls change nothing."""
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail.core.dims import sym
 from dovetail.frontend.arguments import type_code
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import read_tensor
-from dovetail.frontend.session import Session
-from dovetail.ir.clone import clone
-from dovetail.ir.printer import print_module
 from dovetail.ir.verifier import verify
 from dovetail.ops.evaluate import evaluate
 from models import zoo
 from tests.unit.ir_shape import structure
+from tests.unit.network_models import f32, if_network, text
 from tests.unit.small_models import classifier
 
-RNG = np.random.default_rng(4)
 NEWEST = onnx.defs.onnx_opset_version()
-
-
-def f32(*shape: int) -> np.ndarray[Any, Any]:
-    return RNG.standard_normal(shape).astype(np.float32)
 
 
 class Given:
@@ -150,214 +142,6 @@ def test_a_model_node_by_node_is_the_model(name: str) -> None:
     assert structure(module) == structure(whole)
     assert set(module.guards) == set(whole.guards)
     assert [n.origin for n in module.main.nodes if n.op != "Constant"] == [n.origin for n in whole.main.nodes if n.op != "Constant"]
-
-
-# --- regions --------------------------------------------------------------------------------------
-
-
-def text(body: str, opset: int = 21) -> onnx.ModelProto:
-    return parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]>\n{body}')
-
-
-IF = text("""
-g (bool c, float[N,4] x, float[N,4] z) => (float[N,4] y, float[N,2] s) {
-  a = Mul(x, z)
-  y, s = If(c) <
-    then_branch = t () => (float[N,4] u, float[N,2] p) { u = Add(x, a) k = Constant<value_ints=[1, 3]>() p = Gather<axis=1>(x, k) },
-    else_branch = e () => (float[N,4] u, float[N,2] p) { u = Sub(a, z) k = Constant<value_ints=[0, 1]>() p = Gather<axis=1>(u, k) }>
-}""")
-
-LOOP = text("""
-g (int64 n, float[M,2] x, float[M,2] w) => (float[M,2] y, float[K,M,2] all) {
-  keep = Constant<value = bool {1}>()
-  y, all = Loop(n, keep, x) <body = b (int64 i, bool go, float[M,2] a) => (bool more, float[M,2] b, float[M,2] c) {
-    b = Mul(a, w)
-    f = Cast<to=1>(i)
-    c = Add(b, f)
-    limit = Constant<value = float {9.0}>()
-    s = ReduceMax<keepdims=0>(b)
-    more = Less(s, limit)
-  }>
-}""")
-
-GROWING = text("""
-g (int64 n, float[1,2] x) => (float[K,2] y) {
-  keep = Constant<value = bool {1}>()
-  y = Loop(n, keep, x) <body = b (int64 i, bool go, float[r,2] a) => (bool more, float[q,2] b) {
-    b = Concat<axis=0>(a, x)
-    more = Constant<value = bool {1}>()
-  }>
-}""")
-
-SCAN = text("""
-g (float[2] h, float[3,T,2] x, float[2,2] w) => (float[2] y, float[2,T,3] out) {
-  y, out = Scan <num_scan_inputs=1, scan_input_axes=[1], scan_input_directions=[1], scan_output_axes=[-2], scan_output_directions=[0],
-    body = b (float[2] s, float[3,2] p) => (float[2] t, float[2,3] q) {
-      r = MatMul(p, w)
-      m = ReduceSum<keepdims=0>(r, axes)
-      t = Add(s, m)
-      q = Transpose(r)
-    }>(h, x)
-}""".replace("r = MatMul", "axes = Constant<value_ints=[0]>() r = MatMul"))  # fmt: skip
-
-
-def if_network() -> dovetail.Network:
-    net = dovetail.Network()
-    c, x, z = net.input("c", "bool", ()), net.input("x", "f32", ("N", 4)), net.input("z", "f32", ("N", 4))
-    a = net.op("Mul", x, z)
-
-    def otherwise(inner: Any) -> tuple[Any, Any]:
-        u = inner.op("Sub", a, z)
-        return u, inner.op("Gather", u, [0, 1], axis=1)
-
-    y, s = net.if_(c, lambda inner: (inner.op("Add", x, a), inner.op("Gather", x, [1, 3], axis=1)), otherwise)
-    net.output(y, "y")
-    net.output(s, "s")
-    return net
-
-
-def loop_network() -> dovetail.Network:
-    net = dovetail.Network()
-    n, x, w = net.input("n", "i64", ()), net.input("x", "f32", ("M", 2)), net.input("w", "f32", ("M", 2))
-
-    def body(inner: Any, i: Any, a: Any) -> tuple[Any, Any, Any]:
-        b = inner.op("Mul", a, w)
-        c = inner.op("Add", b, inner.op("Cast", i, to="f32"))
-        return inner.op("Less", inner.op("ReduceMax", b, keepdims=0), 9.0), b, c
-
-    for value, name in zip(net.loop(body, x, trips=n, condition=True), ("y", "all"), strict=True):
-        net.output(value, name)
-    return net
-
-
-def growing_network() -> dovetail.Network:
-    net = dovetail.Network()
-    n, x = net.input("n", "i64", ()), net.input("x", "f32", (1, 2))
-    (y,) = net.loop(lambda inner, i, a: (True, inner.op("Concat", a, x, axis=0)), x, trips=n, condition=True)
-    net.output(y, "y")
-    return net
-
-
-def scan_network() -> dovetail.Network:
-    net = dovetail.Network()
-    h, x, w = net.input("h", "f32", (2,)), net.input("x", "f32", (3, "T", 2)), net.input("w", "f32", (2, 2))
-
-    def body(inner: Any, s: Any, p: Any) -> tuple[Any, Any]:
-        r = inner.op("MatMul", p, w)
-        return inner.op("Add", s, inner.op("ReduceSum", r, [0], keepdims=0)), inner.op("Transpose", r)
-
-    y, out = net.scan(body, [h], [x], axes=[1], reverse=[True], output_axes=[-2], output_reverse=[False])
-    net.output(y, "y")
-    net.output(out, "out")
-    return net
-
-
-def feeds_of(kind: str) -> dict[str, Any]:
-    rng = np.random.default_rng(7)
-    draw = lambda *s: rng.uniform(0.5, 2, s).astype(np.float32)  # noqa: E731
-    return {
-        "if": {"c": np.array(False), "x": draw(3, 4), "z": draw(3, 4)},
-        "loop": {"n": np.array(6), "x": draw(1, 2), "w": draw(1, 2)},
-        "growing": {"n": np.array(3), "x": draw(1, 2)},
-        "scan": {"h": draw(2), "x": draw(3, 5, 2), "w": draw(2, 2)},
-    }[kind]
-
-
-REGIONS: dict[str, tuple[onnx.ModelProto, Callable[[], dovetail.Network]]] = {
-    "if": (IF, if_network), "loop": (LOOP, loop_network), "growing": (GROWING, growing_network), "scan": (SCAN, scan_network),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", REGIONS)
-def test_a_region_is_what_the_importer_makes_of_its_graph(kind: str) -> None:
-    proto, make = REGIONS[kind]
-    module, want = make().module(), import_onnx(proto)
-    verify(module)
-    if kind == "growing":  # symbols have the numbers of another run of the importer
-        assert [n.op for n in module.main.nodes] == [n.op for n in want.main.nodes]
-    else:
-        assert structure(module) == structure(want)
-    feeds = feeds_of(kind)
-    for name, array in evaluate(want, feeds).items():
-        np.testing.assert_array_equal(evaluate(module, feeds)[name], array)
-
-
-def test_captures_pass_through_every_level_between() -> None:
-    net = dovetail.Network()
-    c, x, w = net.input("c", "bool", ()), net.input("x", "f32", ("N", 3)), net.weight("w", f32(3))
-
-    def body(loop: Any, i: Any, a: Any) -> tuple[bool, Any]:
-        doubled = loop.op("Add", a, a)
-        return True, loop.if_(c, lambda t: t.op("Add", doubled, w), lambda e: e.op("Mul", x, e.op("Sub", a, w)))
-
-    (y,) = net.loop(body, x, trips=3)
-    net.output(y, "y")
-    module = net.module()
-    verify(module)
-    (outer,) = [n for n in module.main.nodes if n.op == "Loop"]
-    (inner,) = [n for n in outer.regions[0].nodes if n.op == "If"]
-    assert {v.name for v in outer.operands[2:]} == {"c", "w", "x"}
-    assert all([v.type for v in r.inputs] == [v.type for v in inner.operands[1:]] for r in inner.regions)
-    feed = f32(2, 3)
-    weight = module.weights["w"]
-    for condition in (True, False):
-        want = feed
-        for _ in range(3):
-            want = want + want + weight if condition else feed * (want - weight)
-        np.testing.assert_array_equal(evaluate(module, {"c": np.array(condition), "x": feed})["y"], want)
-
-
-def test_weights_of_a_body_that_is_traced_twice_are_there_once() -> None:
-    net = dovetail.Network()
-    x, w = net.input("x", "f32", (1, 2)), f32(1, 2)
-    calls: list[int] = []
-
-    def body(inner: Any, i: Any, a: Any) -> tuple[bool, Any]:
-        calls.append(1)
-        return True, inner.op("Concat", a, inner.weight("row", w), axis=0)
-
-    (y,) = net.loop(body, x, trips=2)
-    net.output(y, "y")
-    module = net.module()
-    verify(module)
-    assert len(calls) > 1 and [n for n in module.weights if not n.startswith("~")] == ["row"]
-    feed = f32(1, 2)
-    np.testing.assert_array_equal(evaluate(module, {"x": feed})["y"], np.concatenate([feed, w, w]))
-
-
-def test_a_condition_that_is_known_leaves_its_branch() -> None:
-    net = dovetail.Network()
-    x = net.input("x", "f32", (4,))
-    flag = net.weight("flag", np.array(True))
-    net.output(net.if_(flag, lambda n: n.op("Neg", x), lambda n: n.op("Abs", x)), "y")
-    module = net.module()
-    assert [n.op for n in module.main.nodes if n.op != "Constant"] == ["Neg"]
-    assert [(g.weight, g.rewrite) for g in module.guards] == [("flag", "branch of If_0")]
-
-
-def test_bodies_use_the_net_they_get() -> None:
-    net = dovetail.Network()
-    x = net.input("x", "f32", (4,))
-    kept: list[Any] = []
-
-    def body(inner: Any, i: Any, a: Any) -> tuple[bool, Any]:
-        kept.append(inner)
-        return True, net.op("Neg", a)
-
-    before = print_module(clone(net._context.module))
-    with pytest.raises(dovetail.UsageError, match=r"network that is closed, while loop\.body is built; use the net"):
-        net.loop(body, x, trips=2)
-    with pytest.raises(dovetail.UsageError, match=r"since loop\.body is built"):
-        kept[0].op("Neg", x)
-    with pytest.raises(dovetail.UsageError, match="got 1 results of the function, expected at least 2"):
-        net.loop(lambda inner, i, a: True, x, trips=2)
-    with pytest.raises(dovetail.UsageError, match="expected a function that builds the body"):
-        net.if_(True, x, x)
-    with pytest.raises(dovetail.ModelError, match=r"loop\.body: its function .*lambda.* failed \(ZeroDivisionError"):
-        net.loop(lambda inner, i, a: 1 // 0, x, trips=2)
-    with pytest.raises(dovetail.UnsupportedOpError, match=r"carried value 0 enters as f32\[4\] and leaves as i64\[4\]"):
-        net.loop(lambda inner, i, a: (True, inner.op("Cast", a, to="i64")), x, trips=2)
-    assert print_module(clone(net._context.module)) == before
 
 
 # --- inputs, outputs, weights, names --------------------------------------------------------------
@@ -488,111 +272,6 @@ def test_unread_weights_and_later_ops_are_no_part_of_a_module() -> None:
     net.output(net.op("Neg", net["y"]), "z")
     assert set(first.weights) == {"w"} and len(list(first.main.nodes)) == 2
     assert net.module().meta["output_names"] == ["y", "z"] and net.module().main is not net.module().main
-
-
-# --- bad calls ------------------------------------------------------------------------------------
-
-
-def foreign(net: dovetail.Network) -> Any:
-    return dovetail.Network().input("q", "f32", (4,))
-
-
-BAD: dict[str, tuple[Callable[[dovetail.Network, Any], Any], type[Exception], str]] = {
-    "unknown op": (lambda n, x: n.op("Covn", x), dovetail.UnsupportedOpError, r"Covn_0 \(Covn\): no importer.*similar names: Conv"),
-    "unknown domain": (lambda n, x: n.op("Relu", x, domain="my.own"), dovetail.UnsupportedOpError, r"Relu_0 \(my.own::Relu\): no importer"),
-    "too few": (lambda n, x: n.op("Conv", x, name="c1"), dovetail.ModelError, r"c1 \(Conv\): got 1 inputs, expected 2 to 3 \(X, W, B\)"),
-    "too many": (lambda n, x: n.op("Relu", x, x), dovetail.ModelError, r"got 2 inputs, expected 1 \(X\)"),
-    "missing input": (lambda n, x: n.op("Add", x, None), dovetail.ModelError, r"got None for input 1 \(B\)"),
-    "attribute": (lambda n, x: n.op("Softmax", x, axes=1), dovetail.ModelError, "got the unknown attribute 'axes', expected one of: axis"),
-    "missing attribute": (lambda n, x: n.op("Concat", x, x), dovetail.ModelError, "got no attribute 'axis'"),
-    "attribute type": (lambda n, x: n.op("Softmax", x, axis=1.5), dovetail.ModelError, r"'axis': got 1.5 \(a float\), expected an int"),
-    "attribute list": (lambda n, x: n.op("Transpose", x, perm=1), dovetail.ModelError, "'perm': got 1 .*expected a sequence of ints"),
-    "element type": (lambda n, x: n.op("Cast", x, to="f31"), dovetail.ModelError, "'to': got 'f31'"),
-    "types": (lambda n, x: n.op("Add", x, np.ones(4)), dovetail.ModelError, r"got f64 for input 1 \(B\), expected f32 as input 0 \(A\)"),
-    "number": (lambda n, x: n.op("Gather", x, 1.5), dovetail.ModelError, r"got 1.5 for input 1 \(indices\), expected i64"),
-    "shapes": (lambda n, x: n.op("Add", x, f32(3)), dovetail.ModelError, r"Add_0 \(Add\): broadcast: shapes"),
-    "a list of values": (lambda n, x: n.op("Concat", [x, x], axis=0), dovetail.UsageError, "got a list of values, .*pass them one by one"),
-    "an object": (lambda n, x: n.op("Relu", object()), dovetail.UsageError, "input 0: got <object"),
-    "ragged": (lambda n, x: n.op("Gather", x, [[1], [1, 2]]), dovetail.UsageError, "expected numbers in equal rows"),
-    "foreign": (lambda n, x: n.op("Relu", foreign(n)), dovetail.UsageError, "%q: got a value of another network"),
-    "outputs": (lambda n, x: n.op("Relu", x, outputs=2), dovetail.ModelError, "got 2 outputs, expected 1 to 1"),
-    "opset": (lambda n, x: n.op("Relu", x, opset=99), dovetail.UsageError, "opset: got 99"),
-    "second input": (lambda n, x: n.input("x", "f32", (1,)), dovetail.UsageError, "got the name 'x', expected one that no other input has"),
-    "extent": (lambda n, x: n.input("y", "f32", (-1,)), dovetail.ModelError, "got size -1 on axis 0"),
-    "extent text": (lambda n, x: n.input("y", "f32", ("N+1",)), dovetail.ModelError, r"got the size 'N\+1' on axis 0"),
-    "extent expression": (lambda n, x: n.input("y", "f32", (sym("N") * 2,)), dovetail.ModelError, "got the size .* on axis 0"),
-    "range": (lambda n, x: n.input("y", "f32", ("5..2",)), dovetail.ModelError, "expected low..high"),
-    "dtype": (lambda n, x: n.input("y", "f31", (1,)), dovetail.UsageError, "dtype: got 'f31'"),
-    "second weight": (lambda n, x: n.weight("w", f32(4)), dovetail.UsageError, "got the name 'w' twice"),
-    "weight name": (lambda n, x: n.weight("~w", f32(4)), dovetail.UsageError, 'does not start with "~"'),
-    "second output": (lambda n, x: n.output(x, "out"), dovetail.UsageError, "got the name 'out'"),
-    "no output": (lambda n, x: n.remove_output("nothing"), dovetail.UsageError, r"got 'nothing', expected one of \['out'\]"),
-    "number too large": (lambda n, x: n.op("Add", n["b"], 300), dovetail.ModelError, "got 300 .*expected what i8 can hold"),
-    "number to infinity": (lambda n, x: n.op("Add", n["h"], 1e6), dovetail.ModelError, "got 1000000.0 .*expected what f16 can hold"),
-    "an input's name": (lambda n, x: n.output(n["first"], "x"), dovetail.UsageError, "got the name 'x', expected one that no other value"),
-    "plugin": (lambda n, x: n.plugin("Nowhere", x), dovetail.UnsupportedOpError, r"Nowhere_0 \(Nowhere\): plugin Nowhere"),
-    "half done": (lambda n, x: n.op("Gemm", x, f32(3, 4), f32(7)), dovetail.ModelError, "Gemm_0"),
-    "run-time shape": (lambda n, x: n.op("Resize", x, None, None, n["i"]), dovetail.Error, "Resize_0"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_calls_say_what_is_wrong_and_change_nothing(name: str) -> None:
-    call, kind, message = BAD[name]
-    net = dovetail.Network()
-    x, i, _, _ = (net.input(n, k, s) for n, k, s in (("x", "f32", (4,)), ("i", "i64", ("K",)), ("b", "i8", (2,)), ("h", "f16", (2,))))
-    net.output(net.op("Mul", x, net.weight("w", f32(4)), name="first"), "out")
-    net.output(i, "i2")
-    net.remove_output("i2")
-    before, weights = print_module(net.module()), dict(net._context.module.weights)
-    nodes, inputs, guards = len(net._context.graph), list(net.inputs), list(net._context.module.guards)
-    with pytest.raises(kind, match=message):
-        call(net, x)
-    assert print_module(net.module()) == before
-    assert list(net._context.module.weights) == list(weights) and len(net._context.graph) == nodes
-    assert list(net.inputs) == inputs and net._context.module.guards == guards and not net._context.session.problems
-    net.output(net.op("Neg", net["out"]), "after")
-    verify(net.module())
-
-
-def test_a_network_without_outputs_cannot_be_built() -> None:
-    net = dovetail.Network()
-    net.input("x", "f32", (1,))
-    with pytest.raises(dovetail.ModelError, match="got no outputs, expected at least one"):
-        dovetail.build(net)
-
-
-def test_bad_nodes_leave_the_network_as_it_was() -> None:
-    net = dovetail.Network()
-    x = net.input("x", "f32", ("N", 4))
-    nested = text("""
-g (bool c, float[4] x) => (float y) {
-  y = If(c) <then_branch = t () => (float u) { a = Neg(x) u = Nowhere(a) v = Nohow(u) }, else_branch = e () => (float u) { u = Neg(x) }>
-}""").graph.node[0]
-    with pytest.raises(dovetail.UnsupportedOpError) as caught:
-        net.node(nested, {"c": net.input("c", "bool", ()), "x": x})
-    assert [p.split(":")[0] for p in caught.value.problems] == ["u (Nowhere)", "v (Nohow)"]
-    with pytest.raises(dovetail.ModelError, match="'b' is used before any node computes it"):
-        net.node(helper.make_node("Add", ["a", "b"], ["y"]), {"a": x})
-    assert len(net._context.graph) == 0 and not net._context.session.problems
-    made = net.node(helper.make_node("Split", ["a", ""], ["p", "", "q"], axis=1, num_outputs=3), {"a": x, "other": None})
-    assert {n: v.shape for n, v in made.items()} == {"p": (sym("N"), 2), "q": (sym("N"), 0)}
-
-
-def test_a_rejected_attempt_of_a_loop_leaves_no_weights_and_loses_no_guards() -> None:
-    session = Session(text("g (float x) => (float y) { y = Neg(x) }"), None)
-    session.module.weights["a"] = f32(1)
-    mark = session.mark()
-    session.module.weights["b"] = f32(1)
-    assert session.undo(mark) == {"b"} and list(session.module.weights) == ["a"]
-    body = text("""
-g (int64 n, float[1] x) => (float[K] y) {
-  keep = Constant<value = bool {1}>()
-  y = Loop(n, keep, x) <body = b (int64 i, bool go, float[r] a) => (bool more, float[q] b)
-    <int64[1] reps = {2}> { b = Tile(a, reps) more = Constant<value = bool {1}>() }>
-}""")
-    module = import_onnx(body)
-    assert [g.weight for g in module.guards] == ["reps"] and "reps" in module.weights
 
 
 # --- engines --------------------------------------------------------------------------------------
