@@ -88,7 +88,7 @@ class ILayer:
         return handle
 
     def _lower(self, net: Scope, inputs: list[Value | None]) -> Sequence[Value]:
-        """The values of its outputs."""
+        """The values of its outputs; every class of layers has its own. Not abstract, as clients hold plain handles of this class."""
         raise NotImplementedError(type(self).__name__)
 
     def _needs(self) -> list[ITensor]:

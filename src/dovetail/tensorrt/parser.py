@@ -30,7 +30,7 @@ from dovetail.tensorrt.logger import ILogger, Reporter
 from dovetail.tensorrt.network import INetworkDefinition
 from dovetail.tensorrt.onnx_models import given_array, model_of
 from dovetail.tensorrt.onnx_walk import Walk
-from dovetail.tensorrt.parser_errors import ParserError, code_of
+from dovetail.tensorrt.parser_errors import ErrorList, ParserError, code_of
 from dovetail.tensorrt.parser_plugins import PluginFallback, can_import
 from dovetail.tensorrt.tensor import ITensor
 
@@ -51,7 +51,7 @@ def get_nv_onnx_parser_version() -> int:
     return major * 10000 + minor * 100 + patch
 
 
-class OnnxParser(Deprecated):
+class OnnxParser(ErrorList, Deprecated):
     """Adds ONNX models to a network. Failures give False, errors to be read here, and messages to the logger."""
 
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
@@ -175,23 +175,6 @@ class OnnxParser(Deprecated):
         return NodeIndices(self._subgraphs[position][0]) if 0 <= position < len(self._subgraphs) else NodeIndices()
 
     # ------------------------------------------------------------------ errors and options
-    @property
-    def num_errors(self) -> int:
-        """How many errors there are since the last parse began, or `clear_errors`."""
-        return len(self._errors)
-
-    def get_error(self, index: int) -> ParserError:
-        """An error by its index.
-
-        Raises:
-            IndexError: there are not so many.
-        """
-        return self._errors[operator.index(index)]
-
-    def clear_errors(self) -> None:
-        """Forget all errors."""
-        self._errors = []
-
     @property
     def flags(self) -> int:
         """The bits of all `OnnxParserFlag`s that are set; NATIVE_INSTANCENORM at first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Collection, Sequence
 
@@ -92,6 +93,29 @@ _CODES = (
     (r"\bshape|\brank|dimension", ErrorCode.UNSUPPORTED_NODE_SHAPE),
     (r"\binput", ErrorCode.UNSUPPORTED_NODE_INPUT),
 )
+
+
+class ErrorList:
+    """The errors that a parser or its refitter keeps; subclasses append to `_errors`."""
+
+    _errors: list[ParserError]
+
+    @property
+    def num_errors(self) -> int:
+        """How many errors there are since the last parse or refit began, or `clear_errors`."""
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        """An error by its index.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        return self._errors[operator.index(index)]
+
+    def clear_errors(self) -> None:
+        """Forget all errors."""
+        self._errors = []
 
 
 def code_of(message: str, attributes: Collection[str]) -> ErrorCode:

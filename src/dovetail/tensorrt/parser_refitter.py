@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import ErrorCode
 from dovetail.tensorrt.logger import ILogger, Reporter
 from dovetail.tensorrt.onnx_models import given_array, model_of
-from dovetail.tensorrt.parser_errors import ParserError
+from dovetail.tensorrt.parser_errors import ErrorList, ParserError
 from dovetail.tensorrt.refitter import Refitter
 from dovetail.tensorrt.weights import Weights
 
 _MAX_DEPTH = 24
 
 
-class OnnxParserRefitter:
+class OnnxParserRefitter(ErrorList):
     """Hands the weights of models to a `Refitter`, whose `refit_cuda_engine` the caller then calls."""
 
     def __init__(self, refitter: Refitter, logger: ILogger) -> None:
@@ -73,23 +72,6 @@ class OnnxParserRefitter:
         if self._loaded is None:
             return self._fail("refitModelProto", ErrorCode.INVALID_VALUE, "No model is loaded: call load_model_proto first.")
         return self._refit(*self._loaded, self._given)
-
-    @property
-    def num_errors(self) -> int:
-        """How many errors there are since the last refit began, or `clear_errors`."""
-        return len(self._errors)
-
-    def get_error(self, index: int) -> ParserError:
-        """An error by its index.
-
-        Raises:
-            IndexError: there are not so many.
-        """
-        return self._errors[operator.index(index)]
-
-    def clear_errors(self) -> None:
-        """Forget all errors."""
-        self._errors = []
 
     # ------------------------------------------------------------------ inside
     def _read(self, model: Any, path: str | None) -> tuple[onnx.ModelProto, Path | None] | None:

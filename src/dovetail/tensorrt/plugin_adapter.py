@@ -6,6 +6,7 @@ something else than it should.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -50,7 +51,7 @@ State = dict[str, Any]
 """What a plugin is made again from: attributes of a plugin call."""
 
 
-class Adapter:
+class Adapter(ABC):
     """A plugin object of a client.
 
     Attributes:
@@ -90,24 +91,24 @@ class Adapter:
         return ModelError(f"plugin {self.key[0]}: {method}: got {got!r} from the plugin, expected {expected}")
 
     # ---- the build ----
-    def rank(self, ranks: list[int]) -> None:
+    def rank(self, ranks: list[int]) -> None:  # noqa: B027  # most kinds have no use for it
         """Tell a plugin that wants to know them the ranks of its inputs, ahead of `types`."""
 
+    @abstractmethod
     def types(self, inputs: list[DataType]) -> list[DataType]:
         """The element types of outputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shapes(self, inputs: list[DimsExprs], values: list[DimsExprs], builder: IExprBuilder) -> list[DimsExprs]:
         """The shapes of outputs, from shapes of inputs and values of shape inputs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def supports(self, position: int, tensors: Descs, inputs: int) -> bool:
         """Whether a tensor may be as described."""
-        raise NotImplementedError
 
+    @abstractmethod
     def configure(self, inputs: Descs, outputs: Descs) -> None:
         """Tell the plugin what was chosen."""
-        raise NotImplementedError
 
     def tactics(self) -> list[int]:
         """Numbers of its tactics."""
@@ -117,7 +118,7 @@ class Adapter:
         """Outputs that share memory with an input."""
         return {}
 
-    def choose(self, tactic: int) -> None:
+    def choose(self, tactic: int) -> None:  # noqa: B027  # most kinds have no tactics
         """Set the tactic; 0 for none."""
 
     def clone(self) -> Adapter:
@@ -127,22 +128,22 @@ class Adapter:
             raise self.wrong("clone", copy, f"a {type(self.plugin).__name__}")
         return adapt(copy)
 
+    @abstractmethod
     def state(self) -> State:
         """What the creator makes the plugin again from."""
-        raise NotImplementedError
 
     # ---- the run ----
+    @abstractmethod
     def attach(self, tactic: int) -> Adapter:
         """The plugin for one context, ready to run: itself, or a clone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reshape(self, inputs: Descs, outputs: Descs) -> int:
         """Tell the plugin the shapes of the next runs; the bytes of scratch memory that it wants."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enqueue(self, inputs: Descs, outputs: Descs, sources: list[int], targets: list[int], workspace: int, stream: int) -> None:
         """Run."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """The plugin is not used any more."""

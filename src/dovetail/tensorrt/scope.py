@@ -7,6 +7,7 @@ loops and branches as regions.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _WIDTHS = (("f16", "bf16", "f32"), ("i8", "u8", "i32", "i64"))
 
 
-class Scope:
+class Scope(ABC):
     """Lowers layers into one graph.
 
     Attributes:
@@ -94,9 +95,9 @@ class Scope:
         made = self.named_weight(self.network._weights_name(layer._record, weights, role), array, weights)
         return made if dtype is None else self.cast(made, dtype)
 
+    @abstractmethod
     def named_weight(self, name: str, array: np.ndarray[Any, Any], source: Any) -> Value:
         """Weights by their name; each is there once."""
-        raise NotImplementedError
 
     # ---- the walk ----
     def value(self, tensor: ITensor) -> Value:
@@ -129,9 +130,9 @@ class Scope:
             entered.add(tensor)
             pending += missing
 
+    @abstractmethod
     def input(self, tensor: ITensor) -> Value:
         """The value of a network input."""
-        raise NotImplementedError
 
     def needs(self, record: LayerRecord) -> list[ITensor]:
         """What must be lowered before a layer."""
