@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.tensor import ITensor
 
 if TYPE_CHECKING:
-    from dovetail.tensorrt.layer import LayerRecord
-    from dovetail.tensorrt.network_base import NetworkBase
+    from dovetail.tensorrt.layer import ILayer, LayerRecord
+    from dovetail.tensorrt.network_base import L, NetworkBase
 
 
-class Construct(Protocol):
-    """A loop or a conditional."""
+class Construct:
+    """A loop or a conditional: a name, and the layers at its border."""
+
+    _exit: ClassVar[type[ILayer]]
+    """Layers whose outputs are its results."""
+
+    def __init__(self, network: NetworkBase, name: str) -> None:
+        self._network, self._name = network, name
+        self._layers: list[LayerRecord] = []
+
+    @property
+    def name(self) -> str:
+        """The name, for messages."""
+        return self._name
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self._name = expect(str, value, f"{type(self).__name__}.name")
+
+    def _add(self, layer_class: type[L], inputs: list[ITensor], outputs: int = 1, **values: Any) -> L | None:
+        made = self._network._add(layer_class, inputs, outputs, construct=self, **values)
+        if made is not None:
+            self._layers.append(made._record)
+            self._network._reset()
+        return made
+
+    def _of(self, kind: type[ILayer]) -> list[LayerRecord]:
+        return [r for r in self._layers if r.kind is kind]
 
     def _entries(self) -> list[LayerRecord]:
         """The layers whose outputs exist inside only, and layers without outputs that belong to it."""
+        return [r for r in self._layers if r.kind is not self._exit]
 
     def _exits(self) -> list[LayerRecord]:
         """The layers whose outputs are its results."""
+        return self._of(self._exit)
+
+    def _outer(self) -> list[ITensor]:
+        """What must be known before it is."""
+        return outer_tensors(inside_of(self._network, self), self._layers)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._name}>"
 
 
 def inside_of(network: NetworkBase, construct: Construct) -> frozenset[LayerRecord]:

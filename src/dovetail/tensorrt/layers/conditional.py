@@ -10,28 +10,15 @@ from dovetail.frontend.graph_builder import GraphBuilder
 from dovetail.ir.graph import Value
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import LayerType
-from dovetail.tensorrt.layer import ILayer, LayerRecord
-from dovetail.tensorrt.layers.boundaries import inside_of, outer_tensors
-from dovetail.tensorrt.network_base import L, NetworkBase
+from dovetail.tensorrt.layer import ILayer
+from dovetail.tensorrt.layers.boundaries import Construct, inside_of
+from dovetail.tensorrt.network_base import NetworkBase
 from dovetail.tensorrt.scope import ModelScope, Scope, ShapeScope
 from dovetail.tensorrt.tensor import ITensor
 
 
-class IIfConditional:
+class IIfConditional(Construct):
     """Two branches of a network: what reads its inputs belongs to them, until its outputs."""
-
-    def __init__(self, network: NetworkBase, name: str) -> None:
-        self._network, self._name = network, name
-        self._layers: list[LayerRecord] = []
-
-    @property
-    def name(self) -> str:
-        """The name, for messages."""
-        return self._name
-
-    @name.setter
-    def name(self, value: str) -> None:
-        self._name = expect(str, value, "IIfConditional.name")
 
     def set_condition(self, condition: ITensor) -> IConditionLayer | None:
         """What decides: a scalar of type BOOL."""
@@ -54,28 +41,6 @@ class IIfConditional:
             expect(ITensor, false_subgraph_output, "add_output: false_subgraph_output"),
         ]
         return self._add(IIfConditionalOutputLayer, inputs)
-
-    def _add(self, layer_class: type[L], inputs: list[ITensor], outputs: int = 1) -> L | None:
-        made = self._network._add(layer_class, inputs, outputs, construct=self)
-        if made is not None:
-            self._layers.append(made._record)
-            self._network._reset()
-        return made
-
-    def _of(self, kind: type[ILayer]) -> list[LayerRecord]:
-        return [r for r in self._layers if r.kind is kind]
-
-    def _entries(self) -> list[LayerRecord]:
-        return [r for r in self._layers if r.kind is not IIfConditionalOutputLayer]
-
-    def _exits(self) -> list[LayerRecord]:
-        return self._of(IIfConditionalOutputLayer)
-
-    def _outer(self) -> list[ITensor]:
-        return outer_tensors(inside_of(self._network, self), self._layers)
-
-    def __repr__(self) -> str:
-        return f"<IIfConditional: {self._name}>"
 
 
 class IIfConditionalBoundaryLayer(ILayer):
@@ -133,6 +98,9 @@ class IIfConditionalOutputLayer(IIfConditionalBoundaryLayer):
             raise ModelError(f"{self.name}: got {yes.type} and {no.type} of the branches, expected one element type and rank")
         shape: list[Dim | None] = [a if a == b else None for a, b in zip(yes.shape, no.shape, strict=True)]
         return [net.stand_in(yes.dtype, shape)]
+
+
+IIfConditional._exit = IIfConditionalOutputLayer
 
 
 def lower_conditional(conditional: IIfConditional, scope: ModelScope) -> None:

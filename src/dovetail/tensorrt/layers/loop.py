@@ -15,32 +15,19 @@ from dovetail.ir.graph import Value
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import LayerType, LoopOutput, TripLimit
 from dovetail.tensorrt.layer import ILayer, LayerRecord
-from dovetail.tensorrt.layers.boundaries import inside_of, outer_tensors
-from dovetail.tensorrt.network_base import L, NetworkBase
+from dovetail.tensorrt.layers.boundaries import Construct, inside_of
+from dovetail.tensorrt.network_base import NetworkBase
 from dovetail.tensorrt.scope import ModelScope, Scope, ShapeScope
 from dovetail.tensorrt.settings import Setting, boolean, integer
 from dovetail.tensorrt.tensor import ITensor
 
 
-class ILoop:
+class ILoop(Construct):
     """A loop of a network: what reads its recurrences and iterators is its body, until its outputs."""
-
-    def __init__(self, network: NetworkBase, name: str) -> None:
-        self._network, self._name = network, name
-        self._layers: list[LayerRecord] = []
-
-    @property
-    def name(self) -> str:
-        """The name, for messages."""
-        return self._name
-
-    @name.setter
-    def name(self, value: str) -> None:
-        self._name = expect(str, value, "ILoop.name")
 
     def add_recurrence(self, initial_value: ITensor) -> IRecurrenceLayer | None:
         """A value that each iteration hands on to the next; input 1 of the layer is what is handed on."""
-        return self._add(IRecurrenceLayer, expect(ITensor, initial_value, "add_recurrence: initial_value"))
+        return self._add(IRecurrenceLayer, [expect(ITensor, initial_value, "add_recurrence: initial_value")])
 
     def add_trip_limit(self, tensor: ITensor, kind: TripLimit) -> ITripLimitLayer | None:
         """What ends the loop: a number of iterations, or a condition that must hold at the start of each."""
@@ -48,13 +35,13 @@ class ILoop:
         if any(r.values["kind"] is kind for r in self._of(ITripLimitLayer)):
             self._network._refuse(f"add_trip_limit: got {kind} twice in {self._name}, expected at most one of each kind")
             return None
-        return self._add(ITripLimitLayer, expect(ITensor, tensor, "add_trip_limit: tensor"), outputs=0, kind=kind)
+        return self._add(ITripLimitLayer, [expect(ITensor, tensor, "add_trip_limit: tensor")], outputs=0, kind=kind)
 
     def add_iterator(self, tensor: ITensor, axis: int = 0, reverse: bool = False) -> IIteratorLayer | None:
         """A slice of a tensor per iteration."""
         return self._add(
             IIteratorLayer,
-            expect(ITensor, tensor, "add_iterator: tensor"),
+            [expect(ITensor, tensor, "add_iterator: tensor")],
             axis=integer(axis, "add_iterator: axis"),
             reverse=boolean(reverse, "add_iterator: reverse"),
         )
@@ -63,36 +50,13 @@ class ILoop:
         """A result of the loop: the last value of a tensor of the body, or all its values along a new axis."""
         return self._add(
             ILoopOutputLayer,
-            expect(ITensor, tensor, "add_loop_output: tensor"),
+            [expect(ITensor, tensor, "add_loop_output: tensor")],
             kind=expect(LoopOutput, kind, "add_loop_output: kind"),
             axis=integer(axis, "add_loop_output: axis"),
         )
 
-    def _add(self, layer_class: type[L], tensor: ITensor, outputs: int = 1, **values: Any) -> L | None:
-        made = self._network._add(layer_class, [tensor], outputs, construct=self, **values)
-        if made is not None:
-            self._layers.append(made._record)
-            self._network._reset()
-        return made
-
-    def _of(self, kind: type[ILayer]) -> list[LayerRecord]:
-        return [r for r in self._layers if r.kind is kind]
-
-    def _entries(self) -> list[LayerRecord]:
-        return [r for r in self._layers if r.kind is not ILoopOutputLayer]
-
-    def _exits(self) -> list[LayerRecord]:
-        return self._of(ILoopOutputLayer)
-
     def _limit(self, kind: TripLimit) -> ITensor | None:
         return next((r.inputs[0] for r in self._of(ITripLimitLayer) if r.values["kind"] is kind), None)
-
-    def _outer(self) -> list[ITensor]:
-        """What must be known before the loop is."""
-        return outer_tensors(inside_of(self._network, self), self._layers)
-
-    def __repr__(self) -> str:
-        return f"<ILoop: {self._name}>"
 
 
 class ILoopBoundaryLayer(ILayer):
@@ -193,6 +157,9 @@ class ILoopOutputLayer(ILoopBoundaryLayer):
         (extent,) = net.dims(net.reshape(length, (1,)))
         axis = _axis(self, self.axis, len(x.shape) - net.shift + 1, net.shift)
         return [net.stand_in(x.dtype, (*x.shape[:axis], extent, *x.shape[axis:]))]
+
+
+ILoop._exit = ILoopOutputLayer
 
 
 def _axis(layer: ILayer, axis: int, rank: int, shift: int) -> int:
