@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from dovetail.frontend.extensions import importer
     from dovetail.frontend.network import Network
     from dovetail.frontend.survey import survey
+    from dovetail.model.model import Model
     from dovetail.plugins import plugin
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "Error",
     "ExecutionError",
     "IRError",
+    "Model",
     "ModelError",
     "Network",
     "NoTacticError",
@@ -105,6 +107,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Model": "dovetail.model.model",
     "Network": "dovetail.frontend.network",
     "Target": "dovetail.codegen.target",
     "__version__": "dovetail.core.version",

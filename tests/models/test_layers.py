@@ -13,8 +13,8 @@ import onnx
 import pytest
 
 import dovetail
-from dovetail.cli.simplify_check import check
-from dovetail.frontend.simplifier import simplify
+from dovetail.model.equivalence import check
+from dovetail.model.simplifier import simplify
 from models import zoo
 from tests.models.agreement import DETECTION, WINOGRAD, expected, relative_error, session
 

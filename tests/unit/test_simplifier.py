@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from dovetail.cli import simplify as verb
-from dovetail.cli import simplify_check
 from dovetail.core.errors import UsageError, VerificationError
-from dovetail.frontend.simplifier import FOLD_LIMIT_BYTES, REWRITES, simplify
+from dovetail.model import equivalence
+from dovetail.model.simplifier import FOLD_LIMIT_BYTES, REWRITES, simplify
 from models import zoo
 
 
@@ -180,8 +180,8 @@ def test_real_models_agree_with_the_original(name: str, tmp_path: Path) -> None:
     verb.save(result, tmp_path / "small.onnx", external=False)
     stored = onnx.load(tmp_path / "small.onnx")
     feeds = zoo.inputs(m)
-    for want, got in zip(simplify_check._evaluate(m, feeds), simplify_check._evaluate(stored, feeds), strict=True):
-        assert simplify_check._difference(want, got) <= 1e-5
+    for want, got in zip(equivalence._evaluate(m, feeds), equivalence._evaluate(stored, feeds), strict=True):
+        assert equivalence._difference(want, got) <= 1e-5
 
 
 def test_a_broken_rewrite_is_caught_before_anything_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_broken_rewrite_is_caught_before_anything_is_written(monkeypatch: pyte
     monkeypatch.setitem(REWRITES, "spoil", spoil)
     m = model([helper.make_node("Exp", ["x"], ["y"])], {"x": [2, 3]}, {"y": [2, 3]})
     with pytest.raises(VerificationError, match="output 'y' differs from the original"):
-        simplify_check.check(m, simplify(m))
+        equivalence.check(m, simplify(m))
 
 
 def test_symbolic_sizes_are_those_that_the_original_takes() -> None:
@@ -204,11 +204,11 @@ def test_symbolic_sizes_are_those_that_the_original_takes() -> None:
         helper.make_node("Reshape", ["x", "four"], ["y"]),
     ]
     m = model(nodes, {"x": ["H"]}, {"y": ["Q", 4]})
-    assert simplify_check.check(m, simplify(m)) == 0.0
+    assert equivalence.check(m, simplify(m)) == 0.0
     with pytest.raises(UsageError, match="runs on no made-up inputs"):
         wrong = model([helper.make_node("Reshape", ["x", "s"], ["y"])], {"x": ["H"]}, {"y": [7, 100_003]},
                       {"s": np.array([7, 100_003])})  # fmt: skip
-        simplify_check.check(wrong, wrong)
+        equivalence.check(wrong, wrong)
 
 
 def test_a_difference_passes_where_rounding_of_the_original_makes_as_large_a_one() -> None:
@@ -218,9 +218,9 @@ def test_a_difference_passes_where_rounding_of_the_original_makes_as_large_a_one
 
     # The output is 1e-6 of its operands: a unit in the last place of the factor is a tenth of it.
     rounded = float(np.nextafter(np.float32(1 + 1e-6), np.float32(2))) - 1
-    assert 1e-2 < simplify_check.check(cancelling(1e-6), cancelling(rounded)) < 0.5
+    assert 1e-2 < equivalence.check(cancelling(1e-6), cancelling(rounded)) < 0.5
     with pytest.raises(VerificationError, match="rounding of inputs and weights moves it by"):
-        simplify_check.check(cancelling(1e-3), cancelling(2e-3))
+        equivalence.check(cancelling(1e-3), cancelling(2e-3))
 
 
 @pytest.mark.parametrize(
@@ -233,4 +233,4 @@ def test_a_difference_passes_where_rounding_of_the_original_makes_as_large_a_one
     ],
 )
 def test_differences_that_no_tolerance_covers(want: np.ndarray, got: np.ndarray) -> None:
-    assert simplify_check._difference(want, got) == float("inf")
+    assert equivalence._difference(want, got) == float("inf")

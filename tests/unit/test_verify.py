@@ -14,7 +14,6 @@ from dovetail import builder
 from dovetail.builder.crop import crops
 from dovetail.builder.options import BuildOptions
 from dovetail.builder.oracle import attributes, relative_l2, run_body
-from dovetail.builder.samples import integer_limit, sizes_to_try
 from dovetail.builder.select import Choice, Decision
 from dovetail.builder.verify_engine import expect, verify_engine
 from dovetail.builder.verify_groups import verify_groups
@@ -27,6 +26,7 @@ from dovetail.core.errors import VerificationError
 from dovetail.core.records import RecordFile
 from dovetail.device.cpu import KernelLibrary
 from dovetail.frontend.importer import import_onnx
+from dovetail.ops.samples import integer_limit, sizes_to_try
 from dovetail.tuner.launch import host_pool
 from tests.unit.small_models import classifier, model, relu
 
@@ -183,7 +183,7 @@ def test_crops_of_a_convolution_equal_the_rows_of_the_whole() -> None:
     group = conv_choice().group
     assert [n.op for n in group.body.nodes] == ["Conv", "Add", "Relu"]
     rng, sizes = np.random.default_rng(0), {"N": 2}
-    from dovetail.builder.samples import shape_of
+    from dovetail.ops.samples import shape_of
 
     arrays = [rng.standard_normal(shape_of(v.tensor.shape, sizes), np.float32) for v in group.body.inputs]
     (whole,) = run_body(group.body, arrays, sizes, np.dtype(np.float32))

@@ -12,13 +12,13 @@ import numpy as np
 from dovetail.api.engine import Engine
 from dovetail.builder.oracle import relative_l2
 from dovetail.builder.restore import options_of
-from dovetail.builder.samples import free_symbols, graph_inputs, sizes_to_try
 from dovetail.builder.verify_engine import as_bound
 from dovetail.core.errors import BindingError, Error, UsageError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import Definition, ModelSource
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate, trace
+from dovetail.ops.samples import free_symbols, graph_inputs, sizes_to_try
 
 Arrays = dict[str, Any]
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from dovetail.builder.oracle import short
-from dovetail.builder.samples import graph_inputs
 from dovetail.builder.verify_engine import sizes_within
 from dovetail.core.dtypes import BF16, F16, F32
 from dovetail.core.env import env
@@ -29,6 +28,7 @@ from dovetail.ir.parser import parse_module
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate
 from dovetail.ops.registry import OpKind, find
+from dovetail.ops.samples import graph_inputs
 from dovetail.passes.precision import LARGEST, Kept, is_mask
 
 HEADROOM = 4.0

@@ -11,13 +11,13 @@ import numpy as np
 from dovetail.benchmark.flops import model_flops
 from dovetail.builder.blame import first_wrong
 from dovetail.builder.oracle import relative_l2, short
-from dovetail.builder.samples import Bounds, free_symbols, graph_inputs, sizes_to_try
 from dovetail.core.dims import Expr, symbols
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import Error, VerificationError
 from dovetail.ir.graph import Graph, Module, Node
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate
+from dovetail.ops.samples import Bounds, free_symbols, graph_inputs, sizes_to_try
 from dovetail.passes.io_formats import TYPES, apply_formats
 from dovetail.passes.precision import NARROW, Kept, lower_precision
 from dovetail.passes.recognise import recognise

@@ -13,13 +13,6 @@ import numpy as np
 from dovetail.benchmark.flops import contraction_flops
 from dovetail.builder import oracle
 from dovetail.builder.crop import Crop, crops
-from dovetail.builder.samples import (
-    Bounds,
-    integer_limit,
-    sample,
-    shape_of,
-    sizes_to_try,
-)
 from dovetail.builder.select import Choice
 from dovetail.builder.verify_launch import Launcher
 from dovetail.codegen.tactic import Group
@@ -32,6 +25,13 @@ from dovetail.ir.fingerprint import fingerprint
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.ops.registry import RECURRENT
 from dovetail.ops.registry import find as find_spec
+from dovetail.ops.samples import (
+    Bounds,
+    integer_limit,
+    sample,
+    shape_of,
+    sizes_to_try,
+)
 from dovetail.reference.registry import call
 from dovetail.tuner.launch import amount, place, symbols_of
 

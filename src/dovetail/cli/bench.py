@@ -22,6 +22,7 @@ from dovetail.cli import data, options, output
 from dovetail.cli.artifact import is_plan, open_engine
 from dovetail.cli.progress import progress
 from dovetail.core.errors import UsageError
+from dovetail.model.sample_inputs import Arrays
 
 if TYPE_CHECKING:
     import onnx
@@ -106,7 +107,7 @@ def _source(args: argparse.Namespace) -> str | None:
 
 
 def _report(
-    args: argparse.Namespace, engine: Engine, result: Measurement, model: onnx.ModelProto | None, feeds: data.Arrays
+    args: argparse.Namespace, engine: Engine, result: Measurement, model: onnx.ModelProto | None, feeds: Arrays
 ) -> dict[str, Any]:
     from dovetail import __version__
     from dovetail.benchmark import peers
@@ -139,7 +140,7 @@ def _precision(engine: Engine) -> str:
     return str(report["actual"]["precision"]) if isinstance(report, dict) and "actual" in report else "fp32"
 
 
-def _flops(model: onnx.ModelProto, feeds: data.Arrays) -> int:
+def _flops(model: onnx.ModelProto, feeds: Arrays) -> int:
     from dovetail.benchmark.flops import model_flops
     from dovetail.frontend.importer import import_onnx
 

@@ -52,7 +52,7 @@ def _bindings(sides: list[Any]) -> list[Any]:
     for side in sides:
         if not isinstance(side, str):
             return list(side.inputs)
-    from dovetail.cli.simplify_check import declared_inputs
     from dovetail.frontend.reader import read_model
+    from dovetail.model.equivalence import declared_inputs
 
     return list(declared_inputs(read_model(sides[0])[0]))

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from dovetail.cli import output
-from dovetail.frontend.reader import read_model, read_tensor
+from dovetail.frontend.reader import dtype_name, read_model, read_tensor
 
 _SHOWN = 20
 _CHUNK = 1 << 20
@@ -82,12 +82,6 @@ def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     if tensor.HasField("shape"):
         shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
     return {"name": value.name, "dtype": dtype_name(tensor.elem_type), "shape": shape}
-
-
-def dtype_name(code: int) -> str:
-    """ONNX's name of an element type, in lower case: float, bfloat16, float8e4m3fn, int4, string."""
-    known: dict[int, str] = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
-    return known.get(code, f"unknown({code})")
 
 
 def _describe_weight(tensor: onnx.TensorProto, folder: Path | None) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from typing import Any
 import onnx
 
 from dovetail.cli import options, output
-from dovetail.cli.simplify_check import check
 from dovetail.core.errors import ModelError, UsageError
 from dovetail.frontend.reader import read_model
-from dovetail.frontend.simplifier import REWRITES, simplify
+from dovetail.model.equivalence import check
+from dovetail.model.simplifier import REWRITES, simplify
 
 _PROTO_LIMIT = (1 << 31) - 1
 

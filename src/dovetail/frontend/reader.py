@@ -27,8 +27,22 @@ class Definition(ABC):
         """A module of its own, with other input shapes where some are given."""
 
 
+class OnnxSource(ABC):
+    """Something that holds an ONNX model, or can be turned into one."""
+
+    @property
+    @abstractmethod
+    def proto(self) -> onnx.ModelProto:
+        """The model; external weights may still be in their files."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path | None:
+        """Where the files of external weights are; None where it has none."""
+
+
 ShapeOverride: TypeAlias = Mapping[str, Sequence[int | str]]
-ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | Definition
+ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxSource | Definition
 
 
 def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
@@ -41,7 +55,9 @@ def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     folder: Path | None = None
     if isinstance(source, Definition):
         raise UsageError(f"model: got a {type(source).__name__}, expected ONNX (path, bytes or ModelProto); this reads ONNX only")
-    if isinstance(source, onnx.ModelProto):
+    if isinstance(source, OnnxSource):
+        model, folder = source.proto, source.folder
+    elif isinstance(source, onnx.ModelProto):
         model = source
     else:
         if isinstance(source, bytes):
@@ -75,6 +91,12 @@ def _check_names(graph: onnx.GraphProto) -> None:
     damaged = next((name for name in names if not isinstance(name, str)), None)
     if damaged is not None:
         raise ModelError(f"model: got the name {damaged!r}, expected UTF-8 text; the file is damaged, export the model again")
+
+
+def dtype_name(code: int) -> str:
+    """ONNX's name of an element type, in lower case: float, bfloat16, float8e4m3fn, int4, string."""
+    known: dict[int, str] = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
+    return known.get(code, f"unknown({code})")
 
 
 def element_type(code: int, where: str) -> DType:

@@ -16,8 +16,8 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import Error
 from dovetail.core.log import logger
 from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.proto_graph import ProtoGraph, attribute, subgraphs
 from dovetail.frontend.reader import read_tensor
+from dovetail.model.proto_graph import ProtoGraph, attribute, subgraphs
 
 _log = logger("simplify")
 

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 
 from dovetail.benchmark import peers
-from dovetail.builder.samples import sizes_to_try
-from dovetail.cli import data
-from dovetail.cli.inspect_model import dtype_name
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError, VerificationError
 from dovetail.frontend.importer import import_onnx
+from dovetail.frontend.reader import dtype_name
+from dovetail.model.sample_inputs import Arrays, generate
 from dovetail.ops.evaluate import evaluate
+from dovetail.ops.samples import sizes_to_try
 from dovetail.plugins import registered
 
 _PROTO_LIMIT = (1 << 31) - 1
@@ -28,7 +28,7 @@ _ULP = 2.0**-23
 
 @dataclass
 class DeclaredInput:
-    """An input of a model, as `data.generate` wants it."""
+    """An input of a model, as `generate` wants it."""
 
     name: str
     dtype: Any
@@ -90,13 +90,13 @@ def declared_inputs(model: onnx.ModelProto) -> list[DeclaredInput]:
     return found
 
 
-def _run_original(model: onnx.ModelProto, bindings: Sequence[DeclaredInput], seed: int) -> tuple[data.Arrays, list[Any]]:
+def _run_original(model: onnx.ModelProto, bindings: Sequence[DeclaredInput], seed: int) -> tuple[Arrays, list[Any]]:
     """Seeded inputs, and the model's outputs for them."""
     symbols = sorted({d for b in bindings for d in b.shape if isinstance(d, str)})
     refusal: Exception | None = None
     for sizes in sizes_to_try(symbols, {}):
         shapes = {b.name: tuple(sizes.get(d, d) if isinstance(d, str) else d for d in b.shape) for b in bindings}
-        feeds = data.generate(bindings, shapes, seed)
+        feeds = generate(bindings, shapes, seed)
         try:
             return feeds, _evaluate(model, feeds)
         except Exception as error:  # each evaluator has its own kinds; the last one is the cause below
@@ -106,7 +106,7 @@ def _run_original(model: onnx.ModelProto, bindings: Sequence[DeclaredInput], see
     ) from refusal
 
 
-def _evaluate(model: onnx.ModelProto, feeds: data.Arrays) -> list[Any]:
+def _evaluate(model: onnx.ModelProto, feeds: Arrays) -> list[Any]:
     if {p.key.name for p in registered()} & {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}:
         # Operators that the user wrote run nowhere else.
         named = evaluate(import_onnx(model), feeds)
@@ -130,7 +130,7 @@ def _rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
     return moved
 
 
-def _rounded_arrays(arrays: data.Arrays) -> data.Arrays:
+def _rounded_arrays(arrays: Arrays) -> Arrays:
     rng = np.random.default_rng(0)
     moved = {}
     for name, array in arrays.items():
