@@ -24,7 +24,7 @@ def test_a_package_that_misses_another_or_fails_says_so(tmp_path: Path, monkeypa
     (tmp_path / "half_a_package_a.py").write_text("import no_such_package_of_anyone\n")
     (tmp_path / "half_a_package_b.py").write_text("raise RuntimeError('operator nms does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UsageError, match="half_a_package_a is installed, but what it needs itself is not: no_such_package_of_anyone"):
+    with pytest.raises(UsageError, match=r"half_a_package_a is installed, but what it needs itself is not: no_such_package_of_anyone"):
         require("half_a_package_a", "torch", "exporting")
-    with pytest.raises(UsageError, match="half_a_package_b is installed, but does not import .operator nms does not exist"):
+    with pytest.raises(UsageError, match=r"half_a_package_b is installed, but does not import .operator nms does not exist"):
         require("half_a_package_b", "torch", "exporting")
