@@ -1,8 +1,8 @@
-"""Whether a simplified model computes what the original does: both on seeded inputs."""
+"""Whether a simplified or edited model computes what the original does: both on seeded inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,20 @@ class DeclaredInput:
     shape: tuple[int | str, ...]
 
 
-def check(original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1) -> float:
+@dataclass(frozen=True)
+class Border:
+    """How the inputs and outputs of a result stand to the original's, where an edit changed names, types or order of axes."""
+
+    inputs: Callable[[Arrays], Arrays] = lambda feeds: feeds
+    """Inputs of the result from the original's."""
+    outputs: Callable[[list[Any]], list[Any]] = lambda values: values
+    """Outputs of the original from the result's."""
+    tolerance: float = _TOLERANCE
+
+
+def check(
+    original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1, *, border: Border | None = None, verb: str = "simplify"
+) -> float:
     """The largest relative L2 difference of any output over `count` seeded inputs.
 
     Symbolic sizes are the first that the original takes. Differences above 1e-4 pass where moving the original's inputs and
@@ -45,22 +58,25 @@ def check(original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1) ->
         UsageError: the original runs at no made-up sizes.
         VerificationError: an output differs in shape, dtype, or by more than that.
     """
-    bindings = declared_inputs(result)
+    # A result with the same border may have sizes where the original has symbols.
+    bindings = declared_inputs(result if border is None else original)
+    border = border or Border()
     worst = 0.0
     for seed in range(count):
-        feeds, expected = _run_original(original, bindings, seed)
-        actual = _evaluate(result, feeds)
+        feeds, expected = run_original(original, bindings, seed, verb)
+        actual = border.outputs(evaluate_model(result, border.inputs(feeds)))
         moved: list[Any] | None = None
         for position, value in enumerate(original.graph.output):
-            error = _difference(expected[position], actual[position])
-            if not error <= _TOLERANCE:
+            error = difference(expected[position], actual[position])
+            if not error <= border.tolerance:
                 if moved is None:
-                    moved = _evaluate(_rounded_model(original), _rounded_arrays(feeds))
-                floor = _difference(expected[position], moved[position])
+                    moved = evaluate_model(_rounded_model(original), _rounded_arrays(feeds))
+                floor = difference(expected[position], moved[position])
                 if not error <= _CONDITION * floor:
                     raise VerificationError(
-                        f"simplify: output {value.name!r} differs from the original by {error:.3g}, expected at most {_TOLERANCE:g} "
-                        f"(rounding of inputs and weights moves it by {floor:.3g}); nothing was written; find the rewrite with --skip"
+                        f"{verb}: output {value.name!r} differs from the original by {error:.3g}, expected at most {border.tolerance:g} "
+                        f"(rounding of inputs and weights moves it by {floor:.3g}); nothing was written"
+                        + ("; find the rewrite with --skip" if verb == "simplify" else "; --no-check skips this")
                     )
             worst = max(worst, error)
     return worst
@@ -90,23 +106,31 @@ def declared_inputs(model: onnx.ModelProto) -> list[DeclaredInput]:
     return found
 
 
-def _run_original(model: onnx.ModelProto, bindings: Sequence[DeclaredInput], seed: int) -> tuple[Arrays, list[Any]]:
-    """Seeded inputs, and the model's outputs for them."""
+def run_original(
+    model: onnx.ModelProto, bindings: Sequence[DeclaredInput], seed: int, verb: str = "simplify"
+) -> tuple[Arrays, list[Any]]:
+    """Seeded inputs, and the model's outputs for them.
+
+    Raises:
+        UsageError: it runs at no made-up sizes.
+    """
     symbols = sorted({d for b in bindings for d in b.shape if isinstance(d, str)})
     refusal: Exception | None = None
     for sizes in sizes_to_try(symbols, {}):
         shapes = {b.name: tuple(sizes.get(d, d) if isinstance(d, str) else d for d in b.shape) for b in bindings}
         feeds = generate(bindings, shapes, seed)
         try:
-            return feeds, _evaluate(model, feeds)
+            return feeds, evaluate_model(model, feeds)
         except Exception as error:  # each evaluator has its own kinds; the last one is the cause below
             refusal = error
     raise UsageError(
-        f"simplify: the original runs on no made-up inputs ({refusal}); name sizes with --shapes, or pass --no-check"
+        f"{verb}: the original runs on no made-up inputs ({refusal}); "
+        + ("name sizes with --shapes, or pass --no-check" if verb == "simplify" else "pass --no-check")
     ) from refusal
 
 
-def _evaluate(model: onnx.ModelProto, feeds: Arrays) -> list[Any]:
+def evaluate_model(model: onnx.ModelProto, feeds: Arrays) -> list[Any]:
+    """Outputs of a model: by ONNX Runtime, by ONNX's evaluator where that is missing, by Dovetail's references where it has users' ops."""
     if {p.key.name for p in registered()} & {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}:
         # Operators that the user wrote run nowhere else.
         named = evaluate(import_onnx(model), feeds)
@@ -141,10 +165,10 @@ def _rounded_arrays(arrays: Arrays) -> Arrays:
     return moved
 
 
-def _difference(want: Any, got: Any) -> float:
+def difference(want: Any, got: Any) -> float:
     """Relative L2 difference; infinite if shape, dtype or the places of NaN differ."""
     if isinstance(want, list):
-        return max(map(_difference, want, got), default=0.0) if len(want) == len(got) else float("inf")
+        return max(map(difference, want, got), default=0.0) if len(want) == len(got) else float("inf")
     want, got = np.asarray(want), np.asarray(got)
     if want.shape != got.shape or want.dtype != got.dtype:
         return float("inf")
