@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from dovetail.api.steps import TensorInfo
+from dovetail.view.steps import TensorInfo
 from dovetail.core.dims import Expr, evaluate, symbols
 from dovetail.core.errors import Error
 from dovetail.tensorrt.context import IExecutionContext

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dovetail.api.engine import Engine
-from dovetail.api.steps import StepInfo, steps
+from dovetail.view.steps import StepInfo, steps
 from dovetail.tensorrt.record import Record
 
 # Of several layers in one step, the one that it is called after, by what costs most.
