@@ -108,7 +108,8 @@ class PluginTactic(Tactic):
         if found is None:
             return f"plugin {node.attrs.get('name')} is not registered"
         if self.device not in found.bodies:
-            return f"plugin {found.key} has no {self.language} body"
+            where = "; it runs as Python on the GPU's arrays" if self.device == "cuda" and found.gpu_function is not None else ""
+            return f"plugin {found.key} has no {self.language} body{where}"
         if node.attrs.get("symbols"):
             return "the run decides how large its results are"
         if any(t.dtype.kind == "string" for t in (*(v.tensor for v in group.inputs), *(v.tensor for v in group.outputs))):

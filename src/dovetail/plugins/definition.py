@@ -60,7 +60,7 @@ class Plugin:
         defaults: attribute names with their defaults (`inspect.Parameter.empty` where there is none).
         open: whether it takes any attribute (`**attributes`).
         tolerance: relative L2 error that its kernels may have; None = what kernels may have in general.
-        shape_rule, bodies: what `shape`, `c` and `triton` have added; bodies by device ("cpu", "cuda").
+        shape_rule, bodies, gpu_function: what `shape`, `c` and `triton`, and `gpu` have added; bodies by device ("cpu", "cuda").
         module: where it was defined, as one would import it; "" where that is no module.
     """
 
@@ -76,6 +76,7 @@ class Plugin:
     module: str
     shape_rule: Callable[..., Any] | None = None
     bodies: dict[str, Body] = field(default_factory=dict)
+    gpu_function: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         self.__doc__ = inspect.getdoc(self.reference)
@@ -101,6 +102,8 @@ class Plugin:
         for device, body in sorted(self.bodies.items()):
             configs = digest_of(body.configs) if callable(body.configs) else repr(body.configs)
             bodies.append(f"{device} {digest_of(body.function)} {configs}")
+        if self.gpu_function is not None:
+            bodies.append(f"gpu {digest_of(self.gpu_function)}")
         return hashlib.sha256("\n".join([str(self.key), self.digest, rule, *bodies]).encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------ decorators
@@ -126,6 +129,16 @@ class Plugin:
     def triton(self, configs: Configs = ({},)) -> Callable[[F], F]:
         """Add the Triton body for GPUs: `(call, **config)` to a `TritonKernel`; `configs` as of `c`."""
         return self._body("cuda", configs)
+
+    def gpu(self, function: F) -> F:
+        """Add the function that runs on arrays on a GPU: `(*inputs, out, stream, **attributes)`, for what no Triton body takes.
+
+        Inputs and `out` (one array per result, to be filled) are on the device and may be read by any package through DLPack or
+        `__cuda_array_interface__`; absent inputs are None. All work belongs into `stream`, the handle of a CUDA stream, and the
+        function returns without waiting for it: None, or NotImplemented where the host is to do it.
+        """
+        self.gpu_function = function
+        return function
 
     def _body(self, device: str, configs: Configs) -> Callable[[F], F]:
         if callable(configs) and not isinstance(configs, Sequence):

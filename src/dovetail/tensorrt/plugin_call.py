@@ -19,13 +19,14 @@ from dovetail import plugins
 from dovetail.core import dims
 from dovetail.core.errors import Error, ExecutionError, PluginError
 from dovetail.plugins.attributes import encode
+from dovetail.runtime.cuda.arrays import DeviceArray
 from dovetail.tensorrt.dtypes import to_dtype
 from dovetail.tensorrt.enums import DataType, TensorFormat
 from dovetail.tensorrt.plugin_adapter import Adapter, State, remake
 from dovetail.tensorrt.plugin_desc import DynamicPluginTensorDesc, desc, dynamic
 from dovetail.tensorrt.plugin_expr import size_symbol
 from dovetail.tensorrt.plugin_formats import pack, stored_shape, unpack
-from dovetail.tensorrt.plugin_memory import Memory, memory
+from dovetail.tensorrt.plugin_memory import ALIGNMENT, Memory, memory
 
 Array = np.ndarray[Any, Any]
 Key = tuple[str, str, str]
@@ -168,6 +169,15 @@ class Creators:
         except Error as error:
             raise ExecutionError(f"{call.layer}: {error}") from error
 
+    def on_gpu(self, *inputs: Any, out: Sequence[DeviceArray], stream: int, **attributes: Any) -> Any:
+        """Run the plugin on arrays on the GPU; NotImplemented where formats other than dense rows have to be packed."""
+        call = Call(**attributes)
+        if call.bounds or any(f != TensorFormat.LINEAR.name for _, f in (*call.sources, *call.targets)):
+            return NotImplemented
+        with self.taken(call) as instance:
+            _run_on_gpu(call, instance, inputs, out, stream)
+        return None
+
 
 def _data_type(name: str) -> DataType:
     found: DataType = getattr(DataType, name)
@@ -229,6 +239,44 @@ def _run(call: Call, instance: Instance, inputs: list[Array]) -> tuple[Array, ..
     return _cut(call, env, most, arrays, targets)
 
 
+def _run_on_gpu(call: Call, instance: Instance, inputs: Sequence[DeviceArray], out: Sequence[DeviceArray], stream: int) -> None:
+    """Enqueue in the engine's own stream, on the engine's own memory."""
+    driver = out[0].driver
+    linear = TensorFormat.LINEAR
+    given = inputs[: call.inputs]
+    ins = [_described(x.shape, x.shape, _data_type(t), linear) for x, (t, _) in zip(given, call.sources, strict=True)]
+    outs = [_described(x.shape, x.shape, _data_type(t), linear) for x, (t, _) in zip(out, call.targets, strict=True)]
+    shapes = (*(x.shape for x in given), *(x.shape for x in out))
+    if shapes != instance.shapes:
+        instance.shapes = None
+        instance.workspace = instance.adapter.reshape(ins, outs)
+        instance.shapes = shapes
+    temporary: list[int] = []
+
+    def piece(size: int) -> int:
+        temporary.append(driver.allocate_ordered(max(size, ALIGNMENT), stream))
+        return temporary[-1]
+
+    try:
+        # Tensors may lie at any address of a larger buffer; plugins are promised aligned ones.
+        results = [piece(x.nbytes) if x.address % ALIGNMENT else x.address for x in out]
+        aliased = {int(i): int(output) for output, i in call.aliases}
+        addresses = []
+        for i, x in enumerate(given):
+            place = results[aliased[i]] if i in aliased else piece(x.nbytes) if x.address % ALIGNMENT else x.address
+            if place != x.address and x.nbytes:
+                driver.copy(place, x.address, x.nbytes, stream)
+            addresses.append(place)
+        scratch = piece(instance.workspace) if instance.workspace else 0
+        instance.adapter.enqueue(ins, outs, addresses, results, scratch, stream)
+        for x, place in zip(out, results, strict=True):
+            if place != x.address and x.nbytes:
+                driver.copy(x.address, place, x.nbytes, stream)
+    finally:
+        for address in temporary:
+            driver.free_ordered(address, stream)
+
+
 def _described(shape: Sequence[int], most: Sequence[int], kind: DataType, memory_format: TensorFormat) -> DynamicPluginTensorDesc:
     return dynamic(desc(shape, kind, memory_format), [0 if d < 0 else d for d in shape], most, most)
 
@@ -264,6 +312,7 @@ def creators(key: Key) -> Creators:
             made = plugins.Plugin(
                 plugins.Key(namespace_of(own), name, version or "1"), found, (), 0, "inputs", {}, {}, True, None, module=""
             )
+            made.gpu(found.on_gpu)
             plugins.register(made, replace=True)
         return found
 

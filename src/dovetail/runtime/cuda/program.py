@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from dovetail.device.cpu.memory import aligned_bytes, aligned_empty
 from dovetail.device.cuda.driver import ALIGNMENT, Driver
 from dovetail.device.cuda.memory import DeviceMemory
 from dovetail.engine.plan import NativeSegment, Program
+from dovetail.runtime.cuda import plugin_step
 from dovetail.runtime.cuda.arrays import DeviceView
 from dovetail.runtime.cuda.code import CudaCode, CudaResources
 from dovetail.runtime.cuda.queue import Queue
@@ -21,7 +23,7 @@ from dovetail.runtime.cuda.stage import Blocks, CudaStage
 from dovetail.runtime.cuda.values import DeviceValue, fresh
 from dovetail.runtime.observe import Observer
 from dovetail.runtime.program import Kernels, ProgramRunner, storage_of
-from dovetail.runtime.stage import Bound, Frame, Resources, Stage, View
+from dovetail.runtime.stage import Bound, CallCode, Frame, Resources, Stage, View
 
 Array = NDArray[Any]
 
@@ -190,6 +192,43 @@ class CudaRunner(ProgramRunner):
             self._to_device(root, frame)
         return DeviceValue(self.queue, frame.addresses[root] + view.offset, view.shape, view.dtype)
 
+    def _call(
+        self, code: CallCode, stage: Stage, frame: Frame, resources: Resources, version: int, threads: int, observer: Observer | None
+    ) -> tuple[Any, ...]:
+        function = plugin_step.gpu_function(code)
+        if function is not None:
+            assert isinstance(frame, CudaFrame)
+            start = self._stamp(observer)
+            inputs = [None if v is None else self._on_device(v, frame, resources) for v in code.inputs]
+            results = plugin_step.call(function, code, inputs, self.queue, lambda view: self._target(view, frame))
+            if results is not None:
+                if observer is not None:
+                    observer.host(code.segment.origin, "Plugin", self._stamp(observer) - start)
+                return results
+        return super()._call(code, stage, frame, resources, version, threads, observer)
+
+    def _stamp(self, observer: Observer | None) -> int:
+        """The time at which the device has done all that is queued; 0 where nobody asks."""
+        if observer is None:
+            return 0
+        self.queue.synchronize()
+        return time.perf_counter_ns()
+
+    def _on_device(self, view: View, frame: CudaFrame, resources: Resources) -> DeviceView:
+        """A tensor as a dense array on the device."""
+        found = self._argument(view, frame, resources)
+        if isinstance(found, DeviceView):
+            return found
+        array = np.array(found, order="C")
+        made = fresh(self.queue, array.shape, array.dtype)
+        self.queue.send(made.address, array)
+        return made
+
+    def _target(self, view: View, frame: CudaFrame) -> int:
+        """Where a step may write a result itself; 0 where that has no dense memory on the device."""
+        placed = view.buffer.kind != "host" and view.strides is None and frame.state[view.root] != _HOST
+        return frame.addresses[view.root] + view.offset if placed and frame.addresses[view.root] else 0
+
     def _arguments(self, region: ProgramRunner, values: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
         on_device = {i: v for i, v in enumerate(values) if isinstance(v, DeviceValue)}
         for i, value in on_device.items():
@@ -222,7 +261,7 @@ class CudaRunner(ProgramRunner):
                 frame.addresses[root], frame.arrays[root] = kept.address, None
             elif frame.state[root] == _HOST:
                 continue  # a part of what the host has: it goes there
-            else:
+            elif value.address != frame.addresses[root] + view.offset:
                 self.driver.copy(frame.addresses[root] + view.offset, value.address, value.nbytes, self.queue.stream)
             frame.state[root] = _DEVICE
             rest[i] = None
