@@ -3,7 +3,8 @@
     Error
     ├── ModelError                the model itself: unreadable, invalid
     │   ├── UnsupportedOpError    one or more nodes have no import
-    │   └── TypeInferenceError    operand types do not fit the operator
+    │   ├── TypeInferenceError    operand types do not fit the operator
+    │   └── ExportError           a model of another library does not become ONNX, or another model
     ├── IRError
     │   ├── ParseError            IR text
     │   └── VerifyError           a broken invariant of a graph
@@ -47,6 +48,10 @@ class UnsupportedOpError(ModelError):
 
 class TypeInferenceError(ModelError):
     """Operand types do not fit the operator."""
+
+
+class ExportError(ModelError):
+    """A model of PyTorch or TensorFlow does not become ONNX, or becomes a model that computes something else."""
 
 
 class IRError(Error):
