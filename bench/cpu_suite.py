@@ -28,9 +28,9 @@ import dovetail
 from bench.ratio_plot import plot_ratios
 from dovetail.benchmark import peers
 from dovetail.benchmark.flops import model_flops
+from dovetail.benchmark.machine import cpu_name
 from dovetail.benchmark.measure import Measurement, confidence, measure
 from dovetail.benchmark.peak import measure_gflops
-from dovetail.cli.doctor import cpu_name
 from dovetail.cli.output import table
 from dovetail.frontend.importer import import_onnx
 from models import zoo

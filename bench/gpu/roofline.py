@@ -14,36 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dovetail.benchmark.flops import node_flops
+from dovetail.benchmark.machine import Peaks, peaks
 from dovetail.core.dims import evaluate
 from dovetail.ir.graph import Module, Node, Time, Value
 from dovetail.ir.types import TensorType
 
 LAUNCH_US = 1.3
 _PRODUCTS, _BANDWIDTH = 0.65, 0.85
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """Data-sheet rates: TFLOP/s of the tensor cores by precision, of the CUDA cores in fp32; TB/s of device memory."""
-
-    tensor: Mapping[str, float]
-    cores: float
-    bandwidth: float
-
-
-_HOPPER = {"fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9}
-PEAKS = {
-    "H100": Peaks(_HOPPER, 66.9, 3.35),
-    "H200": Peaks(_HOPPER, 66.9, 4.8),
-    "A100": Peaks({"fp16": 312.0, "bf16": 312.0, "tf32": 156.0, "fp32": 19.5}, 19.5, 1.555),
-    "L4": Peaks({"fp16": 121.0, "bf16": 121.0, "tf32": 60.0, "fp32": 30.3}, 30.3, 0.3),
-}
-"""By a part of the GPU's name."""
-
-
-def peaks(gpu_name: str) -> Peaks | None:
-    """The rates of a GPU; None for one that is not in the table."""
-    return next((p for name, p in PEAKS.items() if name in gpu_name.replace("-", " ").split()), None)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 from bench.gpu import __main__ as main
 from bench.gpu import roofline, suite
 from bench.gpu.timing import Times, ratio
+from dovetail.benchmark import machine
 from dovetail.codegen.target import Target
 from dovetail.frontend.importer import import_onnx
 from dovetail.ops.evaluate import evaluate
@@ -34,7 +35,7 @@ def test_floors_are_those_of_the_shapes_and_the_data_sheet() -> None:
     assert one["mbytes"] == pytest.approx(2 * (25.5 + 28.4), rel=0.02)
     assert one["layer_ms"] == pytest.approx(0.032, abs=0.001) and many["layer_ms"] == pytest.approx(0.612, abs=0.01)
     assert one["practical_ms"] == pytest.approx(0.111, abs=0.003) and many["practical_ms"] == pytest.approx(0.84, abs=0.02)
-    assert roofline.peaks("NVIDIA GeForce RTX 4090") is None and roofline.peaks("NVIDIA H200") is roofline.PEAKS["H200"]
+    assert machine.peaks("NVIDIA GeForce RTX 4090") is None and machine.peaks("NVIDIA H200") is machine.PEAKS["H200"]
 
 
 @pytest.fixture(scope="module")

@@ -92,20 +92,11 @@ def _checked(name: str, check: Callable[[], str], fix: str = "", optional: bool 
 
 
 def _cpu() -> str:
+    from dovetail.benchmark.machine import cpu_name
     from dovetail.codegen.target import Target
 
     target = Target.host()
     return f"{cpu_name()}; best target {target}, vectors of {target.vector_bytes * 8} bits"
-
-
-def cpu_name() -> str:
-    """The processor's marketing name, or its architecture."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _threads() -> str:

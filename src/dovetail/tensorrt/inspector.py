@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from dovetail.view.steps import TensorInfo
 from dovetail.core.dims import Expr, evaluate, symbols
 from dovetail.core.errors import Error
 from dovetail.tensorrt.context import IExecutionContext
@@ -23,6 +22,7 @@ from dovetail.tensorrt.enums import (
 from dovetail.tensorrt.hooks import IErrorRecorder
 from dovetail.tensorrt.layer_list import EngineLayer
 from dovetail.tensorrt.logger import Reporter
+from dovetail.view.steps import TensorInfo
 
 
 class EngineInspector:

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dovetail.api.engine import Engine
-from dovetail.view.steps import StepInfo, steps
 from dovetail.tensorrt.record import Record
+from dovetail.view.steps import StepInfo, steps
 
 # Of several layers in one step, the one that it is called after, by what costs most.
 _HEAVY = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "FULLY_CONNECTED", "EINSUM", "NORMALIZATION", "SOFTMAX", "REDUCE", "POOLING")
