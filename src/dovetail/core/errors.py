@@ -29,6 +29,9 @@ Messages read: *where: what, got value, expected; how to fix.* Bugs of Dovetail 
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 
 class Error(Exception):
     """Base of all deliberate errors."""
@@ -51,7 +54,18 @@ class TypeInferenceError(ModelError):
 
 
 class ExportError(ModelError):
-    """A model of PyTorch or TensorFlow does not become ONNX, or becomes a model that computes something else."""
+    """A model of PyTorch or TensorFlow does not become ONNX, or becomes a model that computes something else.
+
+    `failures` are records (dataclasses) of all that is known to be in the way, each with its ways out.
+    """
+
+    def __init__(self, message: str, failures: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+    def json(self) -> dict[str, Any]:
+        """The message and the failures as what JSON has: {"error": text, "failures": [...]}."""
+        return {"error": str(self), "failures": [asdict(failure) for failure in self.failures]}
 
 
 class IRError(Error):

@@ -1,0 +1,91 @@
+"""Code to paste for operators that do not export: translations and plugins, with the arguments of the operator."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Sequence
+
+Attributes = Sequence[tuple[str, str]]
+"""Names of arguments that are no tensors, with the text of their defaults, "" where there is none."""
+
+
+def identifier(name: str) -> str:
+    """A framework's name of an operator or argument as a name of Python."""
+    bare = re.sub(r"^.*::", "", name).split(".")[0]
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"\W", "_", bare)).lower().strip("_") or "custom"
+    snake = f"op_{snake}" if snake[0].isdigit() else snake
+    return {"self": "x", "op": "op_"}.get(snake, f"{snake}_" if keyword.iskeyword(snake) else snake)
+
+
+def camel(name: str) -> str:
+    """A framework's name of an operator as ONNX names are written: "my_library::soft_shrink" is "SoftShrink"."""
+    bare = re.sub(r"^.*::", "", name).split(".")[0]
+    return "".join(part[:1].upper() + part[1:] for part in re.split(r"\W|_", bare)) or "Custom"
+
+
+def _options(attributes: Attributes) -> list[str]:
+    return [f"{identifier(name)}={default}" if default else identifier(name) for name, default in attributes]
+
+
+def pytorch_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int, onnx_op: str | None, opset: int) -> str:
+    """A translation of an operator of PyTorch for `dovetail.export.symbolic`.
+
+    Args:
+        op: its qualified name.
+        inputs: names of its tensor operands.
+        attributes: its other arguments.
+        results: how many it has.
+        onnx_op: the ONNX operator of its meaning, if there is one; the stub then calls that.
+        opset: the oldest opset that the translation is for.
+    """
+    operands = [identifier(name) for name in inputs]
+    example = f"op.Mul({operands[0] if operands else 'a'}, 2.0)"
+    if onnx_op is not None:
+        body = f"return op.{onnx_op}({', '.join(operands)})"
+        if attributes:
+            body += f"  # see what {', '.join(identifier(n) for n, _ in attributes)} mean for it"
+    elif results > 1:
+        body = f"return {', '.join(['...'] * results)}  # {results} results in ONNX operators, as {example}"
+    else:
+        body = f"return ...  # in ONNX operators, as {example}"
+    parameters = ", ".join(["op", *operands, *_options(attributes)])
+    return f'@dovetail.export.symbolic("{op}", opset={opset})\ndef {identifier(op)}({parameters}):\n    {body}'
+
+
+def tensorflow_stub(op: str, onnx_op: str | None, opset: int) -> str:
+    """A handler of tf2onnx, which puts ONNX nodes in the place of an operator of TensorFlow."""
+    made = f'ctx.make_node("{onnx_op or "…"}", node.input, name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes)'
+    return (
+        "from tf2onnx.handler import tf_op\n\n"
+        f'@tf_op("{op}")\n'
+        f"class {camel(op)}:\n"
+        "    @classmethod\n"
+        f"    def version_{opset}(cls, ctx, node, **kwargs):\n"
+        "        shapes, dtypes = node.output_shapes, node.output_dtypes\n"
+        "        ctx.remove_node(node.name)\n"
+        f"        {made}"
+    )
+
+
+def plugin_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int) -> str:
+    """A plugin for an operator, and for one of PyTorch the translation that exports it as a node of a domain of its own."""
+    operands, options = [identifier(name) for name in inputs], _options(attributes)
+    qualified = "::" in op
+    name = camel(op) if qualified else op
+    after = ["*", *options] if qualified and options else [] if qualified else ["**attributes"]
+    plugin = (
+        f'@dovetail.plugin("{name}")\n'
+        f"def {identifier(op)}_plugin({', '.join(operands + after)}):\n"
+        "    return ...  # NumPy arrays in, NumPy arrays out"
+    )
+    if not qualified:
+        return plugin
+    domain = op.split("::", maxsplit=1)[0]
+    domain = "custom" if domain in ("aten", "prims", "prim") else domain
+    arguments = operands + [f"{identifier(n)}={identifier(n)}" for n, _ in attributes] + ([f"outputs={results}"] if results != 1 else [])
+    return (
+        f'@dovetail.export.symbolic("{op}")\n'
+        f"def {identifier(op)}({', '.join(['op', *operands, *options])}):\n"
+        f'    return op("{domain}::{name}", {", ".join(arguments)})\n\n{plugin}'
+    )
