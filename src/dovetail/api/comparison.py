@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from dovetail.builder.restore import options_of
 from dovetail.builder.verify_engine import as_bound
 from dovetail.core.errors import BindingError, Error, UsageError
 from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.reader import Definition, ModelSource
+from dovetail.frontend.reader import ModelSource, is_model
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate, trace
 from dovetail.ops.samples import free_symbols, graph_inputs, sizes_to_try
@@ -175,7 +174,7 @@ class _EngineSide:
 
 class _ModelSide:
     def __init__(self, source: ModelSource) -> None:
-        if not isinstance(source, str | os.PathLike | bytes | Definition) and not hasattr(source, "graph"):
+        if not is_model(source):
             raise UsageError(f"compare: got a {type(source).__name__}, expected a model (path, bytes, ModelProto, Network) or an Engine")
         self.module = import_onnx(source)
 

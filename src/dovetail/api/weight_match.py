@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import onnx
 
 from dovetail.api.recipes import Recipe, WeightName
 from dovetail.api.weight_names import WeightMap, required
@@ -20,6 +19,7 @@ from dovetail.api.weight_sources import WeightSource, open_weights
 from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import digest
 from dovetail.frontend.importer import import_onnx
+from dovetail.frontend.reader import ModelSource, is_model
 
 if TYPE_CHECKING:
     from dovetail.api.engine import Engine
@@ -32,7 +32,7 @@ _EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12, 1e-8)
 _MAX_RANK = 5
 
 
-def match_weights(model: Engine | str | os.PathLike[str] | bytes | onnx.ModelProto, source: WeightSource) -> WeightMap:
+def match_weights(model: Engine | ModelSource, source: WeightSource) -> WeightMap:
     """Find what each weight of a model is in the state dict that it was exported from.
 
     Contents decide: a weight is an array of the source if it is equal bit for bit, as it is or transposed or with its axes merged;
@@ -48,7 +48,7 @@ def match_weights(model: Engine | str | os.PathLike[str] | bytes | onnx.ModelPro
         RefitError: the source cannot be read.
         ModelError: the model cannot.
     """
-    module, weights, wanted = _of_model(model) if isinstance(model, str | os.PathLike | bytes | onnx.ModelProto) else _of_engine(model)
+    module, weights, wanted = _of_model(model) if is_model(model) else _of_engine(cast("Engine", model))
     values = open_weights(source)
     search = _Search({n: values[n] for n in values if values[n].dtype != object}, _modules(module))
     found: dict[str, WeightName] = {}
@@ -79,7 +79,7 @@ def _of_engine(engine: Engine) -> tuple[Module, Mapping[str, Array], list[str]]:
     return parse_module(engine.graph), engine.weights(), required(engine.plan, engine.info.get(NODE_CONSTANTS, ()))
 
 
-def _of_model(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> tuple[Module, Mapping[str, Array], list[str]]:
+def _of_model(model: ModelSource) -> tuple[Module, Mapping[str, Array], list[str]]:
     module = import_onnx(Path(model) if isinstance(model, str | os.PathLike) else model)
     fixed = {g.weight for g in module.guards}.union(module.meta.get(NODE_CONSTANTS, ()))
     return module, module.weights, [n for n in module.weights if n not in fixed and not n.startswith("~")]

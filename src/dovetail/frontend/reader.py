@@ -1,11 +1,12 @@
-"""Reading ONNX files: path, bytes or ModelProto, with external data memory-mapped."""
+"""Reading ONNX files: path, bytes, ModelProto, or a model of another library, with external data memory-mapped."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,19 +43,53 @@ class OnnxSource(ABC):
 
 
 ShapeOverride: TypeAlias = Mapping[str, Sequence[int | str]]
-ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxSource | Definition
+ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxSource | Definition | Any
+"""What `read_model` and `import_onnx` take; models of other libraries (`CONVERTERS`) are Any here."""
+
+CONVERTERS = {
+    "onnx_ir.Model": "dovetail.model.foreign:from_onnx_ir",
+    "onnx_graphsurgeon.Graph": "dovetail.model.foreign:from_graphsurgeon",
+}
+"""Classes of other libraries ("package.Class") to the function ("module:name") that makes an `OnnxSource` of an instance.
+
+The library is never imported to find out: who has an instance has imported it. The function is, when it is needed.
+"""
+
+
+def converter(source: Any) -> Callable[[Any], OnnxSource] | None:
+    """What makes an `OnnxSource` of another library's object; None if it is of no class in `CONVERTERS`."""
+    for base in type(source).__mro__:
+        found = CONVERTERS.get(f"{base.__module__.partition('.')[0]}.{base.__name__}")
+        if found is not None:
+            module, _, name = found.partition(":")
+            function: Callable[[Any], OnnxSource] = getattr(importlib.import_module(module), name)
+            return function
+    return None
+
+
+def is_model(source: Any) -> bool:
+    """Whether `import_onnx` takes it, as far as its type says."""
+    return isinstance(source, str | os.PathLike | bytes | onnx.ModelProto | OnnxSource | Definition) or converter(source) is not None
 
 
 def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
-    """(model, folder of its external data) from a path, serialized bytes, or a ModelProto.
+    """(model, folder of its external data) from a path, serialized bytes, a ModelProto, or a model of `CONVERTERS`.
 
     Raises:
         ModelError: missing file, not an ONNX model, or no graph in it.
-        UsageError: a network defined in Python, where only ONNX will do.
+        UsageError: a network defined in Python, where only ONNX will do; or nothing that is a model.
     """
     folder: Path | None = None
     if isinstance(source, Definition):
         raise UsageError(f"model: got a {type(source).__name__}, expected ONNX (path, bytes or ModelProto); this reads ONNX only")
+    if not is_model(source):
+        raise UsageError(
+            f"model: got a {type(source).__name__}, expected a path, bytes, ModelProto, dovetail.Model, onnx_ir.Model or "
+            "onnx_graphsurgeon.Graph"
+        )
+    convert = converter(source)
+    if convert is not None:
+        source = convert(source)
     if isinstance(source, OnnxSource):
         model, folder = source.proto, source.folder
     elif isinstance(source, onnx.ModelProto):
