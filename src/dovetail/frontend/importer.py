@@ -21,7 +21,7 @@ from dovetail.frontend.functions import expand
 from dovetail.frontend.plugins import call_plugin, has_plugin
 from dovetail.frontend.protos import densify, domain_of, free_names, plain
 from dovetail.frontend.reader import Definition, ModelSource, ShapeOverride, read_model, read_tensor
-from dovetail.frontend.registry import OnnxNode, find_importer
+from dovetail.frontend.registry import TENSORRT, OnnxNode, find_importer
 from dovetail.frontend.session import (
     FAILED,
     NO_WAY,
@@ -210,11 +210,14 @@ class ImportContext:
             return tuple(results) if isinstance(results, (tuple, list)) else (results,)
 
     def _plugin(self, node: OnnxNode) -> Any:
-        """An op that nothing else imports is a call of the plugin of that name."""
+        """An op that nothing else imports is a call of the plugin of that name, or of one that TensorRT brings."""
         fields = dict(node.attrs)
         version, namespace = str(fields.pop("plugin_version", "1")), str(fields.pop("plugin_namespace", ""))
         if not has_plugin(node.op_type, version, namespace):
-            raise Unsupported(*NO_WAY)
+            known = find_importer(node.op_type, 1, TENSORRT)
+            if known is None:
+                raise Unsupported(*NO_WAY)
+            return known(self, node)
         return call_plugin(self, node.op_type, node.inputs, version, namespace, fields, node.n_outputs)
 
     def _known(self, proto: onnx.NodeProto, domain: str, opset: int) -> bool:
@@ -223,6 +226,8 @@ class ImportContext:
         if not domain and find_spec(proto.op_type) is not None:
             return True
         fields = {a.name: a.s.decode("utf-8", "replace") for a in proto.attribute if a.type == onnx.AttributeProto.STRING}
+        if find_importer(proto.op_type, 1, TENSORRT) is not None:
+            return True
         if has_plugin(proto.op_type, fields.get("plugin_version", "1"), fields.get("plugin_namespace", "")):
             return True
         try:

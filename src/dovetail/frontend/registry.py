@@ -132,6 +132,10 @@ def remove_override(override: Override) -> None:
         _overrides.remove(override)
 
 
+TENSORRT = "tensorrt"
+"""The domain under which the table keeps operators of TensorRT's own plugins; models write any domain, or none."""
+
+
 def onnx_op(
     *op_types: str, since: int = 1, domain: str = ""
 ) -> Callable[[F], F]:

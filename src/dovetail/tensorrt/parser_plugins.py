@@ -12,7 +12,7 @@ from dovetail.core.errors import ModelError, UnsupportedOpError
 from dovetail.frontend.plugins import has_plugin
 from dovetail.frontend.protos import domain_of
 from dovetail.frontend.reader import read_tensor
-from dovetail.frontend.registry import find_importer
+from dovetail.frontend.registry import TENSORRT, find_importer
 from dovetail.ops.registry import find as find_spec
 from dovetail.tensorrt.enums import OnnxParserFlag, PluginFieldType
 from dovetail.tensorrt.logger import Reporter
@@ -123,6 +123,8 @@ def can_import(op: str, domain: str, opset: int) -> bool:
     """Whether there is an importer for an op, the user's included, or a function body in ONNX's own definition of it."""
     plain = domain_of(domain)
     if find_importer(op, opset, plain) is not None or (not plain and find_spec(op) is not None):
+        return True
+    if find_importer(op, 1, TENSORRT) is not None:
         return True
     try:
         schema = onnx.defs.get_schema(op, opset, plain)
