@@ -195,10 +195,15 @@ def test_an_interrupt_ends_the_process_and_the_default_is_taken(setting):
             time.sleep(0.05)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    waiting = threading.Thread(target=interrupt)
-    waiting.start()
-    assert setting.choose(["hang", "1"], setting.timer(silence_s=500.0)) == ("hang", {})
-    waiting.join()
+    # A shell has background jobs ignore interrupts, and Python leaves it at that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        waiting = threading.Thread(target=interrupt)
+        waiting.start()
+        assert setting.choose(["hang", "1"], setting.timer(silence_s=500.0)) == ("hang", {})
+        waiting.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_hanging_process_ends_with_the_one_that_started_it(setting):
