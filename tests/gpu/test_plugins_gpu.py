@@ -92,3 +92,38 @@ def test_fp16_builds_keep_a_plugins_types(device: Any) -> None:
     want = swirl(np.maximum(x, 0), period=7).astype(np.float64) @ w
     got = engine.run({"x": x})["y"]
     assert np.linalg.norm(got - want) <= 2e-3 * np.linalg.norm(want)
+
+
+def test_python_on_the_arrays_of_the_gpu(device: Any) -> None:
+    torch = pytest.importorskip("torch")
+    streams = set()
+
+    @dovetail.plugin("Rolled")
+    def rolled(x, *, by: int):
+        return np.roll(x, by, axis=-1), x.sum(axis=-1)
+
+    @rolled.gpu
+    def rolled_on_gpu(x, *, out, stream, by):
+        streams.add(stream)
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            source, target, sums = (torch.as_tensor(t, device="cuda") for t in (x, *out))
+            target.copy_(torch.roll(source, by, -1))
+            torch.sum(source, -1, out=sums)
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        call("Rolled", ["r"], ["s", "t"], by=3),
+        helper.make_node("MatMul", ["s", "w"], ["y"]),
+        helper.make_node("Exp", ["t"], ["z"]),
+    ]
+    w = np.random.default_rng(0).standard_normal((96, 32), np.float32)
+    engine = dovetail.build(onnx_model(nodes, {"x": (F32, ["N", 96])}, ["y", "z"], {"w": w}), device="cuda", tune=False)
+    for n in (1, 100, 3000, 100):
+        x = 0.01 * np.random.default_rng(n).standard_normal((n, 96), np.float32)
+        s, t = rolled(np.maximum(x, 0), by=3)
+        want = s.astype(np.float64) @ w
+        got = engine.run({"x": x})
+        assert np.linalg.norm(got["y"] - want) <= 1e-5 * np.linalg.norm(want) and np.allclose(got["z"], np.exp(t), rtol=1e-5)
+        on_device = engine.run({"x": torch.from_numpy(x).cuda()})
+        assert np.array_equal(on_device["y"].cpu().numpy(), got["y"])
+    assert 0 not in streams and streams
