@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dovetail.cli.inspect_model import statistics
+from dovetail.model.statistics import statistics
 
 
 def test_check_accepts_a_model(model: Path, call: Callable) -> None:

@@ -29,6 +29,11 @@ def is_plan(path: str | Path) -> bool:
         raise ModelError(f"{path}: cannot be read, {error.strerror}; check the path") from error
 
 
+def is_arrays(path: str | Path) -> bool:
+    """Whether a path names a file of arrays, by its suffix: .npz (a zip container, too) or .safetensors."""
+    return Path(path).suffix.lower() in (".npz", ".safetensors")
+
+
 def open_engine(args: argparse.Namespace, path: str, progress: Progress | None = None) -> Engine:
     """Load an engine file, or build a model with the verb's build options."""
     from dovetail import api

@@ -10,6 +10,8 @@ from typing import Any
 from dovetail.api.bindings import Binding, bindings
 from dovetail.api.report import flops_by_dtype, ranges_text
 from dovetail.cli import output
+from dovetail.cli.inspect_tensor import stored_weights
+from dovetail.cli.inspect_weights import suspicions_text, weights_text
 from dovetail.core.dims import Dim, from_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
@@ -26,13 +28,17 @@ from dovetail.engine.plan import (
     Postfix,
     Program,
 )
+from dovetail.model.description import describe_arrays
+from dovetail.model.statistics import suspicions
+
+_READ_UNASKED = 1 << 30
 
 
 def inspect_plan(args: argparse.Namespace) -> int:
     """Print bindings, symbols, memory, kernels, and with --steps every step."""
     file = EngineFile(args.file)
     plan = file.plan(_target(file, args.target))
-    data = describe(plan) | {
+    data = describe(plan) | _weights(args, file) | {
         "engine": args.file,
         "format": file.container.manifest["format"],
         "info": file.info,
@@ -41,6 +47,15 @@ def inspect_plan(args: argparse.Namespace) -> int:
     }
     output.show(args, data, _text(args, data))
     return 0
+
+
+def _weights(args: argparse.Namespace, file: EngineFile) -> dict[str, Any]:
+    """Statistics of the weights that the file holds; of very many bytes only when asked, since all must be read."""
+    arrays = {name: array for name, array in stored_weights(file).items() if not name.startswith("~")}
+    if not args.weights and sum(a.nbytes for a in arrays.values()) > _READ_UNASKED:
+        return {"weight_statistics": None, "suspicious": None}
+    weights = describe_arrays(arrays)
+    return {"weight_statistics": weights, "suspicious": [s.json() for s in suspicions(weights)]}
 
 
 def inspect_kernel(args: argparse.Namespace) -> int:
@@ -202,6 +217,7 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}{_order(v)}" for v in data["outputs"]),
         *([f"  symbols {symbols}"] if symbols else []),
         f"  weights {data['weights']}; steps at load {data['weights_steps']}, at shape binding {data['shapes_steps']}",
+        *(["  weights not read; --weights reads them"] if data["suspicious"] is None else suspicions_text(data["suspicious"])),
         "",
         output.table(["member", "size"], [(n, output.size(s)) for n, s in data["members"].items()]),
         "",
@@ -221,6 +237,8 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         lines.append("on the reference: " + ", ".join(f"{op} {n}" for op, n in data["host_steps"].items()))
     if args.steps:
         lines += ["", *map(_step_line, data["steps"])]
+    if args.weights:
+        lines += weights_text(data["weight_statistics"], everything=True)
     return "\n".join(lines)
 
 
