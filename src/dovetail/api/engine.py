@@ -19,9 +19,9 @@ from dovetail.api.profile import Profile, summarise
 from dovetail.api.report import Report, report
 from dovetail.api.resident import resident_run
 from dovetail.core.dims import Expr, evaluate, symbols
-from dovetail.core.errors import BindingError, UsageError
-from dovetail.engine.file import TargetFiles, write_engine
-from dovetail.engine.plan import Plan
+from dovetail.core.errors import BindingError, EngineError, UsageError
+from dovetail.engine.file import EngineFile, TargetFiles, add_target, write_engine
+from dovetail.engine.plan import Plan, digests
 from dovetail.runtime import ExecutionContext, RuntimeEngine
 from dovetail.runtime.engine import tap_names
 
@@ -178,6 +178,11 @@ class Engine:
         """What is known of the model and of the build, as the engine file's manifest has it (JSON data)."""
         return dict(self._artifacts.info)
 
+    @property
+    def build_info(self) -> dict[str, Any]:
+        """What is known of this build: seconds by stage, machine, versions, where the model was (JSON data)."""
+        return dict(self._artifacts.build)
+
     def annotate(self, name: str, data: Any) -> None:
         """Keep JSON data of the caller's with the engine, in its `info` and in the files that `save` writes from now on.
 
@@ -255,6 +260,22 @@ class Engine:
         feeds = self.sample_inputs() if inputs is None else inputs
         records = [self._runtime.profile(feeds, threads=threads)[1] for _ in range(runs + 1)]
         return summarise(records[1:], threads or self.threads, self._runtime.device)
+
+    def save_report(self, path: str | os.PathLike[str], inputs: Mapping[str, Any] | None = None, *, run: bool = True) -> None:
+        """Write a page that shows the engine: the fused graph, kernels with times and sources, memory, accuracy (docs/report.md).
+
+        Args:
+            path: of the HTML file, which needs no other; it is written whole or not at all.
+            inputs: what to time it on; default: seeded ones.
+            run: whether to time it at all.
+
+        Raises:
+            OSError: it cannot be written.
+            UsageError: inputs cannot be made up.
+        """
+        from dovetail.api.pages import save_page
+
+        save_page(self, path, inputs, run)
 
     def bench(
         self, inputs: Mapping[str, Any] | None = None, *, seconds: float = 2.0, threads: int | None = None
@@ -378,6 +399,25 @@ class Engine:
             OSError: it cannot be written; nothing is left behind.
         """
         self._write(Path(path), strip_weights, sign)
+
+    def add_to(self, path: str | os.PathLike[str], *, sign: bool = True) -> None:
+        """Add this engine to an engine file of the same model, as one more target: `load` takes the best that runs where it is.
+
+        The file's other targets keep their bytes and signatures; one of this engine's own target is replaced.
+
+        Raises:
+            EngineError: the file is of another model, of other shapes or weights.
+            PlanFormatError: it is damaged.
+            OSError: it cannot be written; the old file stays.
+        """
+        file = EngineFile(Path(path))
+        if file.graph != self._artifacts.graph:
+            raise EngineError(f"{path}: got another model or other shapes, expected those of this engine; build both from the same model")
+        if file.hashes != digests(self.weights()):
+            raise EngineError(f"{path}: got an engine with other weights, expected those of this one; refit one of the two")
+        parts = self._artifacts
+        own: dict[str, Any] = {key: parts.info[key] for key in ("requested", "actual") if key in parts.info}
+        add_target(Path(path), self._plan.target, TargetFiles(self._plan, parts.kernels, parts.host, parts.source), info=own, sign=sign)
 
     def to_bytes(self, *, strip_weights: bool = False, sign: bool = True) -> bytes:
         """The contents of the engine file that `save` writes; `load` takes them, too."""

@@ -91,7 +91,7 @@ def _member(file: EngineFile, target: str, name: str) -> bytes | None:
 def _stored_artifacts(file: EngineFile, target: str) -> Artifacts:
     return Artifacts(
         file.graph, file.source(target), _member(file, target, kernels_member(target)), _member(file, target, "host.so"),
-        dict(file.info), file.build,
+        file.info_of(target), file.build,
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def _make_again(
         made = _compile(file, target, weights)
         if key:
             remade.write(key, made)
-    artifacts = Artifacts(made.graph, made.source, made.kernels, made.host, dict(file.info), file.build)
+    artifacts = Artifacts(made.graph, made.source, made.kernels, made.host, file.info_of(target), file.build)
     # What a stranger's file says of itself is shown, but as a claim.
     claimed = {**stored.certificate, "stale": True} if stored.certificate else {}
     return artifacts, runtime.Provided([made.kernels], made.host, replace(made.plan, certificate=claimed))

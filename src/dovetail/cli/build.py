@@ -2,6 +2,7 @@
 
     dovetail build resnet50.onnx -o resnet50.plan
     dovetail build model.onnx --shapes x:[1..32,3,224,224] --target cpu:avx2
+    dovetail build model.onnx -o model.plan --add --target sm_90 --fp16
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail build`."""
     parser.add_argument("model", help="ONNX file")
     parser.add_argument("-o", "--output", metavar="M.plan", help="engine file (default: the model's name with .plan)")
+    parser.add_argument("--add", action="store_true", help="add a target to an engine file of the same model, which keeps its others")
     options.add_build(parser)
     options.add_threads(parser)
     options.add_output(parser)
@@ -32,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
     with progress(args) as update:
         engine = api.build(args.model, progress=update, **options.build_options(args))
         target.parent.mkdir(parents=True, exist_ok=True)
-        engine.save(target)
+        if args.add:
+            engine.add_to(target)
+        else:
+            engine.save(target)
     seconds = time.perf_counter() - start
     bytes_ = target.stat().st_size
     report = engine.report()

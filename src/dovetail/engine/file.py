@@ -80,8 +80,12 @@ def write_engine(
     container.write(path, members, manifest)
 
 
-def add_target(path: str | Path, target: str, files: TargetFiles, *, sign: bool = True) -> None:
+def add_target(
+    path: str | Path, target: str, files: TargetFiles, *, info: Mapping[str, Json] | None = None, sign: bool = True
+) -> None:
     """Add a target to an engine file, or replace it; the others keep their bytes and signatures.
+
+    `info` is what the manifest says of this target alone, over what it says of the file.
 
     Raises:
         PlanFormatError: the file is damaged, or the plan is for other weights.
@@ -102,6 +106,8 @@ def add_target(path: str | Path, target: str, files: TargetFiles, *, sign: bool 
     members |= _target_members(target, files, sign)
     manifest = {k: v for k, v in box.manifest.items() if k not in ("format", "members")}
     manifest["targets"] = {**manifest["targets"], _folder(target): target}
+    if info is not None:
+        manifest["infos"] = {**manifest.get("infos", {}), _folder(target): dict(info)}
     container.write(path, members, manifest)
 
 
@@ -185,6 +191,8 @@ class EngineFile:
             or not isinstance(stated, dict)
             or not all(isinstance(h, str) for h in stated.values())
             or not isinstance(manifest.get("info"), dict)
+            or not isinstance(manifest.get("infos", {}), dict)
+            or not all(isinstance(i, dict) for i in manifest.get("infos", {}).values())
         ):
             raise PlanFormatError(
                 f"{self.path}: got a damaged manifest, expected info, targets and weights; "
@@ -192,6 +200,10 @@ class EngineFile:
             )
         self.hashes: dict[str, str] = stated
         self.info: dict[str, Any] = manifest["info"]
+
+    def info_of(self, target: str) -> dict[str, Any]:
+        """What the manifest says of one target: `info`, and what was said when that target was added."""
+        return {**self.info, **self.container.manifest.get("infos", {}).get(self.folder(target), {})}
 
     @property
     def targets(self) -> tuple[str, ...]:
