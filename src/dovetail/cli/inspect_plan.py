@@ -41,7 +41,7 @@ def inspect_plan(args: argparse.Namespace) -> int:
     data = describe(plan) | _weights(args, file) | {
         "engine": args.file,
         "format": file.container.manifest["format"],
-        "info": file.info,
+        "info": file.info_of(plan.target),
         "targets": list(file.targets),
         "members": {name: info.size for name, info in sorted(file.container.members.items())},
     }
