@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from dovetail.benchmark.flops import contraction_flops
 from dovetail.core import dims
 from dovetail.core.dims import Dim
-from dovetail.core.dtypes import DType
+from dovetail.core.dtypes import DType, dtype
 from dovetail.engine.plan import ControlSegment, NativeSegment, Plan, Program
 from dovetail.ir.graph import Node, Time, Value
 from dovetail.ir.parser import parse_module
@@ -18,7 +18,7 @@ from dovetail.ops import POINTWISE, REDUCTION, ROW, WINDOW, spec
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A value that steps pass on, as the model has it."""
+    """A value that steps pass on: named and shaped as in the model, with the element type that the engine keeps it in."""
 
     name: str
     dtype: DType
@@ -85,6 +85,7 @@ class ModelNodes:
 
     def steps(self, program: Program) -> list[StepInfo]:
         """The steps of a program in order; a loop or a branch is one step."""
+        kinds = {tap.name: dtype(tap.tensor.dtype) for tap in program.taps}
         found: list[StepInfo] = []
         for segment in program.segments:
             if isinstance(segment, NativeSegment):
@@ -93,7 +94,7 @@ class ModelNodes:
                 found.append(self.step(segment.origin, "control", "host", segment.kind))
             else:
                 found.append(self.step(segment.origin, "host", "host", segment.op))
-        return found
+        return [replace(s, inputs=_stored(s.inputs, kinds), outputs=_stored(s.outputs, kinds)) for s in found]
 
 
 def steps(plan: Plan, graph: str) -> list[StepInfo]:
@@ -115,6 +116,10 @@ def _elements(node: Node) -> Dim:
     if kind in (REDUCTION, ROW, WINDOW) and node.inputs and node.inputs[0] is not None and isinstance(node.inputs[0].type, TensorType):
         return node.inputs[0].tensor.size
     return 0
+
+
+def _stored(infos: tuple[TensorInfo, ...], kinds: Mapping[str, DType]) -> tuple[TensorInfo, ...]:
+    return tuple(replace(info, dtype=kinds.get(info.name, info.dtype)) for info in infos)
 
 
 def _infos(values: Iterable[Value]) -> tuple[TensorInfo, ...]:
