@@ -105,7 +105,7 @@ class ProtoGraph:
         if not replacements:
             return
         final = {old: _follow(old, replacements) for old in replacements}
-        _rename_reads(self.graph.node, final)
+        rename_reads(self.graph.node, final)
 
     def clean(self) -> None:
         """Remove dead nodes, unused initializers (and their inputs) and stale value_info."""
@@ -137,13 +137,14 @@ def _follow(name: str, replacements: dict[str, str]) -> str:
     return name
 
 
-def _rename_reads(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
+def rename_reads(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
+    """Let nodes, and those inside of their subgraphs, read the value of a key where they read the key."""
     for node in nodes:
         for position, name in enumerate(node.input):
             if name in names:
                 node.input[position] = names[name]
         for graph in subgraphs(node):
-            _rename_reads(graph.node, names)
+            rename_reads(graph.node, names)
             for output in graph.output:
                 # A subgraph may return an outer value as it is.
                 if output.name in names:
