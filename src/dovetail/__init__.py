@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from dovetail.api import (
         Binding,
         Comparison,
+        Diff,
         Engine,
         Profile,
         Refit,
         Report,
         build,
         compare,
+        diff,
         load,
         match_weights,
         refit_file,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         PlanVersionError,
         PluginError,
         RefitError,
+        RuleError,
         ShapeError,
         TrustError,
         TypeInferenceError,
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from dovetail.frontend.network import Network
     from dovetail.frontend.survey import survey
     from dovetail.model.model import Model
+    from dovetail.model.rules.definition import rewrite
     from dovetail.plugins import plugin
 
 __all__ = [
@@ -70,6 +74,7 @@ __all__ = [
     "CompileError",
     "DeviceError",
     "DeviceLostError",
+    "Diff",
     "Engine",
     "EngineError",
     "Error",
@@ -88,6 +93,7 @@ __all__ = [
     "Refit",
     "RefitError",
     "Report",
+    "RuleError",
     "ShapeError",
     "Target",
     "TrustError",
@@ -99,11 +105,13 @@ __all__ = [
     "__version__",
     "build",
     "compare",
+    "diff",
     "importer",
     "load",
     "match_weights",
     "plugin",
     "refit_file",
+    "rewrite",
     "set_affinity",
     "survey",
 ]
@@ -115,11 +123,12 @@ _HOMES = {
     "__version__": "dovetail.core.version",
     "importer": "dovetail.frontend.extensions",
     "plugin": "dovetail.plugins",
+    "rewrite": "dovetail.model.rules.definition",
     "set_affinity": "dovetail.device.cpu",
     "survey": "dovetail.frontend.survey",
     **dict.fromkeys(
         (
-            "Binding", "Comparison", "Engine", "Profile", "Refit", "Report", "build", "compare", "load", "match_weights",
+            "Binding", "Comparison", "Diff", "Engine", "Profile", "Refit", "Report", "build", "compare", "diff", "load", "match_weights",
             "refit_file",
         ),
         "dovetail.api",

@@ -17,18 +17,20 @@ from dovetail.api.checking import driver_of
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.api.refitting import DROPPED
 from dovetail.builder.options import BuildOptions, isa_of
+from dovetail.builder.rewriting import Rules, rewritten
 from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.core.errors import DeviceError
+from dovetail.core.errors import DeviceError, VerificationError
 from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
 from dovetail.device.cuda import driver, shared_library
 from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import weights_key
-from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module
+from dovetail.model.rules import select
+from dovetail.model.rules.definition import RuleSource
 from dovetail.plugins import Source
 from dovetail.runtime.weights import Stored
 from dovetail.tuner.choose import Tuner
@@ -61,6 +63,7 @@ def build(
     fp32_nodes: Sequence[str] = (),
     tolerance: float | None = None,
     plugins: Iterable[Source] = (),
+    rules: Iterable[RuleSource] | RuleSource | None = None,
     without: Collection[str] = (),
     selector: Callable[[Chooser], Chooser] | None = None,
     timing_cache: TimingCache | str | os.PathLike[str] | None = None,
@@ -91,6 +94,9 @@ def build(
         fp32_nodes: names of nodes (or patterns, "head/*") that an fp16 or bf16 build keeps in fp32.
         tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; default: the precision's.
         plugins: Python files, modules or their names that register plugins (`dovetail.plugin`).
+        rules: rewrite rules (`dovetail.rewrite`) for an ONNX model: Python files that define some and rules come on top of those
+            that are registered and those of this package; a name leaves out all that is not named, "none" all. What they did is in
+            the report, and the engine is verified against the model as it was before, where that can be run.
         without: names of tactics that may not be used where there are others, such as "cublaslt" and "cudnn".
         selector: puts a function of the caller's around what decides between tactics (`builder.select.Chooser`): it sees all groups
             with the tactics that are able, may leave some out, and sees what was decided.
@@ -103,9 +109,11 @@ def build(
         UsageError: an unknown option value.
         DeviceError: device "cuda" without a GPU, and no target.
         PluginError: a file or module of plugins cannot be loaded.
+        RuleError: a rule cannot be loaded, never ends, or does not fit where it matched.
     """
     start = time.perf_counter()
     register.load(plugins)
+    rewriting = rewritten(model, select(rules), shapes)
     options = BuildOptions(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
         branches, samples, tuple(fp32_nodes), tolerance,
@@ -115,14 +123,20 @@ def build(
     selected = excluding(choose, without) if selector is None else selector(excluding(choose, without))
     with WeightHashes() as hashing:
         built = builder.build(
-            model, options, progress=progress, choose=selected, timer=plan_timer(choose, progress), after=hashing.after,
+            rewriting.source, options, progress=progress, choose=selected, timer=plan_timer(choose, progress), after=hashing.after,
             hashes=hashing.of,
         )
         hashes = hashing.of(built.module.weights)
     del choose, selected  # with the memory on the device that it measured in
-    return finish(
-        built, options, lambda: import_onnx(model, shapes), hashes, threads=threads, start=start, source=_source(model), progress=progress
-    )
+    built.module.meta[DROPPED] = sorted({*built.module.meta.get(DROPPED, ()), *rewriting.dropped})
+    try:
+        return finish(
+            built, options, rewriting.module, hashes, threads=threads, start=start, source=_source(model), progress=progress,
+            rules=rewriting,
+        )  # fmt: skip
+    except VerificationError as error:
+        found = rewriting.suspects()
+        raise (VerificationError(f"{error}; {found}") if found else error) from error.__cause__
 
 
 def finish(
@@ -135,6 +149,7 @@ def finish(
     start: float,
     source: str,
     progress: Progress | None,
+    rules: Rules | None = None,
 ) -> Engine:
     """Open what was built, check it, and say how it was made.
 
@@ -143,6 +158,7 @@ def finish(
         hashes: of the initializers.
         start: when the build began, on the clock of `time.perf_counter`.
         source: path of the model; "" if there is none.
+        rules: what rewrite rules did before.
 
     Raises:
         VerificationError: it computes something else than the model.
@@ -151,10 +167,14 @@ def finish(
     content = content_hash(built.graph_text, hashes)
     opened = _opened(options, built, Stored(weights_key(built.plan), hashes, checked=True), threads)
     certificate = verify_built(
-        built, opened.run, module, content=content, level=options.verify, threads=opened.threads, driver=driver_of(opened),
+        built, opened.run, module, content=content + (rules.identity if rules else ""), level=options.verify, threads=opened.threads,
+        driver=driver_of(opened),
         progress=progress, samples=options.samples or (), limit=options.tolerance,
     )  # fmt: skip
     opened.plan = replace(opened.plan, certificate=certificate)
+    if rules is not None and (done := rules.data()) is not None:
+        report: Any = opened.plan.meta["report"]
+        report["rules"] = done
     info = {"model_sha256": content, **_requested(options, built), **_other_weights(built)}
     seconds = {name: round(value, 4) for name, value in built.seconds.items()}
     record = {

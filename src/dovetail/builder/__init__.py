@@ -29,6 +29,7 @@ from dovetail.builder.ranges import (
     rounded_values,
 )
 from dovetail.builder.report import report_data
+from dovetail.builder.rewriting import Rewritten
 from dovetail.builder.select import Choice, Chooser, by_rule, choose_weights, optima, select
 from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.lower import reason_not_lowerable
@@ -41,6 +42,7 @@ from dovetail.engine.plan import WEIGHTS_KEY, NativeSegment, Plan
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module, Node
+from dovetail.ir.limit import unlimited
 from dovetail.ir.printer import print_module
 from dovetail.ir.types import TensorType
 from dovetail.ir.verifier import (
@@ -138,6 +140,8 @@ def build(
     options.check()
     stages = _Stages(progress, after)
     module = import_onnx(source, options.shapes)
+    if isinstance(source, Rewritten):
+        source.guard(module)
     module.meta["strict_fp32"] = options.strict_fp32
     stages.done("import", module)
     optimise(module, after=lambda name: stages.done(name, module))
@@ -180,7 +184,8 @@ def _measured(
 
     def single() -> Module:
         found = import_onnx(source, {n: [1, *(d if isinstance(d, int) else str(d) for d in shape[1:])] for n, shape in shapes.items()})
-        optimise(found)
+        with unlimited():
+            optimise(found)
         return found
 
     shapes = {v.name: v.tensor.shape for v in module.main.inputs if isinstance(v.type, TensorType) and v.tensor.rank}
@@ -224,7 +229,8 @@ def _compile(
     expected: tuple[Mapping[str, Any], ...] = ()
     if isinstance(ranges, Ranges):
         expected = ranges.outputs
-        ranges = decide(graph_text, module, ranges, lambda trial, kept: _lower(trial, options, target, kept))
+        with unlimited():
+            ranges = decide(graph_text, module, ranges, lambda trial, kept: _lower(trial, options, target, kept))
         stages.note("ranges")
     lowered, fusion_log = _lower(module, options, target, ranges.kept, stages.done)
     rounded = rounded_values(module.main)

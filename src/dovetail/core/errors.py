@@ -5,6 +5,7 @@
     │   ├── UnsupportedOpError    one or more nodes have no import
     │   ├── TypeInferenceError    operand types do not fit the operator
     │   └── ExportError           a model of another library does not become ONNX, or another model
+    ├── RuleError                 a rewrite rule that cannot be read, never ends, or does not fit where it matched
     ├── IRError
     │   ├── ParseError            IR text
     │   └── VerifyError           a broken invariant of a graph
@@ -66,6 +67,10 @@ class ExportError(ModelError):
     def json(self) -> dict[str, Any]:
         """The message and the failures as what JSON has: {"error": text, "failures": [...]}."""
         return {"error": str(self), "failures": [asdict(failure) for failure in self.failures]}
+
+
+class RuleError(Error):
+    """A rewrite rule cannot be read, never ends, or gives something that does not fit where it matched."""
 
 
 class IRError(Error):
