@@ -136,7 +136,13 @@ _HOMES = {
 }
 
 
+_PACKAGES = ("export", "plugins")
+"""Packages of this one whose names users read as `dovetail.export.symbolic`."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"dovetail.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'dovetail' has no attribute {name!r}")
     home = _HOMES.get(name, "dovetail.core.errors")
