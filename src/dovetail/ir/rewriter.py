@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dovetail.core.errors import IRError
+from dovetail.ir import limit
 from dovetail.ir.graph import Graph, Module, Node, Value
 from dovetail.ir.types import Type
 
@@ -104,11 +105,14 @@ def apply_rules(
         declined: list[tuple[str, str, str]] = []
         for node in graph.nodes:
             for r in [*by_op.get(node.op, ()), *general]:
+                if limit.exhausted():
+                    break
                 where = node.where
                 rewrite.at(node)
                 reason = r.apply(node, rewrite)
                 if reason is None:
                     log.applied.append((r.name, where))
+                    limit.made(r.name, where)
                     changed = True
                     break
                 declined.append((r.name, where, reason))

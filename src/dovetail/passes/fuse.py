@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from dovetail.codegen.tactic import Group, candidates, tactics
 from dovetail.codegen.target import Target
+from dovetail.ir import limit
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.types import TensorType
 from dovetail.ops.registry import OpKind, find
@@ -145,9 +146,10 @@ def _grow(
             break
         node = max(waiting, key=positions.__getitem__)  # the last one: all its readers have been decided
         tried.add(node)
-        reason = _not_absorbed(draft, node, reasons, grouped, target)
+        reason = _not_absorbed(draft, node, reasons, grouped, target) or ("the limit of rewrites is reached" if limit.exhausted() else None)
         if reason is None:
             draft.nodes[node] = None
+            limit.made(f"fusion into {sink.where}", node.where)
             if _is_anchor(node):
                 draft.anchor = node
                 draft.kind = _kind(node, reasons)

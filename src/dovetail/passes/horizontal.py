@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dovetail.core.dims import Dim
+from dovetail.ir import limit
 from dovetail.ir.graph import Graph, Module, Node, Time, Value
 from dovetail.ir.rewriter import Rewrite
 from dovetail.ir.types import TensorType
@@ -48,6 +49,9 @@ def merge_siblings(module: Module) -> list[tuple[str, ...]]:
         if not isinstance(value.type, TensorType) or value.time != Time.RUN:
             continue
         for branches in _sets(value):
+            if limit.exhausted():
+                break
+            limit.made("one contraction of siblings", ", ".join(b.anchor.where for b in branches))
             merged.append(tuple(o for b in branches for o in b.anchor.origin))
             _merge(graph, rewrite, value, branches)
     graph.update_times()
