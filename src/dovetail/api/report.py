@@ -12,6 +12,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import PlanFormatError, ShapeError
 from dovetail.engine import memory
 from dovetail.engine.plan import Plan, Program
+from dovetail.model.rules.log import text as rule_lines
 from dovetail.plugins import Key, has_changed, requirements
 
 _SHOWN = 12
@@ -64,6 +65,7 @@ class Report:
         )
         if d["plugins"]:
             lines.append(f"plugins: {', '.join(plugin_text(p) for p in d['plugins'])}")
+        lines += rules_text(d.get("rules"))
         lines += _section("on the reference", [f"{s['node']}: {s['reason']}" for s in d["host_steps"]])
         lines += _section("copies", [": ".join(map(str, c)) for c in d["copies"]])
         lines.append(certificate_text(d["certificate"]))
@@ -179,6 +181,17 @@ def ranges_text(data: Mapping[str, Any]) -> list[str]:
     head = f"ranges: measured on {found['inputs']}; the largest value is {largest:.2g} ({name}), safe in fp16 is {found['limit']:.0f}"
     kept = [f"{k['node']}: {k['value']} reaches {k['largest']:.2g}" for k in found["kept"]]
     return [head, *_section("kept in fp32 for their range", kept)]
+
+
+def rules_text(data: Mapping[str, Any] | None) -> list[str]:
+    """What rewrite rules did, where they did something or nearly did."""
+    if not data or not (data["matches"] or data["near_misses"]):
+        return []
+    lines = rule_lines(dict(data), _SHOWN, skipped=False)
+    if data["matches"]:
+        why = f", because {data['reason']}" if data.get("reason") else ""
+        lines[0] += f"; verified against {data.get('checked_against', 'nothing')}{why}"
+    return lines
 
 
 def certificate_text(data: Mapping[str, Any]) -> str:

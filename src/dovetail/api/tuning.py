@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dovetail import builder
 from dovetail.api.building import chooser, finish, plan_timer
@@ -63,6 +63,10 @@ def tune(
         timer=plan_timer(choose, progress), ranges=ranges_of(plan),
     )
     del choose  # with the memory on the device that it measured in
+    done = plan.meta.get("report")
+    if isinstance(done, dict) and "rules" in done:  # they were applied before what the engine stores
+        report: Any = built.plan.meta["report"]
+        report["rules"] = done["rules"]
     return finish(
         built, replace(options, target=None) if kind == "cuda" else options, lambda: restore(engine.graph, plan, weights),
         digests(weights), threads=engine.threads, start=start, source=engine.model_path, progress=progress,

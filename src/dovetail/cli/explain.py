@@ -17,6 +17,7 @@ from dovetail.cli.progress import progress
 from dovetail.core.errors import PlanFormatError
 from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan
+from dovetail.model.rules.log import text as rule_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,17 @@ def select(report: dict[str, Any], wanted: str = "") -> dict[str, Any]:
         "copies": [entry for entry in report["copies"] if _mentions(wanted, *map(str, entry))],
         "guards": [entry for entry in report["guards"] if _mentions(wanted, *map(str, entry))],
         "branches": report.get("branches", {}),
+        "rules": _rules(report.get("rules"), wanted),
     }
+
+
+def _rules(data: dict[str, Any] | None, wanted: str) -> dict[str, Any]:
+    """What rewrite rules did to nodes or values that are wanted, and what they nearly did."""
+    if not data:
+        return {}
+    matches = [m for m in data["matches"] if _mentions(wanted, m["rule"], *m["nodes"], *m["outputs"])]
+    misses = [m for m in data["near_misses"] if _mentions(wanted, m["rule"], m["node"])]
+    return data | {"matches": matches, "near_misses": misses}
 
 
 def _mentions(wanted: str, *texts: str) -> bool:
@@ -75,6 +86,8 @@ def text(data: dict[str, Any]) -> str:
     lines += _section("kept in fp32", [f"{s['node']}: {s['reason']}" for s in data["kept_in_fp32"]])
     lines += _section("copies that could not be avoided", [_because(entry) for entry in data["copies"]])
     lines += _section("weights whose values the build relied on", [f"{w}: {why} (value {shown})" for w, why, shown in data["guards"]])
+    if data["rules"]:
+        lines += rule_lines(data["rules"], 50)
     if data["branches"]:
         lines.append(_branches(data["branches"]))
     return "\n".join(lines)

@@ -101,10 +101,20 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=float, metavar="T",
         help="relative L2 distance to the model in fp32 that verification lets outputs have (default: the precision's)",
     )  # fmt: skip
+    add_rules(group)  # type: ignore[arg-type]  # likewise
     group.add_argument("--strict-fp32", action="store_true", help="forbid Winograd and other inexact transforms")
     group.add_argument("--no-tune", action="store_true", help="take tactics by rule instead of measuring them")
     add_tuning(group)  # type: ignore[arg-type]  # likewise
     add_shapes(group)  # type: ignore[arg-type]  # likewise
+
+
+def add_rules(group: argparse.ArgumentParser) -> None:
+    """`--rules`; None where it is not given."""
+    group.add_argument(
+        "--rules", action="append", metavar="FILE.py",
+        help="rewrite rules (@dovetail.rewrite) of a Python file, besides those of this package; a rule's name: that one alone; none: no "
+        "rules",
+    )  # fmt: skip
 
 
 def add_tuning(group: argparse.ArgumentParser) -> None:
@@ -147,6 +157,7 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
         "fp32_nodes": tuple(args.fp32_nodes),
         "tolerance": args.tolerance,
         "branches": args.branches,
+        "rules": args.rules,
     }
 
 

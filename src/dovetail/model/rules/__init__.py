@@ -14,18 +14,22 @@
     shipped       rules of this package
 """
 
-from dovetail.model.rules.apply import Rewriting, apply_rules, rewrite_proto
-from dovetail.model.rules.definition import (
-    Rule,
-    load_file,
-    registered,
-    rewrite,
-    select,
-    shipped_rules,
-    unregister,
-)
-from dovetail.model.rules.log import Applied, NearMiss, RuleLog
-from dovetail.model.rules.match import Match, Value
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dovetail.model.rules.apply import Rewriting, apply_rules, rewrite_proto
+    from dovetail.model.rules.definition import (
+        Rule,
+        load_file,
+        registered,
+        rewrite,
+        select,
+        shipped_rules,
+        unregister,
+    )
+    from dovetail.model.rules.log import Applied, NearMiss, RuleLog
+    from dovetail.model.rules.match import Match, Value
 
 __all__ = [
     "Applied",
@@ -44,3 +48,16 @@ __all__ = [
     "shipped_rules",
     "unregister",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("Rewriting", "apply_rules", "rewrite_proto"), "apply"),
+    **dict.fromkeys(("Applied", "NearMiss", "RuleLog"), "log"),
+    **dict.fromkeys(("Match", "Value"), "match"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Reports read logs where nothing else of this is wanted.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'definition')}"), name)
