@@ -228,7 +228,7 @@ def _fold(
 
 
 def _cuts(rows: list[list[int]], centre: list[float], widths: list[int], crossing: list[int]) -> list[int]:
-    """First layers of columns, so that the whole is about as wide as a screen; each cut lies where few edges cross, near its ideal place."""
+    """First layers of columns, so that the whole is about as wide as a screen; cuts lie near their ideal places, where few edges cross."""
     pitch = HEIGHT + _GAP_Y
     ends = [[(centre[v] - widths[v] / 2, centre[v] + widths[v] / 2) for v in row] for row in rows if row]
     spread = [max(high for _, high in row) - min(low for low, _ in row) for row in ends]
