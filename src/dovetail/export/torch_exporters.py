@@ -1,0 +1,224 @@
+"""PyTorch's two exporters behind one signature. Each gives a model whose weights have the module's own names."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+
+from dovetail.core.errors import Error, ExportError, UsageError
+from dovetail.core.optional import require
+from dovetail.export.torch_dynamic import resized, sizes_of
+from dovetail.export.torch_subject import Subject
+
+LARGE_BYTES = 1_800_000_000
+"""Weights of more than this stay in files: one protobuf message holds less than 2 GiB."""
+
+OPSETS = {"dynamo": (7, 23), "torchscript": (7, 20)}
+"""The least and the largest opset of each exporter; `opset_range` asks the installed release."""
+
+_DYNAMO_LEAST = 18
+_WHY = "exporting from PyTorch"
+
+
+@dataclass
+class Written:
+    """What an exporter has written.
+
+    Attributes:
+        proto: the model; large weights are in `scratch`.
+        scratch: their folder, or None.
+        notes: warnings of the exporter that say something about the model.
+    """
+
+    proto: onnx.ModelProto
+    scratch: TemporaryDirectory[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def opset_range(exporter: str) -> tuple[int, int]:
+    """The least and the largest opset that the installed PyTorch writes with an exporter."""
+    constants = require("torch.onnx._constants", "torch", _WHY)
+    least, largest = OPSETS[exporter]
+    name = "ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET" if exporter == "torchscript" else "ONNX_MAX_OPSET"
+    return least, int(getattr(constants, name, largest))
+
+
+def default_opset(exporter: str) -> int:
+    """The opset that the installed PyTorch recommends."""
+    constants = require("torch.onnx._constants", "torch", _WHY)
+    return int(min(getattr(constants, "ONNX_DEFAULT_OPSET", 18), opset_range(exporter)[1]))
+
+
+def check_opset(exporter: str, opset: int) -> None:
+    """Refuse opsets that an exporter does not write.
+
+    Raises:
+        UsageError: out of range.
+    """
+    least, largest = opset_range(exporter)
+    if not least <= opset <= largest:
+        other = next(e for e in OPSETS if e != exporter)
+        low, high = opset_range(other)
+        hint = f"; the {other} exporter writes {low} to {high}" if low <= opset <= high else ""
+        raise UsageError(f"opset: got {opset}, expected {least} to {largest}, which the {exporter} exporter of this PyTorch writes{hint}")
+
+
+def dynamo(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, str]]) -> Written:
+    """Export through torch.export: one graph of the whole module, or an error that says what stands against that.
+
+    Below opset 18 the model is written at 18 and converted.
+
+    Raises:
+        ExportError: PyTorch cannot export it, or the conversion to the opset fails.
+    """
+    torch = require("torch", "torch", _WHY)
+    require("onnxscript", "torch", "PyTorch's dynamo exporter")
+    ir = require("onnx_ir", "torch", "PyTorch's dynamo exporter")
+    from dovetail.export.translations import install
+
+    written = max(opset, _DYNAMO_LEAST)
+    options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False, "opset_version": written}
+    with _quiet() as notes, _explained("dynamo", opset, subject.module), install("dynamo", written) as table:
+        if table:
+            options["custom_translation_table"] = table
+        if subject.program is not None:
+            program = torch.onnx.export(subject.program, **options)
+        else:
+            args, kwargs = _enlarged(subject, axes)
+            shapes = subject.map_structure(lambda name: dict(axes.get(name, {})) or None) if axes else None
+            program = torch.onnx.export(subject.module, args, kwargs=kwargs, dynamic_shapes=shapes, **options)
+        _clean(program.model, set(subject.weights))
+    size = sum(t.nbytes for t in subject.weights.values())
+    if size <= LARGE_BYTES:
+        return Written(_lowered(ir.to_proto(program.model), opset), None, notes)
+    if opset < written:
+        raise ExportError(f"{subject.name}: got opset {opset} for {size >> 20} MiB of weights, expected {written} or newer for so many")
+    scratch = TemporaryDirectory(prefix="dovetail-export-")
+    path = Path(scratch.name) / "model.onnx"
+    ir.save(program.model, path, external_data="model.onnx.data")
+    return Written(onnx.load(path, load_external_data=False), scratch, notes)
+
+
+def torchscript(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, str]]) -> Written:
+    """Export through a trace: what runs on the example inputs is what is written.
+
+    Raises:
+        ExportError: PyTorch cannot export it.
+        UsageError: an ExportedProgram, which only the dynamo exporter takes.
+    """
+    torch = require("torch", "torch", _WHY)
+    from dovetail.export.translations import install
+
+    if subject.program is not None:
+        raise UsageError("exporter: got 'torchscript' for an ExportedProgram, expected 'dynamo'; or export the module that it came from")
+    scratch = TemporaryDirectory(prefix="dovetail-export-")
+    path = Path(scratch.name) / "model.onnx"
+    with _quiet() as notes, _explained("torchscript", opset, subject.module), install("torchscript", opset):
+        torch.onnx.export(
+            subject.module, subject.args, str(path), kwargs=subject.kwargs or None, dynamo=False, opset_version=opset,
+            input_names=list(subject.leaves), dynamic_axes={k: dict(v) for k, v in axes.items()} or None,
+            # In evaluation mode, which the module is in; EVAL would fold batch norms into weights that nobody knows by name.
+            training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
+        )  # fmt: skip
+    if sum(t.nbytes for t in subject.weights.values()) > LARGE_BYTES:
+        return Written(onnx.load(path, load_external_data=False), scratch, notes)
+    proto = onnx.load(path)
+    scratch.cleanup()
+    return Written(proto, None, notes)
+
+
+EXPORTERS: dict[str, Callable[[Subject, int, Mapping[str, Mapping[int, str]]], Written]] = {"dynamo": dynamo, "torchscript": torchscript}
+"""PyTorch's exporters by name."""
+
+
+def _enlarged(subject: Subject, axes: Mapping[str, Mapping[int, str]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example arguments with at least 2 along dynamic axes: torch.export takes 0 and 1 for constants."""
+    sizes = sizes_of(axes, subject.leaves)
+    if all(size > 1 for size in sizes.values()):
+        return subject.args, subject.kwargs
+    return subject.with_leaves(resized(subject.leaves, axes, {name: max(2, size) for name, size in sizes.items()}))
+
+
+def _clean(model: Any, weights: set[str]) -> None:
+    """Inline functions and fold what is constant, but nothing that a parameter goes into: it is to stay, under its name."""
+    passes = require("onnx_ir.passes.common", "torch", "PyTorch's dynamo exporter")
+    optimizer = require("onnxscript.optimizer", "torch", "PyTorch's dynamo exporter")
+
+    def foldable(node: Any) -> bool | None:
+        return False if any(v is not None and v.is_initializer() and v.name in weights for v in node.inputs) else None
+
+    passes.InlinePass()(model)
+    optimizer.fold_constants_ir(model, onnx_shape_inference=True, should_fold=foldable)
+    for step in (
+        passes.RemoveUnusedNodesPass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(), passes.CommonSubexpressionEliminationPass(), passes.OutputFixPass(),
+        passes.NameFixPass(), passes.RemoveUnusedFunctionsPass(), passes.RemoveUnusedOpsetsPass(),
+    ):  # fmt: skip
+        step(model)
+
+
+def _lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model at a lower opset than it was written at.
+
+    Raises:
+        ExportError: an operator has no counterpart there.
+    """
+    found = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), opset)
+    if found <= opset:
+        return proto
+    hint = f"take opset {_DYNAMO_LEAST} or newer, or the torchscript exporter (--exporter torchscript), which writes older ones itself"
+    try:
+        lowered = onnx.version_converter.convert_version(proto, opset)
+    except Exception as error:  # of many kinds, C++ ones too
+        message = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ExportError(f"export: got opset {opset}, but converting from opset {found} failed ({message}); {hint}") from error
+    try:
+        onnx.checker.check_model(lowered)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"export: got opset {opset}, but conversion from {found} gives an invalid model ({reason}); {hint}") from error
+    lowered.ir_version = min(lowered.ir_version, onnx.helper.find_min_ir_version_for(lowered.opset_import, ignore_unknown=True))
+    return lowered
+
+
+@contextmanager
+def _explained(exporter: str, opset: int, module: Any) -> Iterator[None]:
+    from dovetail.export.failures import explain
+
+    try:
+        yield
+    except (Error, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise explain(error, exporter=exporter, opset=opset, module=module) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Silence exporters; gives what their warnings say about the model: values of a trace that were taken for constants."""
+    notes: list[str] = []
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._export", "onnx_ir")]
+    levels = [log.level for log in loggers]
+    try:
+        for log in loggers:
+            log.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield notes
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+    seen = dict.fromkeys(
+        f"{Path(w.filename).name}:{w.lineno}: {str(w.message).strip().splitlines()[0]}"
+        for w in caught
+        if w.category.__name__ == "TracerWarning"
+    )
+    notes += [f"the trace took a value for a constant, {text}" for text in seen]

@@ -1,0 +1,79 @@
+"""Weights of a PyTorch model from a file: a state dict of torch.save, or safetensors; nothing in it is run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dovetail.core.errors import UsageError
+from dovetail.core.optional import require
+
+_KEYS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load_weights(module: Any, path: Path) -> int:
+    """Give a module the weights of a file; returns their number.
+
+    Prefixes of DataParallel and torch.compile vanish, and so does the key that checkpoints keep a state dict under.
+
+    Raises:
+        UsageError: the file holds something else, or names and shapes that do not fit; all of them are named.
+    """
+    found = _read(path)
+    wanted = module.state_dict()
+    lacking = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    problems = [f"got no {n!r}" + _near(n, found.keys() - wanted.keys()) for n in lacking]
+    problems += [f"got {n!r}, which the model does not have" + _near(n, wanted.keys() - found.keys()) for n in found if n not in wanted]
+    problems += [
+        f"got {n!r} of shape {list(t.shape)}, expected {list(wanted[n].shape)}"
+        for n, t in found.items()
+        if n in wanted and tuple(t.shape) != tuple(wanted[n].shape)
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UsageError(
+            f"--weights: {path} does not fit {type(module).__name__}:\n  " + "\n  ".join(problems[:10]) + more
+            + "\ncheck that it is a checkpoint of this very model, and its options (--arg num_classes=10)"
+        )  # fmt: skip
+    module.load_state_dict(found, strict=False)
+    return len(found)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"--weights: there is no file {str(path)!r}, expected a .pt, .pth, .bin or .safetensors, random, or pretrained")
+    if path.suffix == ".safetensors":
+        reader = require("safetensors.torch", "torch", "reading safetensors into PyTorch")
+        try:
+            state = reader.load_file(str(path))
+        except Exception as error:  # safetensors has an error of its own
+            raise UsageError(f"--weights: {path} is no safetensors file ({error})") from error
+    else:
+        torch = require("torch", "torch", "exporting from PyTorch")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle's, zip's and torch's own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"--weights: {path} cannot be read as a state dict ({reason}); write it with torch.save(model.state_dict(), …): a whole "
+                "pickled module would run code, so it is not loaded"
+            ) from error
+    for key in _KEYS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping) or not state or not all(hasattr(t, "shape") for t in state.values()):
+        raise UsageError(f"--weights: {path} holds a {type(state).__name__}, expected tensors by name: torch.save(model.state_dict(), …)")
+    names = dict(state)
+    for prefix in _PREFIXES:
+        if all(n.startswith(prefix) for n in names):
+            names = {n.removeprefix(prefix): t for n, t in names.items()}
+    return names
+
+
+def _near(name: str, others: Any) -> str:
+    near = difflib.get_close_matches(name, list(others), 1)
+    return f" (the nearest: {near[0]!r})" if near else ""
