@@ -140,7 +140,12 @@ def test_simplify_with_fixed_shapes(model: Path, tmp_path: Path, call: Callable)
 
 def test_simplify_keeps_external_data_external(model: Path, tmp_path: Path, call: Callable) -> None:
     path, result = tmp_path / "external.onnx", tmp_path / "result.onnx"
-    onnx.save_model(onnx.load(model), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    proto = onnx.load(model)
+    # Tensors below 1 KiB move into the model.
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((5, 64), np.float32), "large"))
+    proto.graph.node.append(onnx.helper.make_node("MatMul", [proto.graph.output[0].name, "large"], ["z"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
+    onnx.save_model(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     assert call("simplify", path, result).code == 0
-    assert (tmp_path / "result.onnx.data").is_file()
+    assert (tmp_path / "result.onnx.data").stat().st_size == 1280
     assert call("check", result).code == 0

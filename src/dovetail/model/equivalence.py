@@ -13,14 +13,19 @@ from dovetail.benchmark import peers
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError, VerificationError
 from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.reader import dtype_name
+from dovetail.frontend.reader import ModelSource, dtype_name, read_model
+from dovetail.model.model import Model
 from dovetail.model.sample_inputs import Arrays, generate
+from dovetail.model.weights import all_tensors, is_external, read_in, stored_bytes
 from dovetail.ops.evaluate import evaluate
 from dovetail.ops.samples import sizes_to_try
 from dovetail.plugins import registered
 
 _PROTO_LIMIT = (1 << 31) - 1
 _TOLERANCE = 1e-4
+MAPPED_LIMIT_BYTES = 512 << 20
+"""Weights in files beyond this size are not loaded as a whole to run a model."""
+
 # The result may be this many times as far from the original as rounding moves the original: folding rounds each weight anew.
 _CONDITION = 8.0
 _ULP = 2.0**-23
@@ -47,7 +52,7 @@ class Border:
 
 
 def check(
-    original: onnx.ModelProto, result: onnx.ModelProto, count: int = 1, *, border: Border | None = None, verb: str = "simplify"
+    original: ModelSource, result: ModelSource, count: int = 1, *, border: Border | None = None, verb: str = "simplify"
 ) -> float:
     """The largest relative L2 difference of any output over `count` seeded inputs.
 
@@ -58,15 +63,16 @@ def check(
         UsageError: the original runs at no made-up sizes.
         VerificationError: an output differs in shape, dtype, or by more than that.
     """
+    original, result = Model.load(original), Model.load(result)
     # A result with the same border may have sizes where the original has symbols.
-    bindings = declared_inputs(result if border is None else original)
+    bindings = declared_inputs((result if border is None else original).proto)
     border = border or Border()
     worst = 0.0
     for seed in range(count):
         feeds, expected = run_original(original, bindings, seed, verb)
         actual = border.outputs(evaluate_model(result, border.inputs(feeds)))
         moved: list[Any] | None = None
-        for position, value in enumerate(original.graph.output):
+        for position, value in enumerate(original.proto.graph.output):
             error = difference(expected[position], actual[position])
             if not error <= border.tolerance:
                 if moved is None:
@@ -107,7 +113,7 @@ def declared_inputs(model: onnx.ModelProto) -> list[DeclaredInput]:
 
 
 def run_original(
-    model: onnx.ModelProto, bindings: Sequence[DeclaredInput], seed: int, verb: str = "simplify"
+    model: ModelSource, bindings: Sequence[DeclaredInput], seed: int, verb: str = "simplify"
 ) -> tuple[Arrays, list[Any]]:
     """Seeded inputs, and the model's outputs for them.
 
@@ -129,26 +135,37 @@ def run_original(
     ) from refusal
 
 
-def evaluate_model(model: onnx.ModelProto, feeds: Arrays) -> list[Any]:
-    """Outputs of a model: by ONNX Runtime, by ONNX's evaluator where that is missing, by Dovetail's references where it has users' ops."""
-    if {p.key.name for p in registered()} & {n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, n.domain)}:
-        # Operators that the user wrote run nowhere else.
-        named = evaluate(import_onnx(model), feeds)
-        return [named[value.name] for value in model.graph.output]
-    if peers.version("onnxruntime") is None or model.ByteSize() > _PROTO_LIMIT:
+def evaluate_model(model: ModelSource, feeds: Arrays) -> list[Any]:
+    """Outputs of a model: by ONNX Runtime, by ONNX's evaluator where that is missing.
+
+    Dovetail's references run what has users' operators, and what has more than 512 MiB of weights in files: those stay
+    memory-mapped, and one operator after the other reads its own.
+    """
+    proto, folder = read_model(model)
+    named = {p.key.name for p in registered()} & {n.op_type for n in proto.graph.node if not onnx.defs.has(n.op_type, n.domain)}
+    mapped = sum(stored_bytes(t) for t in all_tensors(proto) if is_external(t))
+    if named or mapped > MAPPED_LIMIT_BYTES:
+        values = evaluate(import_onnx(Model(proto, folder)), feeds)
+        return [values[value.name] for value in proto.graph.output]
+    if mapped:
+        loaded = onnx.ModelProto()
+        loaded.CopyFrom(proto)
+        for tensor in all_tensors(loaded):
+            read_in(tensor, folder)
+        proto = loaded
+    if peers.version("onnxruntime") is None or proto.ByteSize() > _PROTO_LIMIT:
         from onnx.reference import ReferenceEvaluator
 
-        return list(ReferenceEvaluator(model).run(None, feeds))
-    results: Any = peers.onnxruntime_run(model, feeds, 0)()
+        return list(ReferenceEvaluator(proto).run(None, feeds))
+    results: Any = peers.onnxruntime_run(proto, feeds, 0)()
     return list(results)
 
 
-def _rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every fp32 initializer moved by about a unit in the last place, up or down."""
-    moved = onnx.ModelProto()
-    moved.CopyFrom(model)
-    for tensor in moved.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
+def _rounded_model(model: Model) -> Model:
+    """The model with every fp32 initializer moved by about a unit in the last place, up or down; those in files stay as they are."""
+    moved = model.copy()
+    for tensor in moved.proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and not is_external(tensor):
             (array,) = _rounded_arrays({tensor.name: onnx.numpy_helper.to_array(tensor)}).values()
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return moved

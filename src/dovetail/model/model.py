@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,17 @@ from dovetail.frontend.declared import InputTypes
 from dovetail.frontend.reader import ModelSource, OnnxSource, read_model
 from dovetail.ir.graph import Graph, Module
 from dovetail.ir.types import TensorType
-from dovetail.model.weights import Weights, all_tensors, is_external, read_in, with_weights_as_inputs
+from dovetail.model.editing import Editing
+from dovetail.model.weights import (
+    Weights,
+    all_tensors,
+    is_external,
+    with_weights_as_inputs,
+)
 from dovetail.model.writing import write_model
 
 
-class Model(OnnxSource):
+class Model(Editing, OnnxSource):
     """An ONNX model in memory; weights that are stored in other files stay there, memory-mapped, until it is written.
 
         model = dovetail.Model.load("model.onnx")
@@ -100,21 +106,25 @@ class Model(OnnxSource):
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
             raise ModelError(f"model: ONNX's checker refuses it: {error}") from error
 
-    def simplify(self, *, skip: Iterable[str] = ()) -> Model:
+    def simplify(
+        self, *, shapes: Mapping[str, Sequence[int | str]] | None = None, skip: Iterable[str] = (), only: Iterable[str] | None = None
+    ) -> Model:
         """A smaller model with the same inputs, outputs and meaning; this one stays as it is.
 
+        `dovetail.model.simplifier.simplify` also says what it changed, `dovetail.model.equivalence.check` compares the two.
+
         Args:
+            shapes: sizes of inputs to fix, by name.
             skip: names of rewrites to leave out (`dovetail simplify --help` lists them).
+            only: the only ones to apply; default: all.
 
         Raises:
             ModelError: the model is invalid.
+            UsageError: an unknown rewrite or input.
         """
         from dovetail.model.simplifier import simplify
 
-        loaded = self.copy()
-        for tensor in all_tensors(loaded.proto):
-            read_in(tensor, self._folder)
-        return Model(simplify(loaded.proto, skip=frozenset(skip)), self._folder)
+        return simplify(self, shapes=shapes, skip=skip, only=only).model
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the model, whole or not at all. Weights in files are copied in pieces, never as a whole in memory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,15 +41,20 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 class ProtoGraph:
-    """The main graph of a model with what rewrites need to know about it; `refresh` after each round of changes.
+    """One graph of a model with what rewrites need to know about it; `refresh` after each round of changes.
 
-    `constants` maps names to tensors: initializers that no caller can override, and the tensors of Constant nodes.
+    `constants` maps names to tensors: initializers that no caller can override, and for a subgraph those of the graphs around it.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model, self.graph = model, model.graph
-        # Before IR version 4 every initializer had to be listed among the inputs.
-        self.initializers_are_inputs = model.ir_version < 4
+    def __init__(
+        self, model: onnx.ModelProto, folder: Path | None = None, graph: onnx.GraphProto | None = None, outer: ProtoGraph | None = None
+    ) -> None:
+        self.model, self.folder, self.outer = model, folder, outer
+        self.graph = model.graph if graph is None else graph
+        # Before IR version 4 every initializer of the main graph had to be listed among the inputs.
+        self.initializers_are_inputs = model.ir_version < 4 and outer is None
+        self._taken: set[str] = set(_all_names(model.graph)) if outer is None else outer._taken
+        self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,15 +63,22 @@ class ProtoGraph:
         self.output_names = {v.name for v in self.graph.output}
         self.uses = Counter(read_names(self.graph.node)) + Counter(v.name for v in self.graph.output)
         self.inputs = {v.name for v in self.graph.input}
-        self.constants: dict[str, onnx.TensorProto] = {
+        self.constants: dict[str, onnx.TensorProto] = dict(self.outer.constants) if self.outer is not None else {}
+        self.constants |= {
             t.name: t
             for t in self.graph.initializer
             if self.initializers_are_inputs or t.name not in self.inputs
         }
 
+    def inner(self) -> Iterator[ProtoGraph]:
+        """The graphs in attributes of this graph's nodes."""
+        for node in self.graph.node:
+            for graph in subgraphs(node):
+                yield ProtoGraph(self.model, self.folder, graph, self)
+
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """The value of a constant."""
-        return read_tensor(self.constants[name], None)
+        return read_tensor(self.constants[name], self.folder)
 
     def add_constant(self, name: str, value: np.ndarray[Any, Any]) -> None:
         """Add an initializer."""
@@ -78,26 +91,21 @@ class ProtoGraph:
             self.inputs.add(name)
 
     def unique(self, name: str) -> str:
-        """`name`, or a variation that nothing in the graph is called yet."""
-        taken = {*self.producers, *self.inputs, *self.constants, *self.uses}
+        """`name`, or a variation that nothing in the model is called yet; it is taken from now on."""
         candidate, count = name, 0
-        while candidate in taken:
+        while candidate in self._taken or candidate in self.uses:
             count += 1
             candidate = f"{name}_{count}"
+        self._taken.add(candidate)
         return candidate
 
     def remove_nodes(self, dead: Iterable[onnx.NodeProto]) -> None:
         """Remove nodes (by identity)."""
-        gone = {id(node) for node in dead}
-        kept = [node for node in self.graph.node if id(node) not in gone]
-        if len(kept) != len(self.graph.node):
-            copies = []
-            for node in kept:
-                copy = onnx.NodeProto()
-                copy.CopyFrom(node)
-                copies.append(copy)
-            del self.graph.node[:]
-            self.graph.node.extend(copies)
+        held = list(dead)  # as long as these live, so do the identities
+        gone = {id(node) for node in held}
+        for position in reversed(range(len(self.graph.node))) if gone else ():
+            if id(self.graph.node[position]) in gone:
+                del self.graph.node[position]
         self.refresh()
 
     def replace_all(self, replacements: dict[str, str]) -> None:
@@ -123,6 +131,16 @@ class ProtoGraph:
         alive = {name for node in self.graph.node for name in node.output}
         _keep(self.graph.value_info, lambda v: v.name in alive)
         self.refresh()
+
+
+def _all_names(graph: onnx.GraphProto) -> Iterator[str]:
+    for values in (graph.input, graph.output, graph.initializer):
+        yield from (v.name for v in values)
+    for node in graph.node:
+        yield from node.input
+        yield from node.output
+        for inner in subgraphs(node):
+            yield from _all_names(inner)
 
 
 def _keep(field: Any, wanted: Any) -> None:

@@ -1,0 +1,74 @@
+"""What is there twice: nodes that compute the same, and weights that are equal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import onnx
+
+from dovetail.frontend.protos import domain_of
+from dovetail.model.proto_graph import subgraphs
+from dovetail.model.simplify.folding import RANDOM
+from dovetail.model.simplify.scope import Scope, describe
+
+_CHUNK = 8 << 20
+
+
+def merge_duplicates(scope: Scope) -> list[str]:
+    """Of nodes with the same operator, attributes and inputs, the first stays."""
+    seen: dict[Any, onnx.NodeProto] = {}
+    replacements: dict[str, str] = {}
+    texts, dead = [], []
+    for node in scope.graph.node:
+        inputs = tuple(replacements.get(name, name) for name in node.input)
+        # What a function or a custom operator does is not known: it may draw random numbers.
+        if domain_of(node.domain) not in ("", "ai.onnx.ml") or node.op_type in RANDOM or list(subgraphs(node)):
+            continue
+        if scope.output_names & set(node.output):
+            continue
+        attributes = tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
+        key = (domain_of(node.domain), node.op_type, inputs, attributes, tuple(bool(n) for n in node.output))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            replacements |= {old: new for old, new in zip(node.output, first.output, strict=True) if old}
+            dead.append(node)
+            texts.append(f"{describe(node)} is {describe(first)}")
+    scope.remove_nodes(dead)
+    scope.replace_all(replacements)
+    return texts
+
+
+def merge_weights(scope: Scope) -> list[str]:
+    """Of initializers with the same type and contents, the first stays."""
+    if scope.initializers_are_inputs:
+        return []
+    groups: dict[Any, list[onnx.TensorProto]] = defaultdict(list)
+    for tensor in scope.graph.initializer:
+        if tensor.name in scope.constants and tensor.name not in scope.output_names and tensor.data_type != onnx.TensorProto.STRING:
+            groups[tensor.data_type, tuple(tensor.dims)].append(tensor)
+    replacements: dict[str, str] = {}
+    texts = []
+    for group in groups.values():
+        first: dict[Any, str] = {}
+        for tensor in group if len(group) > 1 else ():
+            known = first.setdefault(_digest(scope, tensor), tensor.name)
+            if known != tensor.name:
+                replacements[tensor.name] = known
+                texts.append(f"{tensor.name} is {known}")
+    scope.replace_all(replacements)
+    return texts
+
+
+def _digest(scope: Scope, tensor: onnx.TensorProto) -> str:
+    """Equal for tensors of equal contents; files are read once, in pieces."""
+    found = scope.readings.digests.get(tensor.name)
+    if found is None:
+        data = np.ascontiguousarray(scope.array(tensor.name)).reshape(-1).view(np.uint8)
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, data.size, _CHUNK):
+            digest.update(data[start : start + _CHUNK].data)
+        found = scope.readings.digests[tensor.name] = digest.hexdigest()
+    return found
