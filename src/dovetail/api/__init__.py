@@ -10,31 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dovetail.api.bindings import Binding
+    from dovetail.api.bisecting import Culprit, bisect
     from dovetail.api.building import build
     from dovetail.api.comparison import Comparison, compare
+    from dovetail.api.difference import Diff, diff
     from dovetail.api.engine import Engine
     from dovetail.api.loading import load
     from dovetail.api.profile import Profile
+    from dovetail.api.reducing import Reduced, reduce
     from dovetail.api.refitting import Refit, refit_file
     from dovetail.api.report import Report
     from dovetail.api.tuning import tune
     from dovetail.api.weight_match import match_weights
 
 __all__ = [
-    "Binding", "Comparison", "Engine", "Profile", "Refit", "Report", "build", "compare", "load", "match_weights", "refit_file", "tune",
+    "Binding", "Comparison", "Culprit", "Diff", "Engine", "Profile", "Reduced", "Refit", "Report", "bisect", "build", "compare",
+    "diff", "load", "match_weights", "reduce", "refit_file", "tune",
 ]  # fmt: skip
 
 _HOMES = {
     "Binding": "bindings",
     "Comparison": "comparison",
+    "Culprit": "bisecting",
+    "Diff": "difference",
     "Engine": "engine",
     "Profile": "profile",
+    "Reduced": "reducing",
     "Refit": "refitting",
     "Report": "report",
+    "bisect": "bisecting",
     "build": "building",
     "compare": "comparison",
+    "diff": "difference",
     "load": "loading",
     "match_weights": "weight_match",
+    "reduce": "reducing",
     "refit_file": "refitting",
     "tune": "tuning",
 }

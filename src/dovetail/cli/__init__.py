@@ -18,15 +18,20 @@ from dovetail.core.errors import Error, UsageError
 OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 3
 
 VERBS = {
+    "export": "write a model of PyTorch as ONNX, compared with the original",
     "build": "compile an ONNX model into an engine file",
     "run": "run an engine or a model on inputs from a file",
     "bench": "measure latency, interleaved with other runtimes",
     "profile": "show where the time of a run goes, step by step",
     "compare": "compare the outputs of two models or engines, layer by layer if asked",
+    "diff": "say what differs between two models or engines: graph, weights, outputs, speed",
+    "debug": "find the rewrite or kernel that makes an engine wrong, or the smallest part of a model that fails",
     "tune": "choose an engine's kernels again by measuring on this machine",
     "refit": "write an engine file with other weights",
     "verify": "check an engine against its reference again",
     "inspect": "print a model, the IR after a pass, a plan, or a kernel's source",
+    "report": "write a page that shows an engine: graph, kernels and sources, roofline, memory, accuracy",
+    "view": "open a model or an engine's fused graph in Netron",
     "explain": "say why each kernel was chosen, and why a fusion was not",
     "check": "list everything in a model that is not supported, without building",
     "simplify": "write a smaller ONNX model that computes the same",
