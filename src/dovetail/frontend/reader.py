@@ -128,6 +128,10 @@ def _check_names(graph: onnx.GraphProto) -> None:
         raise ModelError(f"model: got the name {damaged!r}, expected UTF-8 text; the file is damaged, export the model again")
 
 
+STRIPPED = "dovetail.sha256"
+"""Key of a tensor's metadata: its values were taken out (`dovetail edit strip`), and this is their SHA-256."""
+
+
 def dtype_name(code: int) -> str:
     """ONNX's name of an element type, in lower case: float, bfloat16, float8e4m3fn, int4, string."""
     known: dict[int, str] = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
@@ -160,6 +164,8 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray[Any
         raise ModelError(f"{where}: got shape {tuple(tensor.dims)}, expected no negative sizes; export the model again")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _read_external(tensor, kind, folder, where)
+    if any(entry.key == STRIPPED for entry in tensor.metadata_props):
+        raise ModelError(f"{where}: its values were stripped; put them back: dovetail edit restore MODEL --weights ORIGINAL -o NEW")
     try:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, RuntimeError) as error:

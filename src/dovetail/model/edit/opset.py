@@ -1,0 +1,222 @@
+"""Another version of ONNX's operators, or of its file format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from onnx import TensorProto, version_converter
+
+from dovetail.frontend.reader import dtype_name
+from dovetail.model.edit import value_types as kinds
+from dovetail.model.edit.draft import Draft, all_graphs
+from dovetail.model.edit.names import describe
+from dovetail.model.model import Model
+from dovetail.model.weights import LARGE_BYTES, stored_bytes
+
+# Opsets in which an operator that looks the same got another meaning.
+_NEW_MEANING = {
+    "Softmax": (13,), "LogSoftmax": (13,), "Hardmax": (13,), "Resize": (11, 13), "GroupNormalization": (21,), "Upsample": (9,),
+    "AveragePool": (19,), "RoiAlign": (16,), "Split": (18,), "BatchNormalization": (9,),
+}  # fmt: skip
+_FAILURES = (RuntimeError, ValueError, IndexError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
+
+def convert_opset(model: Model, opset: int | None = None, *, ir_version: int | None = None) -> Model:
+    """The model in another opset, another IR version of the file, or both.
+
+    Operators that mean the same in both opsets stay as they are; onnx's version converter rewrites the others, each alone.
+
+    Args:
+        opset: of ONNX's own domain.
+        ir_version: default the model's, or the lowest that the opset needs.
+
+    Raises:
+        UsageError: versions that this onnx does not know, an IR version that the opset is too new for, or operators that
+            cannot be converted: all of them, with the reason.
+    """
+    draft = Draft(model, "convert-opset")
+    if opset is None and ir_version is None:
+        raise draft.fail("got no version, expected an opset or an IR version")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not 1 <= opset <= newest:
+        raise draft.fail(f"got opset {opset}, expected 1 to {newest}; a newer one needs a newer onnx")
+    if ir_version is not None and not 3 <= ir_version <= onnx.IR_VERSION:
+        raise draft.fail(f"got IR version {ir_version}, expected 3 to {onnx.IR_VERSION}")
+    old = draft.opset()
+    if opset is not None and opset != old:
+        if not old:
+            raise draft.fail("the model uses no operator of ONNX's own: there is no opset to convert")
+        _convert(draft, old, opset)
+    lowest = _lowest_ir(draft.proto)
+    if ir_version is not None and ir_version < lowest:
+        raise draft.fail(
+            f"got IR version {ir_version}, expected at least {lowest}: opset {draft.opset()} came with it; lower the opset, too"
+        )
+    before = draft.proto.ir_version
+    draft.proto.ir_version = max(before, lowest) if ir_version is None else ir_version
+    if before < 4 <= draft.proto.ir_version:
+        _weights_alone(draft)
+    elif draft.proto.ir_version < 4 <= before:
+        listed = {v.name for v in draft.graph.input}
+        for tensor in draft.graph.initializer:
+            if tensor.name not in listed:
+                draft.graph.input.append(kinds.value_info(tensor.name, kinds.tensor_type(tensor.data_type, list(tensor.dims))))
+    return draft.finish()
+
+
+def _lowest_ir(model: onnx.ModelProto) -> int:
+    own = [o for o in model.opset_import if o.domain in ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training")]
+    lowest = int(onnx.helper.find_min_ir_version_for(own, ignore_unknown=True)) if own else 3
+    return max(lowest, 8) if model.functions else lowest
+
+
+def _weights_alone(draft: Draft) -> None:
+    """Initializers that had to be listed among the inputs are no inputs any more."""
+    weights = draft.weights()
+    for position in reversed(range(len(draft.graph.input))):
+        if draft.graph.input[position].name in weights:
+            del draft.graph.input[position]
+
+
+def _convert(draft: Draft, old: int, new: int) -> None:
+    types = {v.name: v.type for graph in all_graphs(draft.graph) for v in (*graph.value_info, *graph.input, *graph.output)}
+    types |= draft.types
+    if draft.proto.functions and any(not _unchanged(n, old, new, {}) for f in draft.proto.functions for n in f.node):
+        names = ", ".join(f"{f.domain}::{f.name}" for f in draft.proto.functions)
+        raise draft.fail(f"functions of the model use operators that changed between opsets {old} and {new}: {names}; inline them first")
+    problems: dict[str, list[str]] = {}
+    for graph in list(all_graphs(draft.graph)):
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            if _unchanged(node, old, new, types):
+                _drop_defaults(node, new)
+                nodes.append(node)
+                continue
+            try:
+                nodes += _converted(draft, graph, node, types, new)
+            except _FAILURES as error:
+                gone = _since(node, new) is None
+                reason = f"{node.op_type} is not in opset {new}" if gone else f"{node.op_type}: {kinds.tidy(error)}"
+                problems.setdefault(reason, []).append(describe(node))
+        if not problems:
+            kept = onnx.GraphProto()
+            kept.node.extend(nodes)
+            del graph.node[:]
+            graph.node.extend(kept.node)
+    if problems:
+        listed = "".join(f"\n  {reason} ({', '.join(found[:3])}{_more(found)})" for reason, found in problems.items())
+        raise draft.fail(f"from opset {old} to {new}, these operators stop it:{listed}\nreplace them first, or choose another opset")
+    for entry in draft.proto.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = new
+    draft.drop_unused_weights()
+    draft.forget_types()
+
+
+def _more(found: list[str]) -> str:
+    return f" and {len(found) - 3} more" if len(found) > 3 else ""
+
+
+def _since(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
+    """The form of an operator in an opset; None if it is not in it."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset)
+    except onnx.defs.SchemaError:
+        return None
+    return None if schema.deprecated else schema
+
+
+def _unchanged(node: onnx.NodeProto, old: int, new: int, types: Mapping[str, onnx.TypeProto]) -> bool:
+    """Whether a node means the same in both opsets as it stands: another domain's, the same form, or one with other element types."""
+    if node.domain not in ("", "ai.onnx"):
+        return True
+    before, after = _since(node, old), _since(node, new)
+    if before is None or after is None:
+        return False
+    low, high = sorted((before.since_version, after.since_version))
+    if low == high:
+        return True
+    if any(low < version <= high for version in _NEW_MEANING.get(node.op_type, ())) or not _same_form(node, before, after):
+        return False
+    allowed = {c.type_param_str: c.allowed_type_strs for c in after.type_constraints}
+    for position, name in enumerate(node.input):
+        formal = after.inputs[min(position, len(after.inputs) - 1)]
+        code = kinds.element_of(types.get(name))
+        if code and formal.type_str in allowed and f"tensor({dtype_name(code)})" not in allowed[formal.type_str]:
+            return False
+    return True
+
+
+def _same_form(node: onnx.NodeProto, before: onnx.defs.OpSchema, after: onnx.defs.OpSchema) -> bool:
+    """Whether what a node uses of its operator is in both forms. What only one of them has, absent, is as if the form lacked it."""
+    if not after.min_input <= len(node.input) <= after.max_input or not after.min_output <= len(node.output) <= after.max_output:
+        return False
+    known = {a.name: a for a in node.attribute}
+    for name in {*before.attributes, *after.attributes}:
+        old, new = before.attributes.get(name), after.attributes.get(name)
+        if old is None or new is None:
+            said = name in known and not (old is not None and _default(old) == known[name].SerializeToString(deterministic=True))
+            if said or (new is not None and new.required):
+                return False
+        elif old.type != new.type or (name not in known and _default(old) != _default(new)):
+            return False
+    used = zip(before.inputs[: len(node.input)], after.inputs[: len(node.input)], strict=False)
+    return all(a.option == b.option for a, b in used)
+
+
+def _drop_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Remove attributes that an opset does not know; `_same_form` saw that they are as if absent."""
+    schema = _since(node, opset) if node.domain in ("", "ai.onnx") else None
+    if schema is not None:
+        for position in reversed(range(len(node.attribute))):
+            if node.attribute[position].name not in schema.attributes:
+                del node.attribute[position]
+
+
+def _default(attribute: Any) -> bytes:
+    text: bytes = attribute.default_value.SerializeToString(deterministic=True)
+    return text
+
+
+def _converted(
+    draft: Draft, graph: onnx.GraphProto, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], new: int
+) -> list[onnx.NodeProto]:
+    """The nodes that stand for one in the new opset, by onnx's converter on that node alone; their weights are added to the graph."""
+    done = version_converter.convert_version(_alone(draft, node, types), new)
+    border = {*node.input, *node.output}
+    fresh: dict[str, str] = {}
+    for name in (*(t.name for t in done.graph.initializer), *(n for made in done.graph.node for n in made.output)):
+        if name and name not in border:
+            fresh[name] = draft.unique(f"{node.output[0]}_{name}")
+    for tensor in done.graph.initializer:
+        if tensor.name in fresh:
+            added = graph.initializer.add()
+            added.CopyFrom(tensor)
+            added.name = fresh[tensor.name]
+    for made in done.graph.node:
+        made.input[:] = [fresh.get(name, name) for name in made.input]
+        made.output[:] = [fresh.get(name, name) for name in made.output]
+    result = list(done.graph.node)
+    if len(result) == 1:
+        result[0].name = node.name
+    return result
+
+
+def _alone(draft: Draft, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> onnx.ModelProto:
+    """A model of one node, with the types of its operands and the values of those that are small."""
+    weights = draft.weights()
+    inputs, tensors = [], []
+    for name in dict.fromkeys(n for n in node.input if n):
+        tensor = weights.get(name)
+        if tensor is None or stored_bytes(tensor) < LARGE_BYTES:
+            value = draft.constant(name)
+            if value is not None and value.nbytes < LARGE_BYTES:
+                tensors.append(onnx.numpy_helper.from_array(value, name))
+        inputs.append(kinds.value_info(name, types.get(name) or kinds.tensor_type(TensorProto.FLOAT, None)))
+    outputs = [kinds.value_info(n, types.get(n) or kinds.tensor_type(TensorProto.FLOAT, None)) for n in node.output if n]
+    held = {t.name for t in tensors}
+    graph = onnx.helper.make_graph([node], "one", [v for v in inputs if v.name not in held], outputs, tensors)
+    opsets = [onnx.helper.make_opsetid("", draft.opset())]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=max(4, draft.proto.ir_version))
