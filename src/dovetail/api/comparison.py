@@ -15,6 +15,7 @@ from dovetail.builder.verify_engine import as_bound
 from dovetail.core.errors import BindingError, Error, UsageError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource, is_model
+from dovetail.ir.graph import Time
 from dovetail.ir.types import TensorType
 from dovetail.ops.evaluate import evaluate, trace
 from dovetail.ops.samples import free_symbols, graph_inputs, sizes_to_try
@@ -183,7 +184,7 @@ class _ModelSide:
 
     def layers(self) -> list[str]:
         skip = {v.name for v in (*self.module.main.inputs, *self.module.main.outputs)}
-        return [v.name for v in self.module.main.values() if v.name not in skip]
+        return [v.name for v in self.module.main.values() if v.name not in skip and v.time is not Time.WEIGHT]
 
     def inputs(self) -> Arrays:
         graph = self.module.main

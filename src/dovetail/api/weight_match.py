@@ -50,15 +50,28 @@ def match_weights(model: Engine | ModelSource, source: WeightSource) -> WeightMa
     """
     module, weights, wanted = _of_model(model) if is_model(model) else _of_engine(cast("Engine", model))
     values = open_weights(source)
-    search = _Search({n: values[n] for n in values if values[n].dtype != object}, _modules(module))
+    found = match_arrays({n: weights[n] for n in wanted}, values, _modules(module))
+    found.unused = tuple(n for n in found.unused if n not in weights)
+    return found
+
+
+def match_arrays(wanted: Mapping[str, Array], values: Mapping[str, Array], modules: Mapping[str, Sequence[str]] | None = None) -> WeightMap:
+    """What each array is among others, by its contents; see `match_weights`.
+
+    Args:
+        wanted: arrays to find.
+        values: where to find them.
+        modules: paths of the modules whose nodes read a wanted array.
+    """
+    search = _Search({n: values[n] for n in values if values[n].dtype != object}, modules or {})
     found: dict[str, WeightName] = {}
     ambiguous: dict[str, list[str]] = {}
     rules = (search.equal, search.parts, search.concats, search.weight_norms, search.folded)
-    for name in wanted:
+    for name, array in wanted.items():
         for rule in rules:
-            candidates = list(dict.fromkeys(rule(name, weights[name])))
+            candidates = list(dict.fromkeys(rule(name, array)))
             # What is the same everywhere (zeros, ones) may be equal by chance: names must say so.
-            if len(candidates) == 1 and not _uniform(weights[name]):
+            if len(candidates) == 1 and not _uniform(array):
                 found[name] = candidates[0]
             elif candidates:
                 nearest = search.nearest(name, candidates)
@@ -70,7 +83,7 @@ def match_weights(model: Engine | ModelSource, source: WeightSource) -> WeightMa
                 break
     used = {n for recipe in found.values() if isinstance(recipe, Recipe) for n in recipe.inputs}
     missing = [n for n in wanted if n not in found and n not in ambiguous]
-    return WeightMap(found, missing, ambiguous, [n for n in values if n not in used and n not in weights])
+    return WeightMap(found, missing, ambiguous, [n for n in values if n not in used])
 
 
 def _of_engine(engine: Engine) -> tuple[Module, Mapping[str, Array], list[str]]:

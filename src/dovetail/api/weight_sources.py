@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # whoever refits from arrays needs no onnx
 
 Array = np.ndarray[Any, Any]
 WeightSource: TypeAlias = "Mapping[str, Any] | str | os.PathLike[str] | onnx.ModelProto | Any"
-"""A mapping from names to arrays or tensors, a path, a ModelProto, or anything with `state_dict()`."""
+"""A mapping from names to arrays or tensors, a path, a ModelProto, a `Model`, or anything with `state_dict()`."""
 
 # Types that NumPy lacks, as torch names them.
 _NARROW = {
@@ -80,7 +80,7 @@ def open_weights(source: WeightSource, *, numbered: bool = False) -> Weights:
         return source
     if isinstance(source, Mapping):
         return Weights(_flat(source), "weights")
-    if type(source).__name__ == "ModelProto":
+    if type(source).__name__ == "ModelProto" or (hasattr(source, "proto") and hasattr(source, "folder")):
         return Weights(_of_model(source, numbered), "model", model=True)
     if isinstance(source, str | os.PathLike):
         return _of_file(Path(source), numbered)
@@ -150,7 +150,7 @@ def _of_file(path: Path, numbered: bool) -> Weights:
     )
 
 
-def _of_model(source: str | Path | onnx.ModelProto, numbered: bool) -> dict[str, Array]:
+def _of_model(source: Any, numbered: bool) -> dict[str, Array]:
     """The weights of an ONNX model: initializers and constants of nodes, those of subgraphs too."""
     from dovetail.frontend.importer import import_onnx
     from dovetail.frontend.reader import read_model
