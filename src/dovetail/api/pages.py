@@ -45,7 +45,7 @@ class Measured:
     """How fast an engine is here: a profile, latencies of whole runs, what the machine could do, and at which symbol sizes."""
 
     profile: Mapping[str, Any]
-    latency: Mapping[str, float]
+    latency: Mapping[str, float] | None
     machine: machine.Machine | None
     sizes: Mapping[str, int]
 
@@ -60,20 +60,21 @@ def contents_of_engine(engine: Engine) -> Contents:
     return Contents(engine.plan, engine.graph, engine.source, engine.info, engine.build_info)
 
 
-def measure(engine: Engine, inputs: Mapping[str, Any] | None = None) -> Measured:
+def measure(engine: Engine, inputs: Mapping[str, Any] | None = None, *, whole: bool = True) -> Measured:
     """Profile and time an engine, in a few seconds.
 
     Args:
         inputs: default: seeded ones.
+        whole: also time whole runs.
     """
     feeds = engine.sample_inputs() if inputs is None else inputs
     profile = engine.profile(feeds, runs=_RUNS)
-    latency = engine.bench(feeds, seconds=_SECONDS)
+    latency = engine.bench(feeds, seconds=_SECONDS) if whole else None
     return Measured(profile.json(), latency, _machine(engine), _sizes(engine, feeds))
 
 
-def make_page(contents: Contents, title: str, measured: Measured | None = None, not_run: str = "") -> str:
-    """The page of an engine.
+def make_document(contents: Contents, title: str, measured: Measured | None = None, not_run: str = "") -> dict[str, Any]:
+    """What the page of an engine shows, as JSON data (docs/report.md).
 
     Args:
         not_run: why there are no measurements.
@@ -82,11 +83,16 @@ def make_page(contents: Contents, title: str, measured: Measured | None = None, 
         PlanFormatError: the plan holds no build report.
     """
     built = report(contents.plan, measured.sizes if measured else None).json()
-    data = document(
+    return document(
         contents.plan, contents.graph, built, title=title, info=contents.info, build=contents.build,
         profile=measured.profile if measured else None, latency=measured.latency if measured else None,
         machine=measured.machine if measured else None, not_run=not_run, certificate=certificate_text(built["certificate"]),
     )  # fmt: skip
+
+
+def make_page(contents: Contents, title: str, measured: Measured | None = None, not_run: str = "") -> str:
+    """The page of an engine; see `make_document`."""
+    data = make_document(contents, title, measured, not_run)
     return page(data, split_sources(contents.source, (k.entry for k in contents.plan.kernels)))
 
 

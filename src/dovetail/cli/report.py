@@ -51,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
         measured = None if engine is None else _measure(args, engine)
     text = make_page(contents, Path(args.engine).name, measured, reason)
     write_text(path, text)
+    latency = None if measured is None or measured.latency is None else measured.latency["median_ms"]
     found = {
-        "engine": args.engine, "page": str(path), "bytes": len(text.encode("utf-8", "replace")), "measured": measured is not None,
-        "not_run": reason, "latency_ms": None if measured is None else measured.latency["median_ms"],
+        "engine": args.engine, "page": str(path), "bytes": path.stat().st_size, "measured": measured is not None, "not_run": reason,
+        "latency_ms": latency,
     }  # fmt: skip
-    how = f"not timed: {reason}" if measured is None else f"median latency {measured.latency['median_ms']:.3f} ms"
+    how = f"not timed: {reason}" if latency is None else f"median latency {latency:.3f} ms"
     output.show(args, found, f"{path}: {output.size(found['bytes'])}, {how}")
     return 0
 

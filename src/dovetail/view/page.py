@@ -13,14 +13,16 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dovetail.model.writing import replacing
+
 SCRIPTS = (
-    "text.js", "store.js", "colours.js", "canvas.js", "graph.js", "panel.js", "table.js", "roofline.js", "memory.js", "details.js", "app.js",
+    "text.js", "store.js", "colours.js", "canvas.js", "graph.js", "minimap.js", "panel.js", "table.js", "roofline.js", "memory.js",
+    "details.js", "app.js",
 )  # fmt: skip
 """Parts of the page's script, in order; they share one scope."""
 
@@ -86,18 +88,5 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    write_bytes(path, text.encode("utf-8", "replace"))
-
-
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file whole or not at all; see `write_text`."""
-    final = Path(path)
-    handle, scratch = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, final)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as file:
+        file.write(text.encode("utf-8", "replace"))

@@ -16,8 +16,8 @@ def drawings(fused: FusedGraph) -> list[dict[str, Any]]:
     """Levels of detail, all kernels first, each laid out. A box is a model input, an output, or some steps that follow each other."""
     outer = [n for n, s in enumerate(fused.steps) if s.parent < 0]
     found = [_drawing("kernels", fused, [([n], "") for n in outer])]
-    depth = max((_path(fused.steps[n]).count("/") for n in outer), default=0)
-    coarser = []
+    depth = max((len(_path(fused.steps[n]).split("/")) for n in outer), default=0)
+    coarser: list[tuple[int, list[tuple[list[int], str]]]] = []
     size = len(outer)
     for level in range(depth, 0, -1):
         boxes = _runs(fused.steps, outer, level)

@@ -28,15 +28,15 @@ function header() {
     h("div", { class: "title" }, h("h1", {}, doc.title), h("span", { class: "sub", title: ports }, [asked, sizes && `at ${sizes}`, ports].filter(Boolean).join("  ·  ")),
       h("button", { class: "square", title: "Light or dark", "aria-label": "Light or dark", click: toggleTheme }, "◐")),
     h("div", { class: "tiles" },
-      latency ? tile("Latency, median", time(latency * 1e3), `p99 ${time((t.latency.device_p99_ms ?? t.latency.p99_ms) * 1e3)}, ${t.profile.device}${t.profile.device === "cpu" ? `, ${plural(t.profile.threads, "thread")}` : ""}`)
+      latency ? tile("Latency, median", time(latency * 1e3), `p99 ${time((t.latency.device_p99_ms ?? t.latency.p99_ms) * 1e3)}, ${t.profile.device === "cpu" ? plural(t.profile.threads, "thread") : t.profile.device}`)
         : tile("Latency", "not run", t.not_run, "warn"),
       tile("Arithmetic", t.flops ? flops(t.flops) : "none", latency && t.flops ? `${short(t.flops / latency / 1e6)} GFLOP/s` : Object.keys(t.flops_by_dtype).join(", ")),
       latency && t.roof_us !== null && tile("Of the roofline", percent(t.roof_us / (latency * 1e3)), `least time ${time(t.roof_us)}`),
-      tile("Kernels", [String(t.steps), h("small", {}, ` steps`)], `${t.kernels} distinct, ${t.host_calls ? plural(t.host_calls, "host step") : "none on the host"}`, t.host_calls ? "warn" : ""),
-      tile("Bytes moved", bytes(t.bytes), "by all kernels, caches aside"),
+      tile("Kernels", [String(t.steps), h("small", {}, ` steps`)], `${t.kernels} distinct, ${t.host_calls || "none"} on host`, t.host_calls ? "warn" : ""),
+      tile("Bytes moved", bytes(t.bytes), "caches left aside"),
       tile("Activations", bytes(doc.memory.total_bytes), doc.memory.bound_bytes ? `×${(doc.memory.total_bytes / doc.memory.bound_bytes).toFixed(2)} of the lower bound` : ""),
       tile("Weights", bytes(t.weight_bytes), plural(doc.constants.length, "tensor")),
-      checked ? tile("Accuracy", error === null ? "kernels only" : [error.toExponential(1), h("small", {}, " rel. L2")], sentence(c.text), c.stale ? "warn" : c.ok === false ? "bad" : "good")
+      checked ? tile("Accuracy", error === null ? "kernels only" : [error.toExponential(1), h("small", {}, " rel. L2")], `${c.kernels.checked} of ${c.kernels.distinct} fusions checked`, c.stale ? "warn" : c.ok === false ? "bad" : "good")
         : tile("Accuracy", "not verified", "built with --verify off", "warn")));
 }
 

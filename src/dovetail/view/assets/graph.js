@@ -148,7 +148,7 @@ function summary(node) {
   const one = mine.length === 1;
   node.sum = {
     slowest: first, us, share: us === null ? null : us / (doc.totals.profile.total_us || 1),
-    title: one ? first.label : tail(node.label || first.place, 24), sub: one ? tail(first.place, 22) : plural(mine.length, "kernel"),
+    title: one ? first.label : tail(node.label || first.place, 24), sub: one ? tail(first.place, 20) : plural(mine.length, "kernel"),
     tag: one ? first.tactic : [...new Set(mine.map((x) => x.base))].slice(0, 2).join(", "),
   };
   return node.sum;
@@ -198,7 +198,7 @@ function paintBox(c, node, view, fine, scale) {
   c.font = "11px system-ui, sans-serif";
   c.fillStyle = css("muted");
   c.textAlign = "right";
-  const tag = clipped(c, sum.tag, 78);
+  const tag = clipped(c, sum.tag, 66);
   c.fillText(tag, node.x + w - 10, node.y + 37);
   const used = c.measureText(tag).width;
   c.textAlign = "left";
@@ -298,36 +298,4 @@ function beside(view, n, direction) {
   const near = view.nodes.map((node, i) => [i, (node.x - me.x) * direction, Math.abs(node.y - me.y)]).filter(([, dx]) => dx > 0);
   near.sort((a, b) => a[1] + 4 * a[2] - b[1] - 4 * b[2]);
   return near.length ? near[0][0] : -1;
-}
-
-// ---------------------------------------------------------------- the map of the whole
-function mapScale(map) {
-  return Math.min(map.clientWidth / graph.surface.width, map.clientHeight / graph.surface.height) * 0.94;
-}
-
-function paintMap(map) {
-  const ratio = devicePixelRatio || 1;
-  const view = current();
-  map.width = map.clientWidth * ratio;
-  map.height = map.clientHeight * ratio;
-  const c = map.getContext("2d");
-  const k = mapScale(map);
-  c.setTransform(ratio * k, 0, 0, ratio * k, (ratio * (map.clientWidth - view.width * k)) / 2, (ratio * (map.clientHeight - view.height * k)) / 2);
-  for (const node of view.nodes) {
-    c.fillStyle = node.kind === "steps" ? colourOf(summary(node).slowest) : css("faint");
-    c.globalAlpha = state.found && !(node.steps || []).some((id) => state.found.has(id)) ? 0.2 : 1;
-    c.fillRect(node.x, node.y, view.node_width, Math.max(view.node_height, 1.5 / k));
-  }
-  c.globalAlpha = 1;
-  const seen = graph.surface.seen();
-  c.strokeStyle = css("accent");
-  c.lineWidth = 1.5 / k;
-  c.strokeRect(seen.left, seen.top, seen.right - seen.left, seen.bottom - seen.top);
-}
-
-function mapTo(event, map) {
-  const box = map.getBoundingClientRect();
-  const k = mapScale(map);
-  const { width, height } = graph.surface;
-  graph.surface.centre((event.clientX - box.left - (box.width - width * k) / 2) / k, (event.clientY - box.top - (box.height - height * k) / 2) / k);
 }

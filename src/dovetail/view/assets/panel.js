@@ -54,7 +54,8 @@ const stepLink = (id) => h("button", { class: "link", click: () => select(id, "p
 function valueItem(number, what) {
   const value = doc.values[number];
   const others = what === "reads" ? (value.producer >= 0 ? [value.producer] : []) : steps.filter((x) => x.reads.includes(number)).map((x) => x.id);
-  return h("li", {}, h("span", { class: "type" }, `${what} `), mono(value.name), h("div", { class: "type" }, `${value.dtype} ${shape(value.shape)} · ${bytes(value.bytes)}`),
+  return h("li", {}, h("span", { class: "type" }, `${what} `), unnamed(value) ? "scratch between the kernels of this tactic" : mono(value.name),
+    h("div", { class: "type" }, unnamed(value) ? bytes(value.bytes) : `${value.dtype} ${shape(value.shape)} · ${bytes(value.bytes)}`),
     others.slice(0, 6).map((id) => h("div", {}, h("span", { class: "type" }, what === "reads" ? "← " : "→ "), stepLink(id))));
 }
 
@@ -76,7 +77,7 @@ function why(step, group) {
     section("Tactic", null, true, h("ul", {}, h("li", {}, h("span", { class: "type" }, "chosen "), mono(mine || group.tactic)),
       h("li", {}, h("span", { class: "type" }, "fused "), group.ops.join(" + ")),
       step.dims.length > 0 && h("li", {}, h("span", { class: "type" }, "called with "), mono(step.dims.join(", "))),
-      step.part && h("li", {}, h("span", { class: "type" }, "part "), `${step.part} of this tactic's steps`))),
+      step.part && h("li", {}, h("span", { class: "type" }, "kernel "), `${step.part} of those that this tactic takes, counted from 0`))),
     section("Candidates", measured.length, measured.length > 0, measured.length
       ? h("div", { class: "bars" }, measured.map(([name, us]) => [h("span", { class: "what mono" }, name),
         h("span", { class: `bar ${name === mine ? "chosen" : ""}`, style: { width: `${(100 * us) / largest}%` } }), h("span", { class: "us" }, time(us))]))

@@ -11,13 +11,15 @@ function sourceOf(entry) {
   return sourceTexts[entry] || "";
 }
 
+const unnamed = (value) => value.name.includes("~");  // memory that a tactic's own kernels share
+
 steps.forEach((step, id) => {
   const group = doc.groups[step.group];
   step.id = id;
   step.base = step.kind === "kernel" ? step.tactic.split(".")[0] : step.kind;
   step.part = step.kind === "kernel" ? step.tactic.split(".")[1] ?? "" : "";
   const ops = step.kind === "kernel" && group ? group.ops : [step.kind === "kernel" ? step.tactic : step.kernel];
-  step.label = brief(ops);
+  step.label = brief(ops) + (step.part === "" ? "" : ` (${step.part})`);
   step.place = step.nodes.length ? step.nodes[0] : "added by the compiler";
   step.intensity = step.bytes ? step.flops / step.bytes : 0;
   step.gflops = step.us ? step.flops / step.us / 1e3 : null;
