@@ -18,7 +18,7 @@ from dovetail.core.errors import Error, UsageError
 OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 3
 
 VERBS = {
-    "export": "write a model of PyTorch as ONNX, compared with the original",
+    "export": "write a model of PyTorch or TensorFlow as ONNX, compared with the original",
     "build": "compile an ONNX model into an engine file",
     "run": "run an engine or a model on inputs from a file",
     "bench": "measure latency, interleaved with other runtimes",

@@ -1,4 +1,4 @@
-"""Export a model of PyTorch to ONNX, in evaluation mode, checked and compared with the original.
+"""Export a model of PyTorch or TensorFlow to ONNX, in evaluation mode, checked and compared with the original.
 
     dovetail export torchvision:resnet50 -o resnet50.onnx --dynamic x:0=batch
     dovetail export timm:convnext_atto -o m.onnx --weights checkpoint.safetensors
@@ -6,6 +6,10 @@
     dovetail export my_package.models:make_net -o net.onnx --input x:f32[1,3,224,224]
     dovetail export net.py:Net -o net.onnx --inputs x.npz --exporter torchscript --opset 13
     dovetail export saved.pt2 -o m.onnx
+    dovetail export saved_model/ -o m.onnx --signature serving_default
+    dovetail export model.keras -o m.onnx
+    dovetail export frozen.pb -o m.onnx --inputs x:0 --outputs probs:0 --opset 15
+    dovetail export model.tflite -o m.onnx
 
 Weights of named models are random with a fixed seed unless --weights gives some. Initializers have the names of the state dict, so
 that `dovetail refit` and `Engine.refit(model.state_dict())` work. The file is written whole, after all checks, or not at all.
@@ -20,6 +24,11 @@ from typing import Any
 
 from dovetail.cli import options, output
 from dovetail.cli.data import load_arrays
+from dovetail.cli.export_tensorflow import (
+    add_tensorflow_arguments,
+    refuse_tensorflow_arguments,
+    run_tensorflow,
+)
 from dovetail.cli.progress import progress
 from dovetail.core.errors import UsageError
 
@@ -28,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail export`."""
     parser.add_argument(
         "model", metavar="SPEC",
-        help="torchvision:NAME, timm:NAME, transformers:CONFIG, package.module:callable, file.py:callable, or saved.pt2",
+        help="torchvision:NAME, timm:NAME, transformers:CONFIG, package.module:callable, file.py:callable, or saved.pt2; "
+        "of TensorFlow a SavedModel folder, a .keras, .h5, .pb or .tflite file",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", required=True, metavar="M.onnx", help="ONNX file to write; weights beyond 2 GiB go to M.onnx.data"
@@ -57,11 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--simplify", action="store_true", help="simplify the model; parameters that this folds lose their names")
     how.add_argument("--no-check", action="store_true", help="do not compare outputs with PyTorch's")
     how.add_argument("--tolerance", type=float, metavar="T", help="relative L2 difference that counts as equal (default: by type)")
+    add_tensorflow_arguments(parser)
     options.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, export, check, write, and print the report."""
+    from dovetail.export.tensorflow_sources import is_tensorflow
+
+    if is_tensorflow(args.model):
+        return run_tensorflow(args)
+    refuse_tensorflow_arguments(args)
     from dovetail.export import pytorch
     from dovetail.export.torch_sources import load
 

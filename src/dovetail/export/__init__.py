@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dovetail.export.exported import ExportedModel
     from dovetail.export.from_pytorch import pytorch
+    from dovetail.export.from_tensorflow import tensorflow
     from dovetail.export.report import ExportReport
     from dovetail.export.translations import symbolic
 
@@ -19,10 +20,11 @@ _HOMES = {
     "ExportedModel": "exported",
     "pytorch": "from_pytorch",
     "symbolic": "translations",
+    "tensorflow": "from_tensorflow",
 }
 """Name and the module of this package that defines it."""
 
-__all__ = ["ExportReport", "ExportedModel", "pytorch", "symbolic"]
+__all__ = ["ExportReport", "ExportedModel", "pytorch", "symbolic", "tensorflow"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,19 +10,15 @@ import onnx
 
 from dovetail.core.errors import UsageError
 from dovetail.export.exported import ExportedModel
-from dovetail.export.tensorflow_comparison import (
-    TOLERANCE,
-    TOLERANCE_NARROW,
-    compare,
-    without_meaning,
-)
+from dovetail.export.tensorflow_comparison import Case, compare, without_meaning
 from dovetail.export.tensorflow_conversion import chosen_opset, convert
 from dovetail.export.tensorflow_failures import refuse, untranslated_note
-from dovetail.export.tensorflow_graphs import Wanted
+from dovetail.export.tensorflow_graphs import Frozen, Wanted
 from dovetail.export.tensorflow_names import drop_unused_inputs, name_sizes
 from dovetail.export.tensorflow_report import TensorflowReport, describe, source_operators, versions
 from dovetail.export.tensorflow_sources import open_source
 from dovetail.model.equivalence import DeclaredInput, declared_inputs
+from dovetail.model.model import Model
 
 
 def tensorflow(
@@ -41,7 +37,9 @@ def tensorflow(
     continue_on_error: bool = False,
     dequantize: bool = False,
     large_model: bool = False,
+    simplify: bool = False,
     check: bool = True,
+    samples: Mapping[str, Any] | None = None,
     tolerance: float | None = None,
     seed: int = 0,
     verbose: bool = False,
@@ -71,7 +69,9 @@ def tensorflow(
         continue_on_error: leave operators that have no translation in the model, as nodes for plugins of their names.
         dequantize: make a model that computes in fp32 of a quantised TFLite model.
         large_model: do without serialised protos, which end at 2 GiB; chosen by itself where variables are that many.
-        check: compare outputs with TensorFlow's on seeded inputs.
+        simplify: simplify the model afterwards.
+        check: compare outputs with TensorFlow's.
+        samples: the inputs to compare on, by name; default seeded ones.
         tolerance: relative L2 difference that outputs may have; default 1e-4, 1e-2 of fp16 and bf16.
         seed: of the inputs of the comparison.
         verbose: let TensorFlow and tf2onnx write to stderr.
@@ -98,6 +98,8 @@ def tensorflow(
     name_sizes(proto, frozen, dynamic or {}, shapes or {})
     declared = _declared(proto)
     unused = drop_unused_inputs(proto, keep_unused_inputs)
+    if simplify:
+        proto = Model(proto).simplify().proto
     report = TensorflowReport(frozen.name, "tf2onnx", versions(), opset, kind=frozen.kind, source_operators=source_operators(frozen))
     model = ExportedModel(proto, report)
     model.check(full=not missing)
@@ -108,7 +110,10 @@ def tensorflow(
     report.untranslated = {entry.op: entry.nodes for entry in missing}
     report.notes += [untranslated_note(entry) for entry in missing]
     describe(report, model)
-    _compare(report, frozen, proto, declared, check, [*inputs_as_nchw, *outputs_as_nchw], tolerance, seed)
+    if check:
+        _compare(report, frozen, proto, Case(samples, declared, seed, [*inputs_as_nchw, *outputs_as_nchw], tolerance))
+    else:
+        report.notes.append("not compared with TensorFlow: as asked")
     clock.lap("compare")
     report.seconds = clock.laps
     return model
@@ -122,28 +127,18 @@ def _declared(proto: onnx.ModelProto) -> list[DeclaredInput] | str:
         return str(error).partition("; pass")[0]
 
 
-def _compare(
-    report: TensorflowReport, frozen: Any, proto: onnx.ModelProto, declared: list[DeclaredInput] | str, check: bool,
-    as_nchw: Sequence[str], tolerance: float | None, seed: int,
-) -> None:  # fmt: skip
+def _compare(report: TensorflowReport, frozen: Frozen, proto: onnx.ModelProto, case: Case) -> None:
     open_ops = without_meaning(proto)
-    if not check:
-        reason = "as asked"
-    elif isinstance(declared, str):
-        reason = declared
-    elif open_ops:
+    if open_ops:
         reason = f"nothing runs {', '.join(open_ops)}; register plugins of these names (--plugins FILE.py)"
+    elif isinstance(case.declared, str) and case.samples is None:
+        reason = case.declared
     else:
-        report.tolerance = tolerance if tolerance is not None else (TOLERANCE if not _narrow(proto) else TOLERANCE_NARROW)
-        found = compare(frozen, proto, declared, seed=seed, as_nchw=as_nchw, tolerance=tolerance)
-        report.differences, report.evaluator = found[0], found[1]
-        report.notes += found[2]
+        report.tolerance = case.limit(proto)
+        report.differences, report.evaluator, notes = compare(frozen, proto, case)
+        report.notes += notes
         return
     report.notes.append(f"not compared with TensorFlow: {reason}")
-
-
-def _narrow(proto: onnx.ModelProto) -> bool:
-    return any(v.type.tensor_type.elem_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for v in proto.graph.output)
 
 
 class _Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,67 +29,100 @@ QUANTISED_STEPS = 2
 """Steps that an 8-bit output of a quantised model may differ by: TFLite rounds after each layer in integers, ONNX in fp32."""
 
 
-def compare(
-    frozen: Frozen,
-    model: onnx.ModelProto,
-    bindings: Sequence[DeclaredInput],
-    *,
-    seed: int = 0,
-    as_nchw: Sequence[str] = (),
-    tolerance: float | None = None,
-) -> tuple[list[Difference], str, list[str]]:
+@dataclass(frozen=True)
+class Case:
+    """What to compare on.
+
+    Attributes:
+        samples: the original's inputs by name; None makes seeded ones.
+        declared: inputs of the original as the model declares them (the model may lack those that nothing reads); or why no values can
+            be made up for them.
+        seed: of made-up inputs.
+        as_nchw: inputs and outputs of the model that have the channels in front where the original has them last.
+        tolerance: relative L2 difference that is accepted; None is that of the type.
+    """
+
+    samples: Mapping[str, Any] | None
+    declared: Sequence[DeclaredInput] | str
+    seed: int = 0
+    as_nchw: Sequence[str] = ()
+    tolerance: float | None = None
+
+    def limit(self, model: onnx.ModelProto) -> float:
+        """The largest relative difference that any output may have."""
+        if self.tolerance is not None:
+            return self.tolerance
+        kinds = {v.type.tensor_type.elem_type for v in model.graph.output}
+        return TOLERANCE_NARROW if kinds & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16} else TOLERANCE
+
+
+def compare(frozen: Frozen, model: onnx.ModelProto, case: Case) -> tuple[list[Difference], str, list[str]]:
     """The differences of all outputs, what ran the model, and notes.
 
     Args:
         frozen: the original.
         model: what was exported from it.
-        bindings: the inputs of the original, as the model declares them; the model may lack those that nothing reads.
-        seed: of the inputs.
-        as_nchw: inputs and outputs of the model that have the channels in front where the original has them last.
-        tolerance: relative L2 difference that is accepted; default `TOLERANCE`, `TOLERANCE_NARROW` for fp16 and bf16.
+        case: the inputs, and what is accepted.
 
     Raises:
         ExportError: an output differs by more; nothing is computed of it that could be trusted.
-        UsageError: no inputs can be made up.
+        UsageError: TensorFlow runs the original on no made-up inputs, or samples lack one.
     """
-    feeds, want, case = _original(frozen, bindings, seed, as_nchw)
+    feeds, want, words = _given(frozen, case) if case.samples is not None else _made_up(frozen, case)
+    feeds = {name: np.moveaxis(array, -1, 1) if name in case.as_nchw else array for name, array in feeds.items()}
     got, evaluator, notes = _run(model, {v.name: feeds[v.name] for v in model.graph.input})
     found, bad = [], []
     for value in model.graph.output:
         expected, actual = np.asarray(want[value.name]), np.asarray(got[value.name])
-        if value.name in as_nchw:
+        if value.name in case.as_nchw:
             actual = np.moveaxis(actual, 1, -1)
-        row = _difference(value.name, case, expected, actual)
+        row = _difference(value.name, words, expected, actual)
         found.append(row)
-        if not _close(expected, actual, row, tolerance, frozen.tflite is not None):
+        if not _close(expected, row, case.tolerance, frozen.tflite is not None):
             bad.append(f"{row.output} {row.relative_l2:.3g} (largest absolute {row.max_abs:.3g})")
     if bad:
-        limit = tolerance if tolerance is not None else TOLERANCE
         raise ExportError(
             f"{frozen.name}: the ONNX model does not compute what TensorFlow does: relative L2 difference of {', '.join(bad)} "
-            f"on seeded inputs ({case}, {evaluator}), expected at most {limit:g}; nothing was written; "
+            f"({words}, {evaluator}), expected at most {case.limit(model):g}; nothing was written; "
             "--tolerance accepts more, another --opset may help"
         )
     return found, evaluator, notes
 
 
-def _original(frozen: Frozen, bindings: Sequence[DeclaredInput], seed: int, as_nchw: Sequence[str]) -> tuple[Arrays, Arrays, str]:
-    """Seeded inputs of the exported model, TensorFlow's outputs for them, and the sizes in words."""
-    symbols = sorted({d for b in bindings for d in b.shape if isinstance(d, str)})
+def _given(frozen: Frozen, case: Case) -> tuple[Arrays, Arrays, str]:
+    """The samples, in TensorFlow's order of axes, and its outputs for them."""
+    assert case.samples is not None
+    wanted = [frozen.names.get(tensor, tensor) for tensor in frozen.inputs]
+    missing = sorted(set(wanted) - set(case.samples))
+    if missing:
+        raise UsageError(f"samples: got {sorted(case.samples)}, expected {sorted(wanted)}; add {missing}")
+    feeds = {name: np.asarray(case.samples[name]) for name in wanted}
+    feeds = {name: np.moveaxis(array, 1, -1) if name in case.as_nchw else array for name, array in feeds.items()}
+    try:
+        return feeds, frozen.run(feeds), "the given inputs"
+    except Exception as error:  # TensorFlow has its own kinds
+        raise UsageError(f"{frozen.name}: TensorFlow does not run it on the given inputs ({' '.join(str(error).split())[:300]})") from error
+
+
+def _made_up(frozen: Frozen, case: Case) -> tuple[Arrays, Arrays, str]:
+    """Seeded inputs in TensorFlow's order of axes, its outputs for them, and the sizes in words."""
+    assert not isinstance(case.declared, str)
+    symbols = sorted({d for b in case.declared for d in b.shape if isinstance(d, str)})
     refusal: Exception | None = None
     for sizes in sizes_to_try(symbols, {}):
-        feeds = _feeds(bindings, sizes, seed)
-        given = {name: np.moveaxis(array, 1, -1) if name in as_nchw else array for name, array in feeds.items()}
+        feeds = _feeds(case.declared, sizes, case.seed)
+        feeds = {name: np.moveaxis(array, 1, -1) if name in case.as_nchw else array for name, array in feeds.items()}
         try:
-            outputs = frozen.run(given)
+            outputs = frozen.run(feeds)
         except Exception as error:  # TensorFlow has its own kinds; the last one is the cause below
             refusal = error
             continue
         words = ", ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed sizes"
-        return feeds, outputs, f"seed {seed}, {words}"
+        return feeds, outputs, f"seed {case.seed}, {words}"
     text = " ".join(str(refusal).split())[:300]
     raise UsageError(
-        f"{frozen.name}: TensorFlow runs it on no made-up inputs ({text}); give sizes with --shapes, or pass --no-check"
+        f"{frozen.name}: TensorFlow runs it on no made-up inputs ({text}); give sizes with --shapes or inputs with --inputs X.npz, "
+        "or pass --no-check"
     ) from refusal
 
 
@@ -143,7 +177,7 @@ def _difference(name: str, case: str, want: np.ndarray[Any, Any], got: np.ndarra
     return Difference(name, case, relative, float(np.nanmax(np.where(np.isfinite(want.astype(np.float64)), apart, 0.0))))
 
 
-def _close(want: np.ndarray[Any, Any], got: np.ndarray[Any, Any], row: Difference, tolerance: float | None, quantised: bool) -> bool:
+def _close(want: np.ndarray[Any, Any], row: Difference, tolerance: float | None, quantised: bool) -> bool:
     if tolerance is None and quantised and want.dtype in (np.uint8, np.int8):
         return row.max_abs <= QUANTISED_STEPS
     if tolerance is None:
