@@ -147,5 +147,5 @@ def test_simplify_keeps_external_data_external(model: Path, tmp_path: Path, call
     proto.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
     onnx.save_model(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     assert call("simplify", path, result).code == 0
-    assert (tmp_path / "result.onnx.data").stat().st_size == 1280
+    assert (tmp_path / "result.onnx.data").stat().st_size >= 1280
     assert call("check", result).code == 0

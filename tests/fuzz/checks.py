@@ -19,10 +19,11 @@ from dovetail.builder.options import BuildOptions
 from dovetail.codegen import compiler
 from dovetail.codegen.kernel import Kernel
 from dovetail.core.env import env
-from dovetail.core.errors import RefitError
+from dovetail.core.errors import ModelError, RefitError
 from dovetail.engine import cubins
 from dovetail.engine.check import check as check_plan
 from dovetail.engine.plan import CudaLaunch, NativeSegment, Plan
+from dovetail.frontend.importer import import_onnx
 from dovetail.ir.graph import Module
 from dovetail.ops.evaluate import evaluate
 from tests.fuzz.case import Array, Case
@@ -82,6 +83,25 @@ def passes(case: Case, target: str = "cpu:avx2") -> None:
 
     with mock.patch.object(builder, "compile_plan", _no_code):
         builder.build(model, BuildOptions(target=target, verify="off"), after=after)
+
+
+def simplified(case: Case) -> None:
+    """The model after `dovetail simplify`: valid, with the same border, and node by node through the references."""
+    original = dovetail.Model(case.model())
+    result = original.simplify()
+    try:
+        original.check()
+    except ModelError:  # ONNX's checker knows less than the generator
+        pass
+    else:
+        result.check()
+    for before, after in ((original.inputs, result.inputs), (original.outputs, result.outputs)):
+        if before != after:
+            raise Mismatch("simplified", "border", f"got {[*map(str, after)]}, expected {[*map(str, before)]}")
+    module = import_onnx(result)
+    for sample in range(case.samples):
+        with np.errstate(all="ignore"):
+            compare(case, evaluate(module, case.feeds(sample)), sample, "simplified")
 
 
 def planned(case: Case, target: str = "cuda:sm_90", precision: str = "fp16") -> Plan:
@@ -203,6 +223,7 @@ def _no_code(plan: Plan, kernels: Mapping[str, Kernel], *_: object) -> MachineCo
 
 
 CHECKS: dict[str, Callable[[Case], object]] = {
+    "simplify": simplified,
     "passes-cpu": passes,
     "passes-cuda": lambda case: passes(case, "cuda:sm_90"),
     "plan-fp16": planned,

@@ -124,6 +124,8 @@ class ProtoGraph:
                 break
             self.remove_nodes(dead)
         unused = {t.name for t in self.graph.initializer if not self.uses[t.name]}
+        if not self.initializers_are_inputs:
+            unused -= self.inputs  # without its default such an input would have to be given
         _keep(self.graph.initializer, lambda t: t.name not in unused)
         _keep(self.graph.sparse_initializer, lambda t: bool(self.uses[t.values.name]))
         if self.initializers_are_inputs:

@@ -20,18 +20,22 @@ _INVOLUTIONS = ("Neg", "Not")
 
 def remove_identities(scope: Scope) -> list[str]:
     """Identity, inference Dropout, and whatever by its constants, types or shapes changes nothing, disappear."""
-    texts, dead, replacements = [], [], {}
+    texts, dead = [], []
+    replacements: dict[str, str] = {}
     for node in list(scope.graph.node):
         if not node.input or not node.output or not scope.is_op(node, node.op_type):
             continue
         source = _same_as(scope, node)
         if not source or sum(bool(n) for n in node.output) != 1:
             continue
+        while source in replacements:  # its own node goes, too
+            source = replacements[source]
         if node.output[0] not in scope.output_names:
             replacements[node.output[0]] = source
             dead.append(node)
         elif scope.take_over(source, node.output[0]):
             dead.append(node)
+            replacements = {old: node.output[0] if new == source else new for old, new in replacements.items()}
         else:
             continue
         texts.append(describe(node))
@@ -196,7 +200,7 @@ def drop_unused_outputs(scope: Scope) -> list[str]:
     """Optional results that nothing reads are no longer computed."""
     texts = []
     for node in scope.graph.node:
-        if not scope.is_op(node, node.op_type) or not onnx.defs.has(node.op_type, ""):
+        if len(node.output) < 2 or not scope.is_op(node, node.op_type) or not onnx.defs.has(node.op_type, max(scope.opset, 1), ""):
             continue
         formal = onnx.defs.get_schema(node.op_type, max(scope.opset, 1), "").outputs
         dropped = False

@@ -17,7 +17,7 @@ from dovetail.model.simplify.scope import Scope, describe
 _I64_MAX = (1 << 63) - 1
 _BINARY = {
     "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor",
-    "PRelu", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where", "Max", "Min", "Sum", "Mean",
+    "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Where", "Max", "Min", "Sum", "Mean",
 }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def needless_expands(scope: Scope) -> list[str]:
             continue
         for position, name in enumerate(node.input):
             expand = scope.made_by(name, "Expand")
-            if expand is None or (node.op_type == "PRelu" and position == 1):
+            if expand is None:
                 continue
             others = [scope.shape(n) for i, n in enumerate(node.input) if i != position]
             before, after = scope.shape(expand.input[0]), scope.shape(name)
