@@ -154,7 +154,7 @@ class _Driver:
         self, rule: Rule, matchers: list[Matcher], scope: Scope, number: int, types: Types, claimed: set[int]
     ) -> Plan | NearMiss | None:
         best = Failure(0, "")
-        size = 0
+        size, declined = 0, False
         for matcher in matchers:
             found = matcher.at(number)
             if isinstance(found, Failure):
@@ -169,10 +169,10 @@ class _Driver:
             if isinstance(outcome, Plan):
                 return outcome
             if len(members) >= best.matched:
-                best, size = Failure(len(members), f"declined: {outcome.reason}"), len(members)
-        # What rules wrote nearly fits many a pattern, and a rule of this package is nobody's wish at every node of its root's kind.
+                best, size, declined = Failure(len(members), f"declined: {outcome.reason}"), len(members), True
+        # What rules wrote nearly fits many a pattern.
         written = any(scope.path + o in self.made for o in scope.nodes[number].output)
-        if not best.reason or written or (rule.shipped and 2 * best.matched < size):
+        if not best.reason or written or (best.matched < rule.near and not declined):
             return None
         return NearMiss(rule.name, scope.where(number), best.matched, size, best.reason)
 
@@ -252,10 +252,10 @@ class _Driver:
             match = plan.match
             for name in {o for n in plan.nodes for o in n.output} | set(match.found.outputs):
                 self.made[match.scope.path + name] = plan.chain
-            members = sorted(plan.members)
+            gone = sorted(plan.gone)
             self.result.log.matches.append(
                 Applied(
-                    match.rule, match.nodes, tuple(match.scope.nodes[k].op_type for k in members), match.found.outputs,
+                    match.rule, match.names(gone), tuple(match.scope.nodes[k].op_type for k in gone), match.found.outputs,
                     tuple(n.op_type for n in plan.nodes if n.op_type != "Constant"), tuple(sorted(match.reads)), plan.unchecked,
                 )
             )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Plan:
         results: names of the values that stand for the match's outputs.
         unchecked: why types could not be compared; "" if they were.
         chain: the rules that led to this match, its own last.
+        gone: the matched nodes that the replacement left nothing to do; known once it is carried out.
     """
 
     match: Match
@@ -36,6 +37,7 @@ class Plan:
     results: list[str]
     unchecked: str
     chain: tuple[str, ...]
+    gone: set[int] = field(default_factory=set)
 
     @property
     def members(self) -> set[int]:
@@ -90,6 +92,9 @@ def _commit_in(scope: Scope, plans: Sequence[Plan]) -> None:
         nodes += after.get(number, [])
     rename_reads(nodes, {old: _follow(old, names) for old in names})
     nodes = _alive(nodes, {id(scope.nodes[k]) for k in members}, scope)
+    alive = {id(n) for n in nodes}
+    for plan in plans:
+        plan.gone = {k for k in plan.members if id(scope.nodes[k]) not in alive}
     copies = []
     for node in _ordered(nodes, plans):
         copy = onnx.NodeProto()
@@ -179,8 +184,8 @@ def put_back(work: onnx.ModelProto, proto: onnx.ModelProto, folder: Path | None)
     gone = {
         t.name: read_tensor(t, folder) for t in proto.graph.initializer if t.name in before - still and t.name not in inputs
     }
-    for field in (proto.graph.initializer, *([proto.graph.input] if proto.ir_version < 4 else [])):
-        for position in reversed(range(len(field))):
-            if field[position].name in gone:
-                del field[position]
+    for listed in (proto.graph.initializer, *([proto.graph.input] if proto.ir_version < 4 else [])):
+        for position in reversed(range(len(listed))):
+            if listed[position].name in gone:
+                del listed[position]
     return gone

@@ -37,6 +37,7 @@ class Rule:
         place: "file:line" of the function.
         summary: first line of its docstring.
         shipped: it comes with this package.
+        near: from how many matched nodes on a near miss is worth telling; what the replacement declines always is.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Rule:
     place: str
     summary: str
     shipped: bool = False
+    near: int = 1
     defaults: frozenset[str] = field(default=frozenset())
 
     def __repr__(self) -> str:
@@ -89,7 +91,9 @@ def rewrite(
     return decorate
 
 
-def define(patterns: Sequence[Callable[..., Any]], function: Callable[..., Any], name: str = "", *, shipped: bool = False) -> Rule:
+def define(
+    patterns: Sequence[Callable[..., Any]], function: Callable[..., Any], name: str = "", *, shipped: bool = False, near: int = 1
+) -> Rule:
     """A rule that is not registered.
 
     Raises:
@@ -130,7 +134,7 @@ def define(patterns: Sequence[Callable[..., Any]], function: Callable[..., Any],
             )
     return Rule(
         title, tuple(traced), function, tuple(p.name for p in parameters[1:]), variadic, place,
-        (inspect.getdoc(function) or "").partition("\n")[0], shipped,
+        (inspect.getdoc(function) or "").partition("\n")[0], shipped, near,
         frozenset(p.name for p in parameters[1:] if p.default is not p.empty),
     )  # fmt: skip
 

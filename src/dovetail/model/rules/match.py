@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,11 @@ class Match:
     @property
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that are replaced, in the graph's order."""
-        return tuple(self.scope.path + node_name(self.scope.nodes[k]) for k in sorted(set(self.found.nodes.values())))
+        return self.names(sorted(set(self.found.nodes.values())))
+
+    def names(self, numbers: Iterable[int]) -> tuple[str, ...]:
+        """Names of nodes of the graph by number."""
+        return tuple(self.scope.path + node_name(self.scope.nodes[k]) for k in numbers)
 
     @property
     def opset(self) -> int:

@@ -105,7 +105,8 @@ class Matcher:
                 if not name or name in state.outputs:
                     continue
                 outside = [k for k in self.scope.readers.get(name, ()) if k not in members]
-                if (outside or name in self.scope.outputs) and not operator.is_shared:
+                stays = operator.is_shared and not set(state.outputs) & set(self.scope.nodes[number].output)
+                if (outside or name in self.scope.outputs) and not stays:
                     by = f"by {self.scope.where(outside[0])}" if outside else "as an output of the graph"
                     self._fail(
                         state,
