@@ -22,6 +22,7 @@ from dovetail.api.difference_sides import (
 from dovetail.api.difference_text import text_of
 from dovetail.api.engine import Engine, Progress
 from dovetail.api.plan_difference import plan_difference
+from dovetail.api.recipes import Recipe
 from dovetail.api.resident import resident_run
 from dovetail.api.weight_match import match_arrays
 from dovetail.benchmark.measure import measure
@@ -181,7 +182,8 @@ def _weights(a: Side, b: Side) -> WeightDifference:
     if not sought or sum(x.nbytes for x in (*held_a.values(), *sought.values())) > _MATCHED_BYTES:
         return found
     matches = match_arrays(sought, held_a)
-    return replace(found, found={name: str(recipe) for name, recipe in matches.items()})
+    used = dict.fromkeys(n for recipe in matches.values() if isinstance(recipe, Recipe) for n in recipe.inputs)
+    return replace(found, found={name: str(recipe) for name, recipe in matches.items()}, used=tuple(used))
 
 
 def _speed(

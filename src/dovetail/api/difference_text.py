@@ -7,7 +7,7 @@ from typing import Any
 
 from dovetail.api.comparison import Comparison
 
-_SHOWN = 12
+_SHOWN = 8
 
 
 def text_of(data: Mapping[str, Any], outputs: Comparison | None) -> str:
@@ -126,7 +126,10 @@ def _weights(weights: Mapping[str, Any]) -> list[str]:
     lines += _listed("changed  ", [_value(c, found) for c in weights["changed"]])
     lines += _listed("changed  ", [f"{name}: by its hash; the values are not stored" for name in weights["unread"]])
     lines += _listed("type     ", [f"{n}: {a} -> {b}{_match(n, found)}" for n, (a, b) in weights["retyped"].items()])
-    lines += _listed("only in a", weights["removed"])
+    moved = [n for n in weights["removed"] if n in set(weights["used"])]
+    if moved:
+        lines.append(f"  {len(moved)} of those that are only in a went into weights of b")
+    lines += _listed("only in a", [n for n in weights["removed"] if n not in set(moved)])
     lines += _listed("only in b", [f"{n}{_match(n, found)}" for n in weights["added"]])
     return lines
 

@@ -29,6 +29,7 @@ Array = np.ndarray[Any, Any]
 
 _TOLERANCE = 1e-5  # relative L2 distance of what an exporter computed in fp32
 _EPSILONS = (1e-5, 1e-3, 1e-6, 1e-4, 1e-12, 1e-8)
+_LIKELY = 1e-3
 _MAX_RANK = 5
 
 
@@ -260,10 +261,21 @@ class _Search:
                         continue
                     turned = None if axes == tuple(range(given.ndim)) else axes
                     recipe = Recipe("folded_weight", (other, norm.gamma, norm.variance), axes=turned, axis=axis)
-                    eps = next((e for e in _EPSILONS if self._close(replace(recipe, eps=e), array)), None)
+                    likely = (replace(recipe, eps=e) for e in _EPSILONS)
+                    eps = next((r.eps for r in likely if self._close_in_part(r, array) and self._close(r, array)), None)
                     if eps is not None:
                         yield replace(recipe, eps=eps)
                         return
+
+    def _close_in_part(self, recipe: Recipe, array: Array) -> bool:
+        """Whether a folded weight may be close: one element of each channel. Few weights are, and large ones take long to compute."""
+        weight = self.arrays[recipe.inputs[0]]
+        across = recipe.axis if recipe.axes is None else recipe.axes.index(recipe.axis)
+        first = [x[tuple(slice(None) if i == axis else 0 for i in range(x.ndim))] for x, axis in ((weight, recipe.axis), (array, across))]
+        parts = {name: self.arrays[name] for name in recipe.inputs[1:]} | {recipe.inputs[0]: first[0]}
+        with np.errstate(all="ignore"):
+            made = replace(recipe, axes=None, axis=0)(parts)
+            return bool(np.linalg.norm(made - first[1]) <= _LIKELY * max(float(np.linalg.norm(first[1])), 1e-30))
 
     def _close(self, recipe: Recipe, array: Array) -> bool:
         with np.errstate(all="ignore"):

@@ -49,6 +49,7 @@ class WeightDifference:
         changed: values that differ, the farthest first.
         same: how many are equal in every bit.
         found: by name of b that is not in a, or has other values there, what it is in a's weights, as text.
+        used: names of a that `found` speaks of.
         unread: names whose values one side does not hold, and of which only is known that they differ.
     """
 
@@ -58,6 +59,7 @@ class WeightDifference:
     changed: tuple[WeightChange, ...]
     same: int
     found: Mapping[str, str]
+    used: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
     @property
@@ -70,7 +72,7 @@ class WeightDifference:
         return {
             "equal": self.equal, "same": self.same, "removed": list(self.removed), "added": list(self.added),
             "retyped": {name: list(types) for name, types in self.retyped.items()}, "changed": [c.json() for c in self.changed],
-            "found": dict(self.found), "unread": list(self.unread),
+            "found": dict(self.found), "used": list(self.used), "unread": list(self.unread),
         }  # fmt: skip
 
 
@@ -99,7 +101,7 @@ def compare_weights(
     known = {*equal, *unread}
     return WeightDifference(
         tuple(n for n in a if n not in b and n not in known), tuple(n for n in b if n not in a and n not in known), retyped,
-        tuple(sorted(changes, key=lambda c: -c.relative_l2)), same, {}, tuple(unread),
+        tuple(sorted(changes, key=lambda c: -c.relative_l2)), same, {}, (), tuple(unread),
     )  # fmt: skip
 
 
