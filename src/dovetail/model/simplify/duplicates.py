@@ -15,6 +15,7 @@ from dovetail.model.simplify.folding import RANDOM
 from dovetail.model.simplify.scope import Scope, describe
 
 _CHUNK = 8 << 20
+_START = 4096  # what differs mostly does here: no need to read a large file
 
 
 def merge_duplicates(scope: Scope) -> list[str]:
@@ -46,12 +47,16 @@ def merge_weights(scope: Scope) -> list[str]:
     if scope.initializers_are_inputs:
         return []
     groups: dict[Any, list[onnx.TensorProto]] = defaultdict(list)
+    same_start: dict[Any, list[onnx.TensorProto]] = defaultdict(list)
     for tensor in scope.graph.initializer:
         if tensor.name in scope.constants and tensor.name not in scope.output_names and tensor.data_type != onnx.TensorProto.STRING:
             groups[tensor.data_type, tuple(tensor.dims)].append(tensor)
+    for key, group in groups.items():
+        for tensor in group if len(group) > 1 else ():
+            same_start[key, _digest(scope, tensor, _START)].append(tensor)
     replacements: dict[str, str] = {}
     texts = []
-    for group in groups.values():
+    for group in same_start.values():
         first: dict[Any, str] = {}
         for tensor in group if len(group) > 1 else ():
             known = first.setdefault(_digest(scope, tensor), tensor.name)
@@ -62,13 +67,13 @@ def merge_weights(scope: Scope) -> list[str]:
     return texts
 
 
-def _digest(scope: Scope, tensor: onnx.TensorProto) -> str:
-    """Equal for tensors of equal contents; files are read once, in pieces."""
-    found = scope.readings.digests.get(tensor.name)
+def _digest(scope: Scope, tensor: onnx.TensorProto, most: int | None = None) -> str:
+    """Equal for tensors of equal contents (up to `most` bytes); each is read once, in pieces."""
+    found = scope.readings.digests.get((tensor.name, most))
     if found is None:
-        data = np.ascontiguousarray(scope.array(tensor.name)).reshape(-1).view(np.uint8)
+        data = np.ascontiguousarray(scope.array(tensor.name)).reshape(-1).view(np.uint8)[:most]
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, data.size, _CHUNK):
             digest.update(data[start : start + _CHUNK].data)
-        found = scope.readings.digests[tensor.name] = digest.hexdigest()
+        found = scope.readings.digests[tensor.name, most] = digest.hexdigest()
     return found

@@ -31,7 +31,7 @@ class Readings:
     def __init__(self, left: int = MAPPED_LIMIT_BYTES) -> None:
         self.left = left
         self._paid: set[str] = set()
-        self.digests: dict[str, str] = {}
+        self.digests: dict[tuple[str, int | None], str] = {}
 
     def take(self, tensors: Sequence[onnx.TensorProto]) -> bool:
         """Whether these may be read; if so, they count."""
