@@ -224,6 +224,23 @@ def test_integers_stay_inside_the_table_they_index() -> None:
     assert integer_limit(made.main.inputs[0], {"N": 3}) == 7
 
 
+def test_integers_may_go_into_a_loop_without_a_trip_count() -> None:
+    from onnx import parser
+
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        counted (int64 n) => (int64 last) {
+            go = Constant <value = bool {1}> ()
+            last = Loop ("", go, n) <body = step (int64 i, bool on, int64 v) => (bool more, int64 w) {
+                one = Constant <value = int64 {1}> ()
+                zero = Constant <value = int64 {0}> ()
+                w = Sub (v, one)
+                more = Greater (w, zero)
+            }>
+        }""")
+    made = import_onnx(model)
+    assert integer_limit(made.main.inputs[0], {}) == 2
+
+
 @pytest.fixture(autouse=True)
 def fresh_cache(tmp_path: Any) -> Iterator[None]:
     """Compiled objects stay shared; results of checks do not."""

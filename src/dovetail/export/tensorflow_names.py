@@ -7,9 +7,15 @@ from typing import Any
 
 import onnx
 
-from dovetail.core.errors import UsageError
+from dovetail.core.errors import Error, UsageError
+from dovetail.core.log import logger
 from dovetail.export.tensorflow_graphs import Frozen, nearest
+from dovetail.frontend.importer import import_onnx
+from dovetail.ir.types import TensorType
+from dovetail.model.model import Model
 from dovetail.model.proto_graph import read_names
+
+_log = logger("export")
 
 
 def unused_inputs(model: onnx.ModelProto) -> list[str]:
@@ -61,20 +67,23 @@ def name_sizes(
 
 
 def _infer_outputs(model: onnx.ModelProto) -> None:
-    """Sizes of outputs in the inputs' names, where ONNX's shape inference finds them; tf2onnx's own names go."""
+    """Sizes of outputs in the inputs' names, as far as Dovetail's importer finds them; tf2onnx's own names go."""
     del model.graph.value_info[:]
     for value in model.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value") or dim.dim_value < 0:
                 dim.Clear()
-    if model.ByteSize() >= 1 << 30 or any(n.domain not in ("", "ai.onnx.ml") for n in model.graph.node):
-        return
+    open_sizes = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
-        return  # the checker and the comparison say what is wrong with the model
-    known = {d.dim_param for v in model.graph.input for d in v.type.tensor_type.shape.dim if d.dim_param}
-    for value, better in zip(model.graph.output, inferred.graph.output, strict=True):
-        for dim, found in zip(value.type.tensor_type.shape.dim, better.type.tensor_type.shape.dim, strict=False):
-            if not dim.HasField("dim_value") and (found.HasField("dim_value") or found.dim_param in known):
-                dim.CopyFrom(found)
+        found = import_onnx(Model(model)).main.outputs
+    except Error as error:
+        _log.debug("sizes of outputs stay open: %s", error)
+        return
+    for value, better in zip(model.graph.output, found, strict=True):
+        declared = value.type.tensor_type.shape.dim
+        if isinstance(better.type, TensorType) and len(declared) == better.type.rank:
+            for dim, size in zip(declared, better.type.shape, strict=True):
+                if isinstance(size, int):
+                    dim.dim_value = size
+                elif str(size) in open_sizes:
+                    dim.dim_param = str(size)

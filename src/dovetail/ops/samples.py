@@ -121,7 +121,8 @@ def integer_limit(value: Value, sizes: Mapping[str, int]) -> int:
 
 def _positions(node: Node, position: int) -> Dim | None:
     """How many positions or lengths an input of an operator may name; None where it names none."""
-    shape = node.input(0).tensor.shape if node.operands and isinstance(node.operands[0].type, TensorType) else ()
+    first_input = node.inputs[0] if node.inputs else None  # a Loop may have none
+    shape = first_input.type.shape if first_input is not None and isinstance(first_input.type, TensorType) else ()
     if _INDEXED.get(node.op) == position:
         return shape[int(node.attrs.get("axis", 0))]
     if node.op in ("GatherND", "ScatterND") and position == 1:
