@@ -21,12 +21,13 @@ from dovetail.builder.rewriting import Rules, rewritten
 from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.core.errors import DeviceError, VerificationError
+from dovetail.core.errors import DeviceError, UsageError, VerificationError
 from dovetail.core.log import logger
 from dovetail.device.cpu import default_threads
 from dovetail.device.cuda import driver, shared_library
 from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import weights_key
+from dovetail.export.torch_subject import is_torch_model
 from dovetail.frontend.reader import ModelSource
 from dovetail.ir.graph import Module
 from dovetail.model.rules import select
@@ -44,8 +45,9 @@ _log = logger("build")
 
 
 def build(
-    model: ModelSource,
+    model: ModelSource | Any,
     *,
+    example_inputs: Any = None,
     device: str = "cpu",
     target: str | None = None,
     precision: str = "fp32",
@@ -72,7 +74,9 @@ def build(
     """Compile a model.
 
     Args:
-        model: ONNX (path, bytes or ModelProto), or a `Network`.
+        model: ONNX (path, bytes or ModelProto), a `Network`, or an nn.Module or ExportedProgram of PyTorch, which is exported first
+            (`dovetail.export.pytorch`) with the named and bounded sizes of `shapes` as dynamic axes.
+        example_inputs: of an nn.Module: a tuple of arguments, one tensor, or a dict of arguments by name.
         device: "cpu", "cuda" or "cuda:N".
         target: instruction set or GPU, such as "cpu:avx2" or "cuda:sm_90"; default: this machine's best. A GPU that is not
             here can be built for, too; its engine is not tuned.
@@ -113,6 +117,12 @@ def build(
     """
     start = time.perf_counter()
     register.load(plugins)
+    if is_torch_model(model):
+        from dovetail.api.torch_models import exported
+
+        model = exported(model, example_inputs, shapes)
+    elif example_inputs is not None:
+        raise UsageError(f"example_inputs: got them for a {type(model).__name__}, expected an nn.Module of PyTorch")
     rewriting = rewritten(model, select(rules), shapes)
     options = BuildOptions(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,

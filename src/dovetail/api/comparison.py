@@ -13,6 +13,7 @@ from dovetail.builder.oracle import relative_l2
 from dovetail.builder.restore import options_of
 from dovetail.builder.verify_engine import as_bound
 from dovetail.core.errors import BindingError, Error, UsageError
+from dovetail.export.torch_subject import is_torch_model
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource, is_model
 from dovetail.ir.graph import Time
@@ -103,8 +104,8 @@ class Comparison:
 
 
 def compare(
-    a: ModelSource | Engine,
-    b: ModelSource | Engine,
+    a: ModelSource | Engine | Any,
+    b: ModelSource | Engine | Any,
     inputs: Mapping[str, Any] | None = None,
     layers: bool = False,
     *,
@@ -113,7 +114,7 @@ def compare(
     """Run both on the same inputs and measure how far b is from a.
 
     Args:
-        a: the reference: a model (path, bytes, ModelProto, Network; runs on the references) or an engine.
+        a: the reference: a model (path, bytes, ModelProto, Network; runs on the references), a module or program of PyTorch, or an engine.
         b: likewise.
         inputs: arrays by name; default: seeded ones. Floats take the element types that either side's bindings have.
         layers: compare every intermediate value that both have under the same name.
@@ -206,7 +207,11 @@ class _ModelSide:
         return {n: values[n] for n in names}, {n: values[n] for n in layers}
 
 
-def _side(source: ModelSource | Engine) -> _Side:
+def _side(source: ModelSource | Engine | Any) -> _Side:
+    if is_torch_model(source):
+        from dovetail.api.torch_models import TorchSide
+
+        return TorchSide(source)
     return _EngineSide(source) if isinstance(source, Engine) else _ModelSide(source)
 
 

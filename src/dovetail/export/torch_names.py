@@ -121,12 +121,21 @@ def name_nodes(proto: onnx.ModelProto) -> None:
 
 
 def name_sizes(proto: onnx.ModelProto, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Call dynamic sizes by the user's names wherever the exporter's own are used."""
+    """Call dynamic sizes by the user's names wherever the exporter's own are used.
+
+    Raises:
+        ExportError: an axis that was to be dynamic has a fixed size.
+    """
     renames: dict[str, str] = {}
     for value in proto.graph.input:
         for axis, name in axes.get(value.name, {}).items():
             dim = value.type.tensor_type.shape.dim[axis]
-            if dim.HasField("dim_param") and dim.dim_param != name:
+            if not dim.HasField("dim_param"):
+                raise ExportError(
+                    f"export: axis {axis} of {value.name!r} is {dim.dim_value} in the ONNX model, expected it open, called {name!r}; "
+                    "a program keeps what torch.export.export(…, dynamic_shapes=…) was told; a module may fix a size by what it computes"
+                )
+            if dim.dim_param != name:
                 renames[dim.dim_param] = name
     if not renames:
         return
