@@ -28,7 +28,17 @@ def _options(attributes: Attributes) -> list[str]:
     return [f"{identifier(name)}={default}" if default else identifier(name) for name, default in attributes]
 
 
-def pytorch_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int, onnx_op: str | None, opset: int) -> str:
+def _ordered(inputs: Sequence[str], attributes: Attributes, order: Sequence[str]) -> list[str]:
+    """Parameters of a function that is called with all arguments by position."""
+    texts = {name: identifier(name) for name in inputs} | dict(zip((n for n, _ in attributes), _options(attributes), strict=True))
+    made = [texts[name] for name in order or (*inputs, *(n for n, _ in attributes))]
+    last_required = max((i for i, text in enumerate(made) if "=" not in text), default=-1)
+    return [text.split("=")[0] if i < last_required else text for i, text in enumerate(made)]
+
+
+def pytorch_stub(
+    op: str, inputs: Sequence[str], attributes: Attributes, results: int, onnx_op: str | None, opset: int, order: Sequence[str] = ()
+) -> str:
     """A translation of an operator of PyTorch for `dovetail.export.symbolic`.
 
     Args:
@@ -38,6 +48,7 @@ def pytorch_stub(op: str, inputs: Sequence[str], attributes: Attributes, results
         results: how many it has.
         onnx_op: the ONNX operator of its meaning, if there is one; the stub then calls that.
         opset: the oldest opset that the translation is for.
+        order: all arguments in the operator's order; default: inputs, then attributes.
     """
     operands = [identifier(name) for name in inputs]
     example = f"op.Mul({operands[0] if operands else 'a'}, 2.0)"
@@ -49,7 +60,7 @@ def pytorch_stub(op: str, inputs: Sequence[str], attributes: Attributes, results
         body = f"return {', '.join(['...'] * results)}  # {results} results in ONNX operators, as {example}"
     else:
         body = f"return ...  # in ONNX operators, as {example}"
-    parameters = ", ".join(["op", *operands, *_options(attributes)])
+    parameters = ", ".join(["op", *_ordered(inputs, attributes, order)])
     return f'@dovetail.export.symbolic("{op}", opset={opset})\ndef {identifier(op)}({parameters}):\n    {body}'
 
 
@@ -68,7 +79,7 @@ def tensorflow_stub(op: str, onnx_op: str | None, opset: int) -> str:
     )
 
 
-def plugin_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int) -> str:
+def plugin_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int, order: Sequence[str] = ()) -> str:
     """A plugin for an operator, and for one of PyTorch the translation that exports it as a node of a domain of its own."""
     operands, options = [identifier(name) for name in inputs], _options(attributes)
     qualified = "::" in op
@@ -86,6 +97,6 @@ def plugin_stub(op: str, inputs: Sequence[str], attributes: Attributes, results:
     arguments = operands + [f"{identifier(n)}={identifier(n)}" for n, _ in attributes] + ([f"outputs={results}"] if results != 1 else [])
     return (
         f'@dovetail.export.symbolic("{op}")\n'
-        f"def {identifier(op)}({', '.join(['op', *operands, *options])}):\n"
+        f"def {identifier(op)}({', '.join(['op', *_ordered(inputs, attributes, order)])}):\n"
         f'    return op("{domain}::{name}", {", ".join(arguments)})\n\n{plugin}'
     )

@@ -38,9 +38,14 @@ class OpFailure:
     exporter_since: int | None = None
     """The oldest opset at which this exporter translates it; None where none does."""
     other_exporter: str = ""
-    """Another exporter of the framework that translates it at this opset."""
+    """Another exporter of the framework that translates it, at this opset or at `other_since`."""
+    other_since: int | None = None
     decomposition: tuple[str, ...] = ()
     """The operators that the framework itself can take it apart into, where all of them export."""
+    order: tuple[str, ...] = ()
+    """All arguments in the operator's own order; default: inputs, then attributes."""
+    calls: int = 1
+    """How often the model has it."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,11 @@ def _opset(failure: OpFailure) -> WayOut:
         since = failure.exporter_since
         return WayOut("opset", True, f"the {failure.exporter} exporter translates it from opset {since} on: --opset {since}.")
     if failure.other_exporter:
-        other = failure.other_exporter
-        return WayOut("opset", True, f"opset {failure.opset} will do, with the exporter that translates it: --exporter {other}.")
+        other = f"--exporter {failure.other_exporter}"
+        if failure.other_since is not None and failure.other_since > failure.opset:
+            since = failure.other_since
+            return WayOut("opset", True, f"the other exporter has a translation, at opset {since} and newer: {other} --opset {since}.")
+        return WayOut("opset", True, f"opset {failure.opset} may do with the other exporter, which has a translation: {other}.")
     name = equivalent(failure.op)
     if name is None:
         return WayOut("opset", False, f"none helps: ONNX has no operator of that meaning up to opset {newest_opset()}.")
@@ -120,7 +128,7 @@ def _translation(failure: OpFailure) -> WayOut:
         text = "write it in ONNX operators, in a file that is named with --plugins."
         return WayOut("translation", True, text, tensorflow_stub(failure.op, name, max(failure.opset, since)))
     text = "write it in ONNX operators, for both exporters; import it before the export, or name its file with --plugins."
-    code = pytorch_stub(failure.op, failure.inputs, failure.attributes, failure.results, name, max(failure.opset, since))
+    code = pytorch_stub(failure.op, failure.inputs, failure.attributes, failure.results, name, max(failure.opset, since), failure.order)
     return WayOut("translation", True, text, code)
 
 
@@ -129,4 +137,4 @@ def _plugin(failure: OpFailure) -> WayOut:
         text = "let the node stay in the model (--continue-on-error), and run it in Dovetail by a function of yours."
     else:
         text = "export it as a node of a domain of its own, and run that node in Dovetail by a function of yours."
-    return WayOut("plugin", True, text, plugin_stub(failure.op, failure.inputs, failure.attributes, failure.results))
+    return WayOut("plugin", True, text, plugin_stub(failure.op, failure.inputs, failure.attributes, failure.results, failure.order))
