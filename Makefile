@@ -7,13 +7,16 @@ MODEL ?= torchvision_resnet50
 THREADS ?= 1
 DEMO := build/demo
 WORKERS ?= auto
+TENSORFLOW_VENV ?= .venv-tensorflow
+TENSORFLOW_BIN := $(TENSORFLOW_VENV)/bin
 GPU_TESTS ?= tests/gpu
 
-.PHONY: help demo test check bench bench-gpu conformance gpu clean
+.PHONY: help demo test test-tensorflow check bench bench-gpu conformance gpu clean
 
 help:
 	@echo "make demo         install, build $(MODEL), run it, benchmark it against the installed peers"
 	@echo "make test         install what the tests need and run them all"
+	@echo "make test-tensorflow  the tests of the export from TensorFlow, in an environment of their own"
 	@echo "make check        ruff, mypy --strict, import-linter"
 	@echo "make conformance  the ONNX backend suite (Tier A) through dovetail.backend"
 	@echo "make gpu          the tests that need an NVIDIA GPU, with PYTHON and what it has installed"
@@ -45,6 +48,16 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
+# TensorFlow and tf2onnx pin what others do not: an environment of its own, and nothing of the tests outside of this folder.
+$(TENSORFLOW_VENV)/.test: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python"; exit 1; }
+	test -x $(TENSORFLOW_BIN)/python || $(PYTHON) -m venv $(TENSORFLOW_VENV)
+	$(TENSORFLOW_BIN)/python -m pip install --quiet --disable-pip-version-check -e . 'tensorflow-cpu>=2.21,<2.22' 'tf2onnx>=1.17,<1.18' 'pytest>=8,<10'
+	@touch $@
+
+test-tensorflow: $(TENSORFLOW_VENV)/.test
+	PYTHONPATH=src:. $(TENSORFLOW_BIN)/python -m pytest --confcutdir=tests/tensorflow -W default --disable-warnings tests/tensorflow
+
 check: $(VENV)/.test
 	$(BIN)/ruff check src tests bench models examples
 	$(BIN)/mypy
@@ -64,5 +77,5 @@ bench-gpu:
 	PYTHONPATH=src:. $(PYTHON) -m bench.gpu --out build/bench-gpu
 
 clean:
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build $(VENV) $(TENSORFLOW_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

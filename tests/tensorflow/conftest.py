@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# These tests run without those of the folder above, whose settings they share.
+_BUILD = Path(__file__).resolve().parents[2] / "build"
+os.environ.setdefault("DOVETAIL_CACHE", str(_BUILD / "test-cache"))
+os.environ.setdefault("DOVETAIL_HOME", str(_BUILD / "test-home"))
+os.environ.setdefault("DOVETAIL_VERIFY", "1")
 
 collect_ignore_glob = ["test_*.py"] if importlib.util.find_spec("tensorflow") is None else []
 
