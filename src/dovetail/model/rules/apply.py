@@ -12,6 +12,7 @@ import onnx
 
 from dovetail.core.errors import Error, RuleError
 from dovetail.frontend.reader import ShapeOverride
+from dovetail.ir import limit
 from dovetail.model.rules.check import check_types
 from dovetail.model.rules.commit import Plan, commit, put_back
 from dovetail.model.rules.definition import Rule, RuleSource, failed_at, select
@@ -80,8 +81,8 @@ def rewrite_proto(
         RuleError: as `apply_rules`.
     """
     result = Rewriting(proto=proto)
-    rules = _present(proto, rules, result.log)
-    if rules:
+    result.log.counts = {rule.name: (0, 0) for rule in rules}
+    if _present(proto, rules, result.log):
         _Driver(proto, folder, rules, shapes or {}, result, copy).run()
     return result
 
@@ -90,8 +91,8 @@ def _present(proto: onnx.ModelProto, rules: Sequence[Rule], log: RuleLog) -> lis
     """The rules whose operators the model has; the others are noted."""
     types = operator_types(proto.graph) if rules else set[str]()
     found = []
+    log.skipped.clear()
     for rule in rules:
-        log.counts[rule.name] = (0, 0)
         lacking = min((sorted(p.required() - types) for p in rule.patterns), key=len)
         if lacking:
             log.skipped[rule.name] = f"the model has no {', no '.join(lacking)}"
@@ -119,6 +120,7 @@ class _Driver:
             types = Types(self.work, self.proto.graph.initializer, self.folder, self.shapes)
             self.taken = {n for s in graphs for n in (*s.producers, *s.inputs, *s.tensors, *s.readers)}
             plans, misses = self._round(graphs, types)
+            plans = plans[: limit.remaining(len(plans))]
             if not plans:
                 break
             if self.work is self.proto:
@@ -134,7 +136,7 @@ class _Driver:
         plans: list[Plan] = []
         misses: list[NearMiss] = []
         claimed: dict[int, set[int]] = {k: set() for k in range(len(graphs))}
-        for rule in self.rules:
+        for rule in _present(self.work, self.rules, self.result.log):  # rules may write what others look for
             roots = {r.operator.op_type for p in rule.patterns for r in p.roots()}
             for k, scope in enumerate(graphs):
                 matchers = [Matcher(p, scope, opsets_of(self.work)) for p in rule.patterns]
@@ -253,6 +255,7 @@ class _Driver:
             for name in {o for n in plan.nodes for o in n.output} | set(match.found.outputs):
                 self.made[match.scope.path + name] = plan.chain
             gone = sorted(plan.gone)
+            limit.made(f"rewrite rule {match.rule!r}", ", ".join(match.names(gone)))
             self.result.log.matches.append(
                 Applied(
                     match.rule, match.names(gone), tuple(match.scope.nodes[k].op_type for k in gone), match.found.outputs,
@@ -267,6 +270,8 @@ class _Driver:
         """Count, and give the proto its new nodes."""
         log = self.result.log
         for rule in self.rules:
+            if any(m.rule == rule.name for m in log.matches):
+                log.skipped.pop(rule.name, None)
             mine = [m for m in misses if m.rule == rule.name]
             log.counts[rule.name] = (sum(m.rule == rule.name for m in log.matches), len(mine))
             log.near_misses += sorted(mine, key=lambda m: -m.matched)[:KEPT]

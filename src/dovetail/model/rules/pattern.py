@@ -45,10 +45,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a pattern does not fit: the reason of the attempt that matched most nodes."""
+    """Why a pattern does not fit: the reason of the attempt that matched most nodes, or of those the one that came closest."""
 
     matched: int
     reason: str
+    close: bool = False
 
 
 class Matcher:
@@ -192,7 +193,7 @@ class Matcher:
         weight, array = found
         if not _equal(array, term.value):
             shown = np.array2string(array.reshape(-1)[:8], threshold=8) if array.ndim else str(array)
-            self._fail(state, f"{where}: got the constant {shown} ({name!r}), expected {term}")
+            self._fail(state, f"{where}: got the constant {shown} ({name!r}), expected {term}", close=True)
             return
         yield replace(state, values=values, reads=(*state.reads, weight))
 
@@ -288,9 +289,10 @@ class Matcher:
     def _labelled(self, result: Result, name: str, state: Found) -> Found:
         return replace(state, labels={**state.labels, result.label: name}) if result.label else state
 
-    def _fail(self, state: Found, reason: str) -> None:
-        if len(state.nodes) > self._failure.matched or not self._failure.reason:
-            self._failure = Failure(len(state.nodes), reason)
+    def _fail(self, state: Found, reason: str, close: bool = False) -> None:
+        """Note why an attempt ends; `close` where what is there is of the right kind."""
+        if (len(state.nodes), close) > (self._failure.matched, self._failure.close) or not self._failure.reason:
+            self._failure = Failure(len(state.nodes), reason, close)
 
 
 def same_attribute(wanted: Any, value: Any) -> bool:
