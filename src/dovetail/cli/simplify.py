@@ -21,10 +21,11 @@ from dovetail.cli import options, output
 from dovetail.core.errors import ModelError
 from dovetail.model.equivalence import check
 from dovetail.model.model import Model
-from dovetail.model.simplifier import INLINE_FUNCTIONS, REWRITES, Simplification, simplify
+from dovetail.model.rules.log import text as rule_lines
+from dovetail.model.simplifier import INLINE_FUNCTIONS, REWRITES, RULES, Simplification, simplify
 from dovetail.model.weights import all_tensors, is_external, stored_bytes
 
-_REWRITES = (INLINE_FUNCTIONS, *REWRITES)
+_REWRITES = (INLINE_FUNCTIONS, RULES, *REWRITES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="ONNX file")
     parser.add_argument("result", help="ONNX file to write")
     options.add_shapes(parser)
+    options.add_rules(parser)
     parser.add_argument("--skip", nargs="+", choices=_REWRITES, default=[], metavar="REWRITE",
                         help=f"rewrites to leave out: {', '.join(_REWRITES)}")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=_REWRITES, metavar="REWRITE", help="the only rewrites to apply (default: all)")
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simplify, check, write, and print the table."""
     original = Model.load(args.model)
-    made = simplify(original, shapes=options.shapes(args), skip=args.skip, only=args.only)
+    made = simplify(original, shapes=options.shapes(args), skip=args.skip, only=args.only, rules=args.rules)
     error = None
     if args.check == "valid" or (args.check == "outputs" and _is_valid(original)):
         made.model.check()
@@ -83,6 +85,7 @@ def _report(args: argparse.Namespace, before: Model, made: Simplification, error
         "outputs": [v.name for v in made.model.proto.graph.output],
         "rewrites": made.counts,
         "changes": [{"rewrite": a.rewrite, "place": a.place} for a in made.applied],
+        "rules": made.rules.json(),
         "check": args.check,
         "max_relative_error": error,
     }
@@ -102,6 +105,8 @@ def _text(args: argparse.Namespace, report: dict[str, Any]) -> str:
         parts.append(output.table(["rewrite", "changes"], [[name, count] for name, count in report["rewrites"].items()]))
     if args.explain:
         parts += [f"{change['rewrite']}: {change['place']}" for change in report["changes"]]
+    if args.explain:
+        parts += rule_lines(report["rules"])
     checked = {
         "none": "not checked",
         "valid": "ONNX's checker accepts it; outputs were not compared",

@@ -107,7 +107,12 @@ class Model(Editing, OnnxSource):
             raise ModelError(f"model: ONNX's checker refuses it: {error}") from error
 
     def simplify(
-        self, *, shapes: Mapping[str, Sequence[int | str]] | None = None, skip: Iterable[str] = (), only: Iterable[str] | None = None
+        self,
+        *,
+        shapes: Mapping[str, Sequence[int | str]] | None = None,
+        skip: Iterable[str] = (),
+        only: Iterable[str] | None = None,
+        rules: Any = None,
     ) -> Model:
         """A smaller model with the same inputs, outputs and meaning; this one stays as it is.
 
@@ -117,14 +122,17 @@ class Model(Editing, OnnxSource):
             shapes: sizes of inputs to fix, by name.
             skip: names of rewrites to leave out (`dovetail simplify --help` lists them).
             only: the only ones to apply; default: all.
+            rules: rewrite rules (`dovetail.rewrite`): files, names, rules or "none"; default: all registered ones and those of
+                this package.
 
         Raises:
             ModelError: the model is invalid.
-            UsageError: an unknown rewrite or input.
+            UsageError: an unknown rewrite, rule or input.
+            RuleError: a rule fails.
         """
         from dovetail.model.simplifier import simplify
 
-        return simplify(self, shapes=shapes, skip=skip, only=only).model
+        return simplify(self, shapes=shapes, skip=skip, only=only, rules=rules).model
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the model, whole or not at all. Weights in files are copied in pieces, never as a whole in memory.

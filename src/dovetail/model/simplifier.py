@@ -14,6 +14,9 @@ import onnx
 from dovetail.core.errors import UsageError
 from dovetail.core.log import logger
 from dovetail.model.model import Model
+from dovetail.model.rules.apply import apply_rules
+from dovetail.model.rules.definition import RuleSource
+from dovetail.model.rules.log import RuleLog
 from dovetail.model.simplify import chains, control, duplicates, folding, identities, linear, shapes
 from dovetail.model.simplify.facts import facts_of, infer
 from dovetail.model.simplify.scope import Readings, Scope
@@ -21,7 +24,7 @@ from dovetail.model.weights import load_small
 
 _log = logger("simplify")
 
-_MAX_ROUNDS = 30
+_MOST_ROUNDS, _MOST_PASSES = 30, 5
 
 REWRITES: dict[str, Callable[[Scope], list[str]]] = {
     "constants_to_initializers": folding.constants_to_initializers,
@@ -47,13 +50,16 @@ REWRITES: dict[str, Callable[[Scope], list[str]]] = {
 INLINE_FUNCTIONS = "inline_functions"
 """What happens before the first round: calls of the model's own functions become their bodies."""
 
+RULES = "rules"
+"""What happens before and after all rounds: rewrite rules (`dovetail.rewrite`), registered ones and those of this package."""
+
 
 @dataclass(frozen=True)
 class Applied:
     """One change.
 
     Attributes:
-        rewrite: its name in `REWRITES`, or `INLINE_FUNCTIONS`.
+        rewrite: its name in `REWRITES`, `INLINE_FUNCTIONS` or `RULES`.
         place: the node (or weight) that changed, and its operator.
     """
 
@@ -68,10 +74,12 @@ class Simplification:
     Attributes:
         model: the smaller model.
         applied: every change, in order.
+        rules: what rewrite rules did, and nearly did.
     """
 
     model: Model
     applied: list[Applied] = field(default_factory=list)
+    rules: RuleLog = field(default_factory=RuleLog)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,6 +93,7 @@ def simplify(
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     skip: Iterable[str] = (),
     only: Iterable[str] | None = None,
+    rules: Iterable[RuleSource] | RuleSource | None = None,
     infer_shapes: bool = True,
 ) -> Simplification:
     """A smaller model with the same inputs, outputs and meaning; `model` itself is not changed.
@@ -92,13 +101,15 @@ def simplify(
     Args:
         model: weights in files stay there; those that are folded are read, up to 64 MiB of them.
         shapes: sizes of inputs to fix, by name: an int fixes a dimension, other text names it.
-        skip: names of `REWRITES` (or `INLINE_FUNCTIONS`) to leave out.
+        skip: names of `REWRITES` (or `INLINE_FUNCTIONS`, `RULES`) to leave out.
         only: the only ones to apply; default: all.
+        rules: rewrite rules: files, names, rules or "none"; default: all registered ones and those of this package.
         infer_shapes: add the inferred types of intermediate values.
 
     Raises:
         ModelError: the model is invalid.
-        UsageError: an unknown rewrite or input, or shapes that do not fit.
+        UsageError: an unknown rewrite, rule or input, or shapes that do not fit.
+        RuleError: a rule fails.
     """
     wanted = _wanted(skip, only)
     result = model.copy()
@@ -107,16 +118,31 @@ def simplify(
     applied = []
     if INLINE_FUNCTIONS in wanted:
         applied += [Applied(INLINE_FUNCTIONS, text) for text in control.inline_functions(result.proto)]
-    readings = Readings()
-    for number in range(_MAX_ROUNDS):
-        found = _round(result, wanted, readings)
-        applied += found
-        _log.debug("round %d: %s", number, Counter(a.rewrite for a in found))
-        if not found:
+    readings, log = Readings(), RuleLog()
+    for number in range(_MOST_PASSES):
+        if RULES in wanted:
+            found_by_rules = apply_rules(result, rules)
+            log = _joined(log, found_by_rules)
+            if number and not found_by_rules:
+                break
+        elif number:
             break
+        for _ in range(_MOST_ROUNDS):
+            found = _round(result, wanted, readings)
+            _log.debug("round: %s", Counter(a.rewrite for a in found))
+            applied += found
+            if not found:
+                break
     if infer_shapes:
         _add_types(result.proto)
-    return Simplification(result, applied)
+    return Simplification(result, [*applied, *(Applied(RULES, str(match)) for match in log.matches)], log)
+
+
+def _joined(before: RuleLog, after: RuleLog) -> RuleLog:
+    """The log of one application after another."""
+    matches = [*before.matches, *after.matches]
+    counts = {n: (before.counts.get(n, (0, 0))[0] + found, missed) for n, (found, missed) in after.counts.items()}
+    return RuleLog(matches, after.near_misses, after.skipped, counts)
 
 
 def _round(model: Model, wanted: frozenset[str], readings: Readings) -> list[Applied]:
@@ -134,7 +160,7 @@ def _round(model: Model, wanted: frozenset[str], readings: Readings) -> list[App
 
 
 def _wanted(skip: Iterable[str], only: Iterable[str] | None) -> frozenset[str]:
-    known = (INLINE_FUNCTIONS, *REWRITES)
+    known = (INLINE_FUNCTIONS, RULES, *REWRITES)
     names = frozenset(known if only is None else only)
     unknown = sorted((names | frozenset(skip)) - frozenset(known))
     if unknown:
