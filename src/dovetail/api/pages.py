@@ -31,6 +31,7 @@ class Contents:
         graph: the model as IR text.
         source: text of the kernels.
         info, build: as the engine file has them.
+        onnx_ops: operators of the model's nodes by their names, where the model is there.
     """
 
     plan: Plan
@@ -38,6 +39,7 @@ class Contents:
     source: str
     info: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
+    onnx_ops: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def make_document(contents: Contents, title: str, measured: Measured | None = No
         contents.plan, contents.graph, built, title=title, info=contents.info, build=contents.build,
         profile=measured.profile if measured else None, latency=measured.latency if measured else None,
         machine=measured.machine if measured else None, not_run=not_run, certificate=certificate_text(built["certificate"]),
+        onnx_ops=contents.onnx_ops,
     )  # fmt: skip
 
 

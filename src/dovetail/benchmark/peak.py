@@ -62,7 +62,7 @@ def source(target: CpuTarget) -> str:
     )
 
 
-def measure_gflops(threads: int = 1, target: CpuTarget | None = None, seconds: float = 0.3) -> float:
+def measure_gflops(threads: int = 1, target: CpuTarget | None = None, seconds: float = 0.5) -> float:
     """fp32 GFLOP/s of `threads` threads that do FMAs alone (two operations each); best of a few trials.
 
     Raises:
@@ -82,7 +82,7 @@ def measure_gflops(threads: int = 1, target: CpuTarget | None = None, seconds: f
     return best
 
 
-def measure_bandwidth(threads: int = 1, target: CpuTarget | None = None, seconds: float = 0.3) -> float:
+def measure_bandwidth(threads: int = 1, target: CpuTarget | None = None, seconds: float = 0.5) -> float:
     """10^9 bytes per second that `threads` threads read from memory, each from an array of its own; best of a few trials.
 
     Raises:

@@ -12,8 +12,9 @@ time, the roofline, the memory plan, precision, and the accuracy certificate.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dovetail.cli import data, options, output
 from dovetail.cli.artifact import is_plan, open_engine
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail report`."""
     parser.add_argument("engine", help="engine file or ONNX model")
     parser.add_argument("-o", "--output", metavar="R.html", help="the page (default: beside the engine, .html)")
+    parser.add_argument("--model", metavar="M.onnx", help="the model that the engine was built from: its operators are then named, too")
     parser.add_argument("--no-run", action="store_true", help="do not time it: the page has no times")
     options.add_data(parser)
     options.add_build(parser)
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     with progress(args) as update:
         contents, engine, reason = _open(args, update)
         measured = None if engine is None else _measure(args, engine)
+    if args.model:
+        contents = replace(contents, onnx_ops=_operators(args.model, contents))
     text = make_page(contents, Path(args.engine).name, measured, reason)
     write_text(path, text)
     latency = None if measured is None or measured.latency is None else measured.latency["median_ms"]
@@ -80,6 +84,18 @@ def _open(args: argparse.Namespace, update: object) -> tuple[Contents, Engine | 
             raise
         return contents_of_file(file, args.target or file.targets[0]), None, " ".join(str(error).split())
     return contents_of_file(file, engine.plan.target), engine, ""
+
+
+def _operators(path: str, contents: Contents) -> dict[str, str]:
+    """Operators of a model's nodes by their names; the engine must have been made of it."""
+    from dovetail.frontend.reader import read_model
+
+    found = {node.name: node.op_type if not node.domain else f"{node.domain}.{node.op_type}" for node in read_model(path)[0].graph.node}
+    built: Any = contents.plan.meta["report"]
+    known: set[str] = {name for group in built["groups"] for name in group["origin"]}
+    if known and not known & set(found):
+        raise UsageError(f"--model: got {path}, none of whose nodes is in {', '.join(sorted(known)[:3])}, …; pass the engine's own model")
+    return found
 
 
 def _measure(args: argparse.Namespace, engine: Engine) -> Measured:

@@ -25,7 +25,7 @@ _COPIED = ("requested", "actual", "groups", "not_fused", "host_steps", "copies",
 def document(
     plan: Plan, graph: str, report: Mapping[str, Any], *, title: str, info: Mapping[str, Any], build: Mapping[str, Any],
     profile: Mapping[str, Any] | None = None, latency: Mapping[str, Any] | None = None, machine: Machine | None = None,
-    not_run: str = "", certificate: str = "",
+    not_run: str = "", certificate: str = "", onnx_ops: Mapping[str, str] | None = None,
 ) -> Data:
     """The document of an engine.
 
@@ -38,12 +38,14 @@ def document(
         latency: medians of whole runs in milliseconds.
         machine: the roof over its speed.
         certificate: the certificate in words.
+        onnx_ops: operators of the model's nodes by their names, where the model is there.
     """
     sizes: Mapping[str, int] = report["sizes"]
     fused = fused_graph(plan, graph, sizes)
     times = step_times(fused.steps, profile)
     steps = [_step(s, t, machine, profile) for s, t in zip(fused.steps, times, strict=True)]
     by_dtype = report["flops_by_dtype"]
+    named = {name for s in fused.steps for name in s.info.origin}
     return {
         "schema": SCHEMA,
         "generator": f"dovetail {__version__}",
@@ -71,6 +73,7 @@ def document(
         "views": drawings(fused),
         "memory": memory_map(plan, fused, sizes) | {"bound_bytes": report["memory"]["bound_bytes"]},
         "certificate": {"text": certificate, **report["certificate"]},
+        "onnx_ops": {name: op for name, op in (onnx_ops or {}).items() if name in named},
         "constants": [_weight(w.name, w.dtype, w.shape) for w in plan.weights],
         **{key: report.get(key) for key in _COPIED},
     }  # fmt: skip

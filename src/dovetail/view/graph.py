@@ -242,7 +242,8 @@ class _Flow:
             found = self.buffers[buffer]
             if not step.constants or (dtype(found.dtype).is_float and self._bytes(buffer) > step.weights):
                 step.constant_type = found.dtype
-            step.constants.append(found.name)
+            if found.name not in step.constants:
+                step.constants.append(found.name)
             step.weights += self._bytes(buffer)
         else:
             step.reads += [v for v in self.values_of(buffer) if v not in step.reads]
@@ -256,8 +257,11 @@ class _Flow:
             step.reads.append(before)
         name, tensor = self._names.get((*place, buffer)) or self._ports.get(buffer) or ("", ref)
         number = len(self._found.steps) - 1
-        fallback = step.info.outputs[0].name if len(step.info.outputs) == 1 else step.info.kernel
-        step.writes.append(self._add(buffer, name or f"{fallback}{_UNNAMED}{number}.{buffer}", tensor, number, offset))
+        if not name:
+            only = step.info.outputs[0].name if len(step.info.outputs) == 1 else ""
+            # What a step on the host gives has storage of its own, and is a value of the model's even where no tap can name it.
+            name = only if only and ref is not None else f"{only or step.info.kernel}{_UNNAMED}{number}.{buffer}"
+        step.writes.append(self._add(buffer, name, tensor, number, offset))
 
     def _add(self, buffer: int, name: str, tensor: TensorRef | None, producer: int, offset: Postfix = (0,)) -> int:
         shape = None if tensor is None or tensor.shape is None else _all_known(tensor.shape, self._sizes)

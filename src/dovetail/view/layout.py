@@ -27,6 +27,7 @@ _SWEEPS = 8
 _ASPECT = 1.7
 _GUTTER = 36
 _TRACK = 7
+_MAX_TRACKS = 40
 
 Point = tuple[float, float]
 
@@ -79,8 +80,14 @@ def _layers(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _with_waypoints(count: int, edges: Sequence[tuple[int, int]], layer: list[int]) -> tuple[list[list[int]], list[int]]:
-    """Per edge the vertices that it passes, and the layer of every vertex; the longest edges go without waypoints if all are too many."""
-    spans = sorted(layer[b] - layer[a] - 1 for a, b in edges)
+    """Per edge the vertices that it passes, and the layer of every vertex; the longest edges go without waypoints if all are too many.
+
+    Edges from one node share their waypoints, so that they run as one trunk from which branches go off.
+    """
+    furthest: dict[int, int] = {}
+    for a, b in edges:
+        furthest[a] = max(furthest.get(a, 0), layer[b] - layer[a] - 1)
+    spans = sorted(furthest.values())
     room, longest = count * _WAYPOINTS_PER_NODE + 200, 0
     for span in spans:
         room -= span
@@ -88,23 +95,30 @@ def _with_waypoints(count: int, edges: Sequence[tuple[int, int]], layer: list[in
             break
         longest = span
     of_layer, chains = list(layer), []
+    trunks: dict[int, list[int]] = {}
     for a, b in edges:
-        chain = [a]
-        if layer[b] - layer[a] - 1 <= longest:
-            for row in range(layer[a] + 1, layer[b]):
-                chain.append(len(of_layer))
-                of_layer.append(row)
-        chains.append([*chain, b])
+        span, trunk = layer[b] - layer[a] - 1, trunks.setdefault(a, [])
+        if span > longest:
+            chains.append([a, b])
+            continue
+        for row in range(layer[a] + 1 + len(trunk), layer[b]):
+            trunk.append(len(of_layer))
+            of_layer.append(row)
+        chains.append([a, *trunk[:span], b])
     return chains, of_layer
+
+
+def _segments(chains: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Pairs of vertices that follow each other in a chain, each once."""
+    return list(dict.fromkeys(pair for chain in chains for pair in pairwise(chain)))
 
 
 def _neighbours(count: int, chains: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
     above: list[list[int]] = [[] for _ in range(count)]
     below: list[list[int]] = [[] for _ in range(count)]
-    for chain in chains:
-        for a, b in pairwise(chain):
-            above[b].append(a)
-            below[a].append(b)
+    for a, b in _segments(chains):
+        above[b].append(a)
+        below[a].append(b)
     return above, below
 
 
@@ -175,10 +189,9 @@ def _fold(
 ) -> Drawing:
     pitch = HEIGHT + _GAP_Y
     crossing = [0] * (len(rows) + 1)  # edges that cross the border above a layer
-    for chain in chains:
-        for a, b in pairwise(chain):
-            crossing[of_layer[a] + 1] += 1
-            crossing[of_layer[b] + 1] -= 1
+    for a, b in _segments(chains):
+        crossing[of_layer[a] + 1] += 1
+        crossing[of_layer[b] + 1] -= 1
     for i in range(1, len(crossing)):
         crossing[i] += crossing[i - 1]
     starts = _cuts(rows, centre, widths, crossing)
@@ -190,23 +203,25 @@ def _fold(
         inside = [v for row in rows[first:last] for v in row]
         spans.append((min(centre[v] - widths[v] / 2 for v in inside), max(centre[v] + widths[v] / 2 for v in inside)))
     tracks = [0] * (len(starts) + 1)
-    for chain in chains:
-        for a, b in pairwise(chain):
-            for border in range(column[of_layer[a]], column[of_layer[b]]):
-                tracks[border + 1] += 1
-    left, shift = 0.0, []
+    folded: dict[tuple[int, int], int] = {}  # tracks of trunks that go from one column to another
+    for a, b in _segments(chains):
+        low, high = column[of_layer[a]], column[of_layer[b]]
+        if low != high and (a, high) not in folded:
+            folded[a, high] = tracks[high] % _MAX_TRACKS
+            tracks[high] += 1
+    left: float = 0
+    shift: list[float] = []
     for number, (low, high) in enumerate(spans):
-        left += 0 if number == 0 else _GUTTER + _TRACK * min(tracks[number], 40)
+        left += 0 if number == 0 else _GUTTER + _TRACK * min(tracks[number], _MAX_TRACKS)
         shift.append(left - low)
         left += high - low
-    margin = _TRACK * min(max(tracks, default=0), 40) + 14 if len(starts) > 1 else 0
+    margin = _TRACK * min(max(tracks, default=0), _MAX_TRACKS) + 14 if len(starts) > 1 else 0
 
     def at(vertex: int) -> Point:
         row = of_layer[vertex]
         return centre[vertex] + shift[column[row]], margin + (row - starts[column[row]]) * pitch
 
     height = max(margin + (last - first) * pitch - _GAP_Y for first, last in zip(starts, [*starts[1:], len(rows)], strict=True)) + margin
-    used = [0] * (len(starts) + 1)
     paths = []
     for chain in chains:
         pieces: list[list[Point]] = [[]]
@@ -215,8 +230,7 @@ def _fold(
             pieces[-1].append((ax, ay + (HEIGHT if a < count else HEIGHT / 2)))
             low, high = column[of_layer[a]], column[of_layer[b]]
             if low != high:
-                track = used[high] % 40
-                used[high] += 1
+                track = folded[a, high]
                 bottom, top = height - margin + 8 + _TRACK * track, margin - 8 - _TRACK * track
                 gutter = spans[high][0] + shift[high] - _GUTTER / 2 - _TRACK * track
                 pieces += [[pieces[-1][-1], (ax, bottom), (gutter, bottom), (gutter, top), (bx, top), (bx, by)], [(bx, by)]]

@@ -57,7 +57,7 @@ function legend() {
   const key = (colour, ...text) => h("span", { class: "key" }, h("span", { class: "swatch", style: { background: colour } }), text);
   const ramp = (names) => h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${names.map((n) => `var(--${n})`)})` } });
   const host = steps.some((step) => step.kind === "host") ? [key(HOST, "host step")] : [];
-  if (state.colour === "time") return [h("span", { class: "key" }, "0", ramp(["heat0", "heat1", "heat2"]), time(most)), ...host];
+  if (state.colour === "time") return [h("span", { class: "key" }, "0", ramp(["heat0", "heat1", "heat2"]), time(slowest())), ...host];
   if (state.colour === "roof") return [h("span", { class: "key" }, "0 %", ramp(["bad", "warn", "good"]), "100 % of the roofline"), ...host];
   if (state.colour === "type") {
     return [...[...new Set(steps.filter((x) => x.kind === "kernel").map((x) => x.dtype))].map((n) => key(TYPES[n] || PALETTE[7], n)), ...host];

@@ -3,9 +3,11 @@
 const card = (title, note, ...contents) => h("section", { class: "cardbox" }, h("h2", {}, title), note && h("p", {}, note), contents);
 const wide = (box) => { box.classList.add("wide"); return box; };
 
+const error = (x) => (Number.isFinite(x) ? x.toExponential(1) : String(x));
+
 /** A table of a card: numbers to the right. */
 function small(headings, rows, limit = 400) {
-  const right = headings.map((_, n) => rows.length > 0 && rows.every((row) => typeof row[n] === "number" || /^[\d.,e+−-]+( [µa-zA-Z/%]+)?$/.test(String(row[n]))));
+  const right = headings.map((_, n) => rows.length > 0 && rows.every((row) => typeof row[n] === "number" || /^[\d.,e+-]+( [µa-zA-Z/%]+)?$/.test(String(row[n]))));
   return h("table", {}, h("thead", {}, h("tr", {}, headings.map((name, n) => h("th", { class: right[n] && "right", scope: "col" }, name)))),
     h("tbody", {}, rows.slice(0, limit).map((row) => h("tr", {}, row.map((cell, n) => h("td", { class: right[n] && "right" }, cell)))),
       rows.length > limit && h("tr", {}, h("td", { colspan: headings.length, class: "muted" }, `… ${rows.length - limit} more`))));
@@ -20,10 +22,10 @@ function accuracyView() {
   if (!c.level || c.level === "off") boxes.push(card("Accuracy", "This engine was built without verification: nothing is known of its errors. `dovetail verify` checks it."));
   else {
     boxes.push(card("Accuracy", sentence(c.text),
-      c.engine.checked && small(["output", "relative L2", "largest difference"], c.engine.outputs.map((o) => [mono(o.name), o.relative_l2, o.max_abs])),
-      c.engine.checked && h("p", {}, `The whole engine against ${c.engine.against}, ${plural(c.engine.seeds, "seed")}; tolerance ${c.engine.tolerance}.`)));
+      c.engine.checked && small(["output", "relative L2", "largest difference"], c.engine.outputs.map((o) => [mono(o.name), error(o.relative_l2), error(o.max_abs)])),
+      c.engine.checked && h("p", {}, `The whole engine against ${c.engine.against}, ${plural(c.engine.seeds, "seed")}; tolerance ${error(c.engine.tolerance)}.`)));
     if (c.kernels.worst?.length) boxes.push(card("Largest errors of kernels", `${c.kernels.checked} of ${c.kernels.distinct} distinct fusions were run against the reference.`,
-      small(["value", "tactic", "error", "tolerance"], c.kernels.worst.map((w) => [mono(w.group), w.tactic, w.error, w.tolerance]))));
+      small(["value", "tactic", "error", "tolerance"], c.kernels.worst.map((w) => [mono(w.group), w.tactic, error(w.error), error(w.tolerance)]))));
     if (c.kernels.not_checked?.length) boxes.push(card("Not checked", null, small(["value", "reason"], c.kernels.not_checked.map((w) => [mono(w.group), w.reason]))));
   }
   if (doc.ranges?.measured) boxes.push(card("Ranges", `Measured on ${doc.ranges.inputs}. The largest value is ${short(doc.ranges.peak[1])} (${doc.ranges.peak[0]}); safe in fp16 is ${short(doc.ranges.limit)}.`));
@@ -51,11 +53,11 @@ function decisionsView() {
 
 function weightsView() {
   const columns = [
-    { name: "Weight", width: "minmax(260px, 1fr)", value: (w) => w.name },
-    { name: "Type", width: "70px", value: (w) => w.dtype },
-    { name: "Shape", width: "200px", value: (w) => w.shape.length, cell: (w) => shape(w.shape) },
-    { name: "Bytes", width: "110px", right: true, value: (w) => w.bytes, cell: (w) => bytes(w.bytes) },
-    { name: "Share", width: "160px", right: true, value: (w) => w.bytes, cell: (w) => meter(w.bytes / (doc.totals.weight_bytes || 1), "var(--accent)") },
+    { name: "Weight", width: 260, stretch: 1, value: (w) => w.name },
+    { name: "Type", width: 70, value: (w) => w.dtype },
+    { name: "Shape", width: 200, value: (w) => w.shape.length, cell: (w) => shape(w.shape) },
+    { name: "Bytes", width: 110, right: true, value: (w) => w.bytes, cell: (w) => bytes(w.bytes) },
+    { name: "Share", width: 160, right: true, value: (w) => w.bytes, cell: (w) => meter(w.bytes / (doc.totals.weight_bytes || 1), "var(--accent)") },
   ];
   const table = new Table({ columns, rows: doc.constants, label: "Weights", sort: 3, descending: true });
   on("find", () => table.filter(state.query && ((w) => w.name.toLowerCase().includes(state.query))));

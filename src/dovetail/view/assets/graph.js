@@ -30,7 +30,7 @@ function graphView() {
   on("find", () => graph.surface.draw());
   on("theme", () => graph.surface.draw());
   on("colour", () => { byId("legend").replaceChildren(...legend()); graph.surface.draw(); });
-  requestAnimationFrame(() => { graph.surface.resize(); showDetail(0, -1); emit("colour"); });
+  requestAnimationFrame(() => { graph.surface.resize(); showDetail(0, -1); });
   return view;
 }
 
@@ -61,6 +61,7 @@ function showDetail(level, step) {
   graph.edges = view.edges.map((edge) => ({ ...edge, box: bounds(edge.path), line: null }));
   Object.assign(graph.surface, { width: view.width, height: view.height });
   emit("detail");
+  emit("colour");
   if (step >= 0) select(step, "level");
   else graph.surface.fit();
 }
@@ -124,7 +125,7 @@ function paintGraph(c, { scale }) {
   const fine = scale > 0.4;
   view.nodes.forEach((node, n) => {
     if (outside(node.x, node.y, node.x + view.node_width, node.y + view.node_height)) return;
-    c.globalAlpha = state.found && !(node.steps || []).some((id) => state.found.has(id)) ? 0.16 : 1;
+    c.globalAlpha = state.found && !(node.steps || []).some((id) => state.found.has(id)) ? 0.22 : 1;
     if (node.kind === "steps") paintBox(c, node, view, fine, scale);
     else paintPort(c, node, view, fine);
     if (n === chosen || n === graph.over) {
@@ -148,17 +149,25 @@ function summary(node) {
   const one = mine.length === 1;
   node.sum = {
     slowest: first, us, share: us === null ? null : us / (doc.totals.profile.total_us || 1),
-    title: one ? first.label : tail(node.label || first.place, 24), sub: one ? tail(first.place, 20) : plural(mine.length, "kernel"),
+    title: one ? first.label : tail(node.label || first.place, 24), sub: one ? tail(first.place, 17) : plural(mine.length, "kernel"),
     tag: one ? first.tactic : [...new Set(mine.map((x) => x.base))].slice(0, 2).join(", "),
   };
   return node.sum;
 }
 
+/** The time of the slowest box of this level. */
+function slowest() {
+  const view = current();
+  return (view.slowest ??= Math.max(...view.nodes.map((node) => (node.steps ? summary(node).us || 0 : 0)), 1e-9));
+}
+
+const boxColour = (sum) => (state.colour === "time" && sum.slowest.kind === "kernel" ? mixed(["heat0", "heat1", "heat2"], Math.sqrt((sum.us || 0) / slowest())) : colourOf(sum.slowest));
+
 function paintBox(c, node, view, fine, scale) {
   const sum = summary(node);
   const [w, hgt] = [view.node_width, view.node_height];
   const several = node.steps.length > 1;
-  const colour = several && state.colour === "time" ? mixed(["heat0", "heat1", "heat2"], Math.sqrt(sum.share || 0)) : colourOf(sum.slowest);
+  const colour = boxColour(sum);
   if (!fine) {
     c.fillStyle = colour;
     c.fillRect(node.x, node.y, w, hgt);
@@ -207,8 +216,7 @@ function paintBox(c, node, view, fine, scale) {
   c.fillStyle = css("soft");
   c.fillRect(node.x + 16, node.y + hgt - 11, w - 26, 4);
   c.fillStyle = colour;
-  const largest = several ? doc.totals.profile.total_us : most;
-  c.fillRect(node.x + 16, node.y + hgt - 11, Math.max(1, (w - 26) * Math.min(1, sum.us / largest)), 4);
+  c.fillRect(node.x + 16, node.y + hgt - 11, Math.max(1, (w - 26) * Math.min(1, sum.us / slowest())), 4);
 }
 
 function paintPort(c, node, view, fine) {

@@ -16,7 +16,7 @@ function paintMap(map) {
   const k = mapScale(map);
   c.setTransform(ratio * k, 0, 0, ratio * k, (ratio * (map.clientWidth - view.width * k)) / 2, (ratio * (map.clientHeight - view.height * k)) / 2);
   for (const node of view.nodes) {
-    c.fillStyle = node.kind === "steps" ? colourOf(summary(node).slowest) : css("faint");
+    c.fillStyle = node.kind === "steps" ? boxColour(summary(node)) : css("faint");
     c.globalAlpha = state.found && !(node.steps || []).some((id) => state.found.has(id)) ? 0.2 : 1;
     c.fillRect(node.x, node.y, view.node_width, Math.max(view.node_height, 1.5 / k));
   }

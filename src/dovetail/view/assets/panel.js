@@ -38,7 +38,7 @@ function stepPanel(step) {
       fact("Bytes", bytes(step.bytes), step.us ? `${short(step.gigabytes)} GB/s` : ""),
       fact("Read / written", `${bytes(step.read)} / ${bytes(step.written)}`),
       fact("Weights", step.weight_bytes ? bytes(step.weight_bytes) : "none", step.intensity ? `${short(step.intensity)} FLOP/byte` : "")),
-    section("ONNX nodes", step.nodes.length, true, step.nodes.length ? list(step.nodes.map(mono)) : h("p", { class: "muted" }, "none: the compiler added this step")),
+    section("ONNX nodes", step.nodes.length, true, step.nodes.length ? list(step.nodes.map((name) => h("span", {}, mono(name), doc.onnx_ops[name] && h("span", { class: "type" }, ` ${doc.onnx_ops[name]}`)))) : h("p", { class: "muted" }, "none: the compiler added this step")),
     section("Values", null, true, h("ul", {}, step.reads.map((v) => valueItem(v, "reads")), step.writes.map((v) => valueItem(v, "writes")),
       step.constants.map((name) => h("li", {}, h("span", { class: "type" }, "weights "), mono(name))))),
     why(step, group),
@@ -76,8 +76,7 @@ function why(step, group) {
   return [
     section("Tactic", null, true, h("ul", {}, h("li", {}, h("span", { class: "type" }, "chosen "), mono(mine || group.tactic)),
       h("li", {}, h("span", { class: "type" }, "fused "), group.ops.join(" + ")),
-      step.dims.length > 0 && h("li", {}, h("span", { class: "type" }, "called with "), mono(step.dims.join(", "))),
-      step.part && h("li", {}, h("span", { class: "type" }, "kernel "), `${step.part} of those that this tactic takes, counted from 0`))),
+      step.dims.length > 0 && h("li", {}, h("span", { class: "type" }, "called with "), mono(step.dims.join(", "))))),
     section("Candidates", measured.length, measured.length > 0, measured.length
       ? h("div", { class: "bars" }, measured.map(([name, us]) => [h("span", { class: "what mono" }, name),
         h("span", { class: `bar ${name === mine ? "chosen" : ""}`, style: { width: `${(100 * us) / largest}%` } }), h("span", { class: "us" }, time(us))]))

@@ -19,13 +19,20 @@ steps.forEach((step, id) => {
   step.base = step.kind === "kernel" ? step.tactic.split(".")[0] : step.kind;
   step.part = step.kind === "kernel" ? step.tactic.split(".")[1] ?? "" : "";
   const ops = step.kind === "kernel" && group ? group.ops : [step.kind === "kernel" ? step.tactic : step.kernel];
-  step.label = brief(ops) + (step.part === "" ? "" : ` (${step.part})`);
+  step.label = brief(ops);
   step.place = step.nodes.length ? step.nodes[0] : "added by the compiler";
   step.intensity = step.bytes ? step.flops / step.bytes : 0;
   step.gflops = step.us ? step.flops / step.us / 1e3 : null;
   step.gigabytes = step.us ? step.bytes / step.us / 1e3 : null;
   step.roof = step.us && step.roof_us !== null ? step.roof_us / step.us : null;
 });
+
+// Kernels that one tactic takes for the same nodes say which of them they are.
+for (let first = 0, last = 0; first < steps.length; first = last) {
+  const same = (other) => other && other.group >= 0 && other.group === steps[first].group && other.parent === steps[first].parent;
+  for (last = first + 1; same(steps[last]); last++);
+  for (let id = first; last - first > 1 && id < last; id++) steps[id].label += ` (${id - first + 1} of ${last - first})`;
+}
 const most = Math.max(...steps.map((step) => step.us || 0), 1e-9);
 
 function brief(ops) {

@@ -2,14 +2,15 @@
 
 const ROW = 30;
 
-/** Columns: {name, width, value (to sort by), cell (text or element; default the value), right}. Rows: any records. */
+/** Columns: {name, width (least), stretch (share of what is left), value (to sort by), cell (text or element; default the value), right}. Rows: any records. */
 class Table {
   constructor({ columns, rows, label, pick, chosen, sort = 0, descending = false }) {
     Object.assign(this, { columns, rows, shown: rows, pick, chosen, sort, descending });
-    this.template = columns.map((c) => c.width).join(" ");
-    this.headrow = h("div", { class: "row headrow", role: "row", style: { gridTemplateColumns: this.template } }, columns.map((c, n) =>
+    this.template = columns.map((c) => (c.stretch ? `minmax(${c.width}px, ${c.stretch}fr)` : `${c.width}px`)).join(" ");
+    const least = `${columns.reduce((sum, c) => sum + c.width + 12, 24)}px`;
+    this.headrow = h("div", { class: "row headrow", role: "row", style: { gridTemplateColumns: this.template, minWidth: least } }, columns.map((c, n) =>
       h("span", { role: "columnheader", class: c.right && "right", title: c.title }, h("button", { click: () => this.by(n) }, c.name))));
-    this.space = h("div", { class: "space" });
+    this.space = h("div", { class: "space", style: { minWidth: least } });
     this.box = h("div", { class: "rows", role: "grid", "aria-label": label, tabindex: "0", scroll: () => this.draw(), keydown: (event) => this.key(event) }, this.headrow, this.space);
     new ResizeObserver(() => this.draw()).observe(this.box);
     this.arrange();
@@ -65,24 +66,25 @@ class Table {
   }
 }
 
-const meter = (share, colour) => h("span", { class: "meter" }, h("span", { class: "track" }, h("span", { class: "fill", style: { display: "block", width: `${Math.min(100, 100 * (share || 0))}%`, background: colour } })),
+/** A share as a bar and a number; `full` is the share that fills the bar. */
+const meter = (share, colour, full = 1) => h("span", { class: "meter" }, h("span", { class: "track" }, h("span", { class: "fill", style: { display: "block", width: `${Math.min(100, (100 * (share || 0)) / full)}%`, background: colour } })),
   h("span", { class: "text" }, percent(share)));
 
 function kernelTable() {
   const roof = MODES.roof.on;
   const columns = [
-    { name: "#", width: "44px", right: true, value: (x) => x.id },
-    { name: "Operation", width: "minmax(170px, 1.1fr)", value: (x) => x.label, cell: (x) => (x.depth ? "↳ " : "") + x.label },
-    { name: "ONNX nodes", width: "minmax(200px, 2fr)", value: (x) => x.place, cell: (x) => (x.nodes.length > 1 ? `${x.place}  +${x.nodes.length - 1}` : x.place) },
-    { name: "Tactic", width: "130px", value: (x) => x.tactic, cell: (x) => h("span", {}, h("span", { class: "swatch", style: { background: x.kind === "kernel" ? tacticColour(x.base) : HOST } }), ` ${x.kind === "kernel" ? x.tactic : `${x.kind} ${x.kernel}`}`) },
-    { name: "Type", width: "50px", value: (x) => x.dtype },
-    timed && { name: "Time", width: "76px", right: true, value: (x) => x.us, cell: (x) => time(x.us) },
-    timed && { name: "Share", width: "140px", right: true, value: (x) => x.share, cell: (x) => meter(x.share, tacticColour(x.base)) },
-    { name: "Arithmetic", width: "96px", right: true, value: (x) => x.flops, cell: (x) => (x.flops ? flops(x.flops) : "–") },
-    { name: "Bytes", width: "82px", right: true, value: (x) => x.bytes, cell: (x) => bytes(x.bytes) },
-    timed && { name: "GFLOP/s", width: "70px", right: true, value: (x) => x.gflops, cell: (x) => (x.flops && x.us ? short(x.gflops) : "–") },
-    timed && { name: "GB/s", width: "62px", right: true, value: (x) => x.gigabytes, cell: (x) => (x.us ? short(x.gigabytes) : "–") },
-    roof && { name: "Roofline", width: "140px", right: true, title: "least time by arithmetic and bytes, as a share of the time measured", value: (x) => x.roof, cell: (x) => (x.roof === null ? "–" : meter(x.roof, mixed(["bad", "warn", "good"], Math.min(1, x.roof)))) },
+    { name: "#", width: 44, right: true, value: (x) => x.id },
+    { name: "Operation", width: 170, stretch: 1, value: (x) => x.label, cell: (x) => (x.depth ? "↳ " : "") + x.label },
+    { name: "ONNX nodes", width: 220, stretch: 2, value: (x) => x.place, cell: (x) => (x.nodes.length > 1 ? `${x.place}  +${x.nodes.length - 1}` : x.place) },
+    { name: "Tactic", width: 130, value: (x) => x.tactic, cell: (x) => h("span", {}, h("span", { class: "swatch", style: { background: x.kind === "kernel" ? tacticColour(x.base) : HOST } }), ` ${x.kind === "kernel" ? x.tactic : `${x.kind} ${x.kernel}`}`) },
+    { name: "Type", width: 50, value: (x) => x.dtype },
+    timed && { name: "Time", width: 76, right: true, value: (x) => x.us, cell: (x) => time(x.us) },
+    timed && { name: "Share", width: 140, right: true, value: (x) => x.share, cell: (x) => meter(x.share, tacticColour(x.base), most / doc.totals.profile.total_us) },
+    { name: "Arithmetic", width: 92, right: true, value: (x) => x.flops, cell: (x) => (x.flops ? flops(x.flops) : "–") },
+    { name: "Bytes", width: 80, right: true, value: (x) => x.bytes, cell: (x) => bytes(x.bytes) },
+    timed && { name: "GFLOP/s", width: 70, right: true, value: (x) => x.gflops, cell: (x) => (x.flops && x.us ? short(x.gflops) : "–") },
+    timed && { name: "GB/s", width: 60, right: true, value: (x) => x.gigabytes, cell: (x) => (x.us ? short(x.gigabytes) : "–") },
+    roof && { name: "Roofline", width: 140, right: true, title: "least time by arithmetic and bytes, as a share of the time measured", value: (x) => x.roof, cell: (x) => (x.roof === null ? "–" : meter(x.roof, mixed(["bad", "warn", "good"], Math.min(1, x.roof)))) },
   ].filter(Boolean);
   const sort = columns.findIndex((c) => c.name === (timed ? "Time" : "#"));
   const table = new Table({ columns, rows: steps, label: "Kernels", sort, descending: timed, pick: (x) => select(x.id, "table"), chosen: (x) => x.id === state.step });
