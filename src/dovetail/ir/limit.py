@@ -57,6 +57,12 @@ def exhausted() -> bool:
     return limit is not None and limit.most is not None and len(limit.made) >= limit.most
 
 
+def remaining(wanted: int) -> int:
+    """How many of so many rewrites may still be made."""
+    limit = _limit.get()
+    return wanted if limit is None or limit.most is None else max(0, min(wanted, limit.most - len(limit.made)))
+
+
 def made(what: str, where: str) -> None:
     """Note a rewrite."""
     limit = _limit.get()
