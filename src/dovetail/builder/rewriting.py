@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def rewritten(model: ModelSource, rules: Sequence[Rule], shapes: ShapeOverride |
     if isinstance(model, Definition) or not rules:
         return Rules(model, model)
     proto, folder = read_model(model)
-    own = isinstance(model, str | bytes) or hasattr(model, "__fspath__")
+    own = isinstance(model, str | bytes | os.PathLike)
     before = b"".join(n.SerializeToString(deterministic=True) for n in proto.graph.node)
     rewriting = rewrite_proto(proto, folder, rules, shapes, copy=not own)
     if not rewriting.log:

@@ -35,6 +35,7 @@ VERBS = {
     "explain": "say why each kernel was chosen, and why a fusion was not",
     "check": "list everything in a model that is not supported, without building",
     "simplify": "write a smaller ONNX model that computes the same",
+    "edit": "change an ONNX model: cut, replace, insert, delete, rename, retype, convert, strip",
     "doctor": "show what this machine offers, and how to get what is missing",
     "cache": "show or prune the caches of compiled kernels and timings",
     "trust": "manage the keys whose compiled kernels may be loaded",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dovetail.core.errors import ModelError, UsageError
+from dovetail.core.errors import UsageError
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.names import describe
@@ -124,19 +124,18 @@ def _freed(target: list[int], data: tuple[int | str | None, ...] | None, old: in
         return [0, *target[1:]] if target[0] == old and known and rest % known == 0 and not allow_zero else "its own -1 hides the batch"
     tail = math.prod(target[1:]) if 0 not in target[1:] else 0
     if tail and rest % tail == 0 and target[0] == old * (rest // tail):
-        return [-1, *target[1:]]
+        # 0 is the data's own size, and keeps its name.
+        return [0 if tail == rest and not allow_zero else -1, *target[1:]]
     return "its leading size does not hold whole samples"
 
 
 def _still_fits(draft: Draft, found: Batch) -> None:
     """Refuse a model whose constants contradict the new batch, with all that may be to blame."""
     try:
-        kinds.infer(draft.proto, strict=True)
-    except ModelError as error:
-        if draft.invalid_before():
-            return
+        draft.import_it()
+    except UsageError as error:
         listed = "".join(f"\n  {text}" for text in found.suspects)
         raise UsageError(
-            f"batch: with {found.new!r} in the place of {found.old!r} the model contradicts itself: {kinds.tidy(error)}"
-            + (f"; these nodes may hold the old batch:{listed}" if listed else "; export the model with a dynamic batch")
+            f"{error}; {found.old!r} in the place of {found.new!r} may be held in"
+            + (f":{listed}" if listed else " a constant: export the model with a dynamic batch")
         ) from error

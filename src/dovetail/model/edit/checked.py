@@ -85,15 +85,40 @@ def transposed(original: Model, layouts: Mapping[str, str]) -> Border:
     return Border(there, back)
 
 
-def cast(original: Model, result: Model) -> Border:
-    """The border after inputs and outputs, or weights, got other element types."""
-    wanted = {v.name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kinds.element_of(v.type))) for v in result.proto.graph.input}
-    before = [np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kinds.element_of(v.type))) for v in original.proto.graph.output]
-    return Border(
-        lambda feeds: {name: value.astype(wanted[name]) for name, value in feeds.items()},
-        lambda values: [np.asarray(x).astype(kind) for x, kind in zip(values, before, strict=True)],
-        _NARROW_TOLERANCE,
-    )
+def same_cast(original: Model, result: Model) -> float:
+    """The largest difference after inputs, outputs or weights got other element types, on inputs that both types hold.
+
+    Raises:
+        VerificationError: it is more than rounding to the narrower types does.
+        UsageError: one of them cannot be run here.
+    """
+    return _guarded("set-dtype", lambda: _same_cast(_loaded(original), _loaded(result)))
+
+
+def _same_cast(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
+    wanted = {v.name: _numpy(v) for v in (*after.graph.input, *after.graph.output)}
+    drawn, _ = run_original(before, declared_inputs(before), 0, "set-dtype")
+    given = {}
+    for name, value in drawn.items():
+        whole = value.dtype.kind not in "iub" and np.dtype(wanted[name]).kind in "iub"
+        given[name] = (np.abs(np.rint(value * 2)) if whole else value).astype(wanted[name])
+    expected = evaluate_model(before, {name: value.astype(drawn[name].dtype) for name, value in given.items()})
+    worst = 0.0
+    for value, want, got in zip(before.graph.output, expected, evaluate_model(after, given), strict=True):
+        got = np.asarray(got).astype(np.asarray(want).dtype)
+        rounded = np.asarray(want).astype(wanted[value.name]).astype(got.dtype)
+        error = difference(rounded, got)
+        if not error <= _NARROW_TOLERANCE:
+            raise VerificationError(
+                f"set-dtype: output {value.name!r} differs from the original by {error:.3g}, expected at most {_NARROW_TOLERANCE:g}; "
+                "nothing was written; --no-check skips this"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _numpy(value: onnx.ValueInfoProto) -> Any:
+    return onnx.helper.tensor_dtype_to_np_dtype(kinds.element_of(value.type))
 
 
 def with_more_inputs(original: Model, names: Iterable[str]) -> Border:

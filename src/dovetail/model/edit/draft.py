@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TypeProto, numpy_helper
 
-from dovetail.core.errors import ModelError, UsageError
+from dovetail.core.errors import ModelError, UnsupportedOpError, UsageError
+from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import read_tensor
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.names import describe, expect
@@ -91,6 +92,24 @@ class Draft:
         except (onnx.checker.ValidationError, ModelError):
             return True
         return False
+
+    def import_it(self) -> None:
+        """Import the model as a build would, which follows shapes closer than onnx does.
+
+        Raises:
+            UsageError: it is refused, and the model before was not.
+        """
+        self._agree(kinds.infer(self.proto))
+        try:
+            import_onnx(Model(self.proto, self.folder))
+        except UnsupportedOpError:
+            return  # nothing can be said of it
+        except ModelError as error:
+            try:
+                import_onnx(self.source)
+            except ModelError:
+                return
+            raise self.fail(f"the result is not valid: {error}") from error
 
     def fail(self, text: str) -> UsageError:
         """An error of this edit."""
@@ -289,13 +308,16 @@ class Draft:
             UsageError: it would not be valid, and the model before was.
         """
         self.sort()
-        self._check()
         inferred = kinds.infer(self.proto)
+        self._agree(inferred)
+        self._check()
         self._infer(inferred)
+        return Model(self.proto, self.folder)
+
+    def _agree(self, inferred: Mapping[str, TypeProto]) -> None:
         problem = next(kinds.contradictions(self.proto, inferred), None)
         if problem is not None and next(kinds.contradictions(self._before, self.types), None) is None:
-            raise self.fail(f"the result is not valid: {problem}; add a Cast (insert), or change types with set-dtype")
-        return Model(self.proto, self.folder)
+            raise self.fail(f"the result is not valid: {problem}")
 
     def _check(self) -> None:
         try:

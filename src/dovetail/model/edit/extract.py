@@ -45,11 +45,14 @@ def extract(
     return draft.finish()
 
 
-def region(draft: Draft, starts: Sequence[str] | None, ends: Sequence[str]) -> tuple[list[onnx.NodeProto], set[str]]:
+def region(
+    draft: Draft, starts: Sequence[str] | None, ends: Sequence[str], *, all_needed: bool = True
+) -> tuple[list[onnx.NodeProto], set[str]]:
     """The nodes between tensors, in the graph's order, and the names that they need from outside.
 
     Raises:
-        UsageError: the way back from `ends` reaches inputs of the model that `starts` leaves open, or never reaches one of `starts`.
+        UsageError: the way back from `ends` reaches inputs of the model that `starts` leaves open; or, with `all_needed`, never
+            reaches one of `starts`.
     """
     producers, cut = draft.producers(), set(starts or ())
     wanted, via, alive, outside = list(ends), dict[str, str](), set[int](), set[str]()
@@ -70,7 +73,7 @@ def region(draft: Draft, starts: Sequence[str] | None, ends: Sequence[str]) -> t
                 f"the inputs {list(starts)} do not cut {list(ends)} off the rest: still needed is {ways}; "
                 "add these names, or tensors on the way, to the inputs"
             )
-        if idle := [name for name in starts if name not in outside]:
+        if all_needed and (idle := [name for name in starts if name not in outside]):
             raise draft.fail(f"{list(ends)} {'do' if len(ends) > 1 else 'does'} not depend on {idle[0]!r}; leave it out of the inputs")
     return [node for node in draft.graph.node if id(node) in alive], outside
 

@@ -44,11 +44,11 @@ def insert(
     draft.names([x for x in dict.fromkeys(extra) if x] or [tensor], "tensor")
     source, result = splice(draft, tensor, f"{tensor}_{op.lower()}", before)
     draft.add_node(op, [source, *extra], [result], name, domain, **(attributes or {}))
+    draft.forget_types()
     if domain:
         draft.use_domain(domain, version)
         if tensor in draft.types:  # as good a guess as any, and the user may say otherwise with set-dtype
             draft.graph.value_info.append(kinds.value_info(result, draft.types[tensor]))
-    _later_types(draft)
     return draft.finish()
 
 
@@ -195,8 +195,3 @@ def _take_name(draft: Draft, source: str, output: str) -> bool:
         return True
     draft.add_node("Identity", [source], [output])
     return False
-
-
-def _later_types(draft: Draft) -> None:
-    """Forget the types of what follows a new node, which may change them; onnx infers them again."""
-    draft.forget_types(outputs=False)

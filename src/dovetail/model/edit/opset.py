@@ -87,7 +87,7 @@ def _convert(draft: Draft, old: int, new: int) -> None:
         names = ", ".join(f"{f.domain}::{f.name}" for f in draft.proto.functions)
         raise draft.fail(f"functions of the model use operators that changed between opsets {old} and {new}: {names}; inline them first")
     problems: dict[str, list[str]] = {}
-    for graph in list(all_graphs(draft.graph)):
+    for graph in reversed(list(all_graphs(draft.graph))):  # bodies first: lists of nodes are replaced by copies
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             if _unchanged(node, old, new, types):

@@ -45,10 +45,11 @@ def replace(
     starts, ends = _part(draft, inputs, outputs)
     check_operator(draft, op, domain, attributes or {})
     _detach(draft, ends)
-    node = draft.add_node(op, starts, ends, name, domain, **(attributes or {}))
+    draft.add_node(op, starts, ends, name, domain, **(attributes or {}))
+    draft.forget_types()
     if domain:
         draft.use_domain(domain, version)
-    _keep_types(draft, node.output)
+        _keep_types(draft, ends)
     draft.sort()
     draft.drop_dead()
     return draft.finish()
@@ -136,9 +137,10 @@ def replace_op(
         check_operator(draft, new, domain, merged, describe(node))
         made = onnx.helper.make_node(new, list(node.input), list(node.output), node.name, node.doc_string, domain, **merged)
         node.CopyFrom(made)
+    draft.forget_types()
     if domain:
         draft.use_domain(domain, version)
-    _keep_types(draft, [name for node in nodes for name in node.output])
+        _keep_types(draft, [name for node in nodes for name in node.output])
     return draft.finish()
 
 
@@ -173,9 +175,7 @@ def _part(draft: Draft, inputs: Iterable[str], outputs: Iterable[str]) -> tuple[
     starts, ends = draft.names(inputs, "tensor"), draft.names(outputs, "tensor")
     if unmade := [name for name in ends if name not in draft.producers()]:
         raise draft.fail(f"got {unmade[0]!r} as output, expected what a node computes; it is an input or a weight")
-    # A weight may be given to the new node although nothing read it before.
-    weights = set(draft.weights())
-    region(draft, [s for s in starts if s not in weights], ends)
+    region(draft, starts, ends, all_needed=False)  # what takes the place may read more than the part did
     return starts, ends
 
 

@@ -35,15 +35,5 @@ def set_shape(model: Model, shapes: Mapping[str, Sequence[int | str]]) -> Model:
             if isinstance(size, str) and ".." in size:
                 raise draft.fail(f"got the range {size!r} for {name!r}, expected a size or a name; ranges are for `dovetail build`")
         kinds.set_shape_of(border[name].type, shape)
-    inferred = kinds.infer(draft.proto)
-    for name, shape in shapes.items():
-        found = kinds.shape_of(inferred.get(name))
-        if name not in inputs and found is not None and not _agree(found, shape):
-            raise draft.fail(f"{name!r} is {kinds.text(inferred[name])} for these inputs, got {list(shape)}; change the inputs' shapes")
+    draft.import_it()
     return draft.finish()
-
-
-def _agree(found: Sequence[int | str | None], said: Sequence[int | str]) -> bool:
-    if len(found) != len(said):
-        return False
-    return all(a == b for a, b in zip(found, said, strict=True) if isinstance(a, int) and isinstance(b, int))

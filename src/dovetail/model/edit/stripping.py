@@ -63,7 +63,8 @@ def strip(model: Model, *, least: int = LARGE_BYTES) -> Model:
                 outside = tensor.data_location == onnx.TensorProto.EXTERNAL and stored_bytes(tensor) >= LARGE_BYTES
                 if outside or stored_bytes(tensor) >= least:
                     bare = proto.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-                    bare.doc_string = tensor.doc_string
+                    if tensor.doc_string:
+                        bare.doc_string = tensor.doc_string
                     bare.metadata_props.add(key=STRIPPED, value=digest(read_tensor(tensor, model.folder)))
                 else:
                     proto.graph.initializer.append(tensor)
@@ -112,7 +113,9 @@ def restore(model: Model, weights: Any, *, names: Mapping[str, str] | None = Non
         elif not problems:
             name, text = tensor.name, tensor.doc_string
             tensor.CopyFrom(given if isinstance(given, onnx.TensorProto) else numpy_helper.from_array(np.array(given, order="C"), name))
-            tensor.name, tensor.doc_string = name, text
+            tensor.name = name
+            if text:
+                tensor.doc_string = text
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         listed = "".join(f"\n  {p}" for p in problems[:20])

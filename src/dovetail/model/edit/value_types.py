@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -111,10 +112,15 @@ def value_info(name: str, kind: TypeProto) -> ValueInfoProto:
     return value
 
 
-def contradictions(model: onnx.ModelProto, types: dict[str, TypeProto]) -> Iterator[str]:
-    """What onnx's checker leaves out: operands of the main graph's nodes whose element types the operator does not take together."""
+def contradictions(model: onnx.ModelProto, types: Mapping[str, TypeProto]) -> Iterator[str]:
+    """What onnx's checker leaves out: operands whose element types do not go together, Reshapes to another number of elements."""
     opsets = {o.domain: o.version for o in model.opset_import}
     for node in model.graph.node:
+        if node.op_type == "Reshape" and node.domain in ("", "ai.onnx"):
+            sizes = [shape_of(types.get(name)) for name in (node.input[0], node.output[0])]
+            counts = [math.prod(s) if s is not None and all(isinstance(d, int) for d in s) else None for s in sizes]  # type: ignore[arg-type]
+            if None not in counts and counts[0] != counts[1]:
+                yield f"Reshape {node.name!r} makes {text(types[node.output[0]])} of {text(types[node.input[0]])}"
         domain = "" if node.domain == "ai.onnx" else node.domain
         if domain not in opsets or not onnx.defs.has(node.op_type, domain):
             continue
@@ -137,5 +143,5 @@ def contradictions(model: onnx.ModelProto, types: dict[str, TypeProto]) -> Itera
                 if first[0] != code:
                     yield (
                         f"{node.op_type} {node.name!r} reads {first[1]!r} ({dtype_name(first[0])}) and {name!r} ({dtype_name(code)}), "
-                        "expected one type"
+                        "expected one type; insert a Cast"
                     )
