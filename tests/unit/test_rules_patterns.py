@@ -226,7 +226,8 @@ def test_bodies_of_control_flow_are_searched_too() -> None:
         )
         for name, one in (("then", "one"), ("else", "two"))
     }  # fmt: skip
-    nodes = [node("ReduceSum", "x", "r", keepdims=0), node("Greater", "r zero", "c"), helper.make_node("If", ["c"], ["y"], "choice", **branches)]
+    choice = helper.make_node("If", ["c"], ["y"], "choice", **branches)
+    nodes = [node("ReduceSum", "x", "r", keepdims=0), node("Greater", "r zero", "c"), choice]
     weights = {"zero": np.float32(0), "one": np.float32(1), "two": np.float32(2)}
     model = graph(nodes, SHAPES, ["y"], weights)
     before = copied(model)

@@ -84,7 +84,7 @@ def test_numbers_take_the_type_of_their_neighbours() -> None:
         (lambda op, x: op.MatMul(x, op.constant(np.ones((5, 4), np.float32))), "its replacement does not fit"),
         (lambda op, x: (x, x), "returned 2 values, expected 1"),
         (lambda op, x: None, "returned None as output 0, expected a value"),
-        (lambda op, x: [][1], r"failed at test_rules_replacements.py:\d+ \(IndexError"),
+        (lambda op, x: 1 / 0, r"failed at test_rules_replacements.py:\d+ \(ZeroDivisionError"),
         (lambda op, x: op.Relux(x), "got the operator 'Relux', which ONNX has not"),
         (lambda op, x: op.Elu(x, beta=1.0), "got the attribute 'beta', expected one of alpha"),
         (lambda op, x: op.Add(x, "y"), "got 'y' as input 1"),
@@ -108,7 +108,7 @@ def test_a_rule_that_never_ends_is_named() -> None:
         rule(relu, lambda op, x: op.Max(x, 0.0), "there"),
         rule(lambda op, x: op.Max(x, 0.0), lambda op, x: op.Relu(x), "back"),
     ]
-    with pytest.raises(RuleError, match="rules '(there|back)', '(there|back)' match what they wrote"):
+    with pytest.raises(RuleError, match=r"rules '(there|back)', '(there|back)' match what they wrote"):
         applied(model, *pair)
     assert model.SerializeToString() == before
 
@@ -234,7 +234,7 @@ def test_files_of_rules(tmp_path: Path) -> None:
             select([file])
         with pytest.raises(RuleError, match="cannot be read"):
             select([tmp_path / "absent.py"])
-        with pytest.raises(UsageError, match="got 'absent', expected FILE.py, 'none'"):
+        with pytest.raises(UsageError, match="got 'absent', expected FILE"):
             select("absent")
     finally:
         for name in ("from_file", "renamed"):
