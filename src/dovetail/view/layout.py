@@ -211,10 +211,10 @@ def _fold(
             tracks[high] += 1
     left: float = 0
     shift: list[float] = []
-    for number, (low, high) in enumerate(spans):
+    for number, (begin, end) in enumerate(spans):
         left += 0 if number == 0 else _GUTTER + _TRACK * min(tracks[number], _MAX_TRACKS)
-        shift.append(left - low)
-        left += high - low
+        shift.append(left - begin)
+        left += end - begin
     margin = _TRACK * min(max(tracks, default=0), _MAX_TRACKS) + 14 if len(starts) > 1 else 0
 
     def at(vertex: int) -> Point:
