@@ -79,6 +79,30 @@ def merge_transposes(scope: Scope) -> list[str]:
     return texts
 
 
+def transposes_of_ones(scope: Scope) -> list[str]:
+    """A transposition that only moves axes of size 1, next to a Reshape or the like, is a Reshape (and then part of that one)."""
+    readers = {name: node for node in scope.graph.node for name in node.input}
+    texts = []
+    for node in scope.graph.node:
+        if not scope.is_op(node, "Transpose") or scope.opset < 5:
+            continue
+        shape, result = scope.shape(node.input[0]), scope.shape(node.output[0])
+        perm = attribute(node, "perm")
+        if shape is None or result is None or perm is None:
+            continue
+        moved = [p for p in perm if shape[p] != 1]
+        beside = scope.only_use(node.output[0]) and scope.is_op(readers.get(node.output[0]), *VIEWS)
+        if moved != sorted(moved) or not (beside or scope.made_by(node.input[0], *VIEWS)):
+            continue
+        target = view_target(shape, result)
+        if target is not None:
+            node.op_type = "Reshape"
+            del node.attribute[:]
+            node.input.append(scope.add_ints(f"{node.output[0]}_shape", target))
+            texts.append(describe(node))
+    return texts
+
+
 def merge_casts(scope: Scope) -> list[str]:
     """A cast of a cast that lost nothing is one cast."""
     texts = []
@@ -202,6 +226,7 @@ def constant_pads(scope: Scope, node: onnx.NodeProto) -> tuple[list[int], float]
 MERGES = {
     "merge_views": merge_views,
     "merge_transposes": merge_transposes,
+    "transposes_of_ones": transposes_of_ones,
     "merge_casts": merge_casts,
     "merge_slices": merge_slices,
     "merge_concats": merge_concats,

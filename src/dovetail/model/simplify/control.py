@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx
+import onnx.inliner
 
 from dovetail.core.errors import ModelError
 from dovetail.model.proto_graph import attribute, subgraphs

@@ -41,11 +41,17 @@ def fold_shapes(scope: Scope) -> list[str]:
 
 
 def share_shapes(scope: Scope) -> list[str]:
-    """Of nodes that compute the same sizes, in whatever way, the first stays."""
+    """Of nodes that compute the same sizes, in whatever way, the first stays; shapes are those of inputs where they are the same."""
+    inputs = {shape: v.name for v in reversed(scope.graph.input) if (shape := scope.shape(v.name)) is not None}
     first: dict[Any, str] = {}
     replacements: dict[str, str] = {}
     texts = []
     for node in scope.graph.node:
+        if scope.is_op(node, "Shape") and node.input[0] not in scope.inputs:
+            same = inputs.get(scope.shape(node.input[0]) or ())
+            if same is not None and scope.shape(same):  # so that nothing is computed only for its shape
+                node.input[0] = same
+                texts.append(f"{describe(node)} of {same}")
         if len(node.output) != 1 or node.op_type in NEVER_FOLD:
             continue
         name = node.output[0]
