@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_arrow_keys_walk_the_graph(report_page: Path, open_page: Callable) -> No
 def test_levels_and_colours_switch(report_page: Path, open_page: Callable) -> None:
     page = open_page(report_page).page
     views = document(page)["views"]
-    assert len(views) > 1 and all(len(b["nodes"]) < len(a["nodes"]) for a, b in zip(views, views[1:], strict=False))
+    assert len(views) > 1 and all(len(b["nodes"]) < len(a["nodes"]) for a, b in itertools.pairwise(views))
     pictures = {pixels(page)}
     for button in page.locator(".segments button").all():
         button.click()
