@@ -13,7 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail.cli.edit_verbs import EDITS
+from dovetail.model.rules import unregister
 
+RULES = """
+import dovetail
+
+
+@dovetail.rewrite(lambda op, x: op.Relu(x))
+def relu_as_max(op, x):
+    return op.Max(x, 0.0)
+"""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "edit.md"
 
 
@@ -35,6 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx")
     np.savez(tmp_path / "x.npz", x=rng.standard_normal((2, 3, 224, 224)).astype(np.float32))
+    (tmp_path / "rules.py").write_text(RULES)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -49,11 +59,18 @@ def test_the_page_shows_every_verb() -> None:
 
 
 def test_the_commands_of_the_page_work(folder: Path, call: Callable) -> None:
-    for command in commands():
-        outcome = call(*command)
-        assert outcome.code == 0, (command, outcome.err)
-        written = command[command.index("-o") + 1]
-        assert f"{written}: checked by onnx; " in outcome.out
+    try:
+        for command in commands():
+            outcome = call(*command)
+            assert outcome.code == 0, (command, outcome.err)
+            written = command[command.index("-o") + 1]
+            assert f"{written}: checked by onnx; " in outcome.out
+            if command[1] == "rewrite":
+                assert "rewrite rules: relu_as_max x1" in outcome.out
+    finally:
+        unregister("relu_as_max")
+    made = [n.op_type for n in onnx.load("rewritten.onnx").graph.node]
+    assert "Max" in made and "Relu" not in made
     onnx.checker.check_model("whole.onnx", full_check=True)
     assert (folder / "bare.onnx").stat().st_size < 2048 < (folder / "model.onnx").stat().st_size
     assert (folder / "apart.onnx.data").is_file()

@@ -226,6 +226,13 @@ def test_delete_reconnects_what_fits() -> None:
     assert list(everything.weights) == []
 
 
+def test_delete_takes_out_what_stands_on_a_weight() -> None:
+    nodes = [helper.make_node("Identity", ["w"], ["v"]), helper.make_node("Mul", ["x", "v"], ["y"])]
+    model = model_of(nodes, [info("x", [4])], [info("y", [4])], {"w": np.arange(4, dtype=np.float32)})
+    result = model.delete(op="Identity")
+    assert ops(result) == ["Mul"] and list(result.proto.graph.node[0].input) == ["x", "w"]
+
+
 def test_delete_says_what_would_be_open() -> None:
     two = model_of([helper.make_node("Add", ["a", "b"], ["c"], name="/add"), helper.make_node("Relu", ["c"], ["y"])],
                    [info("a", [4]), info("b", [4])], [info("y", [4])])  # fmt: skip

@@ -6,8 +6,9 @@
     dovetail edit VERB --help
 
 Every result passes onnx's checker and has its types inferred again. Where an edit must not change what the model computes
-(rename, io-layout, convert-opset, set-dtype, batch, mark-output, unmark-output, to-input, externalise, inline), it is compared with
-the original on seeded inputs before it is written; --no-check skips that. Weights in files of their own are not read until then.
+(rename, rewrite, io-layout, convert-opset, set-dtype, batch, mark-output, unmark-output, to-input, externalise, inline), it is
+compared with the original on seeded inputs before it is written; --no-check skips that. Weights in files of their own are not read
+until then.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         why = "not compared: --no-check"
     elif change.check is not None:
         if checked.too_large(original):
-            why = "not compared: more than 1 GiB of weights"
+            why = "not compared: more than 2 GiB of weights"
         else:
             error = change.check()
             why = change.unchecked if error is None else ""

@@ -16,6 +16,7 @@ from dovetail.model import edit
 from dovetail.model.edit import checked
 from dovetail.model.edit.rename import GROUPS
 from dovetail.model.model import Model
+from dovetail.model.rules.log import text as rule_lines
 
 
 @dataclass
@@ -100,6 +101,11 @@ def _replace(model: Model, args: argparse.Namespace) -> Change:
         return Change(edit.replace_by_model(model, args.inputs, args.outputs, other, names=dict(args.map), prefix=args.prefix))
     return Change(edit.replace(model, args.inputs, args.outputs, args.op, domain=args.domain, version=args.domain_version,
                                attributes=attributes(args)))  # fmt: skip
+
+
+def _rewrite(model: Model, args: argparse.Namespace) -> Change:
+    result, log = edit.rewrite(model, args.rules)
+    return Change(result, lambda: checked.same(model, result, "rewrite"), notes=rule_lines(log.json(), skipped=False))
 
 
 # ---------------------------------------------------------------------- nodes
@@ -280,6 +286,8 @@ EDITS = {
                     "  replace m.onnx -o n.onnx --inputs a --outputs b --op HardSwish\n"
                     "  replace m.onnx -o n.onnx --inputs a --outputs b --with part.onnx\n"
                     "  replace m.onnx -o n.onnx --op-type Relu --op LeakyRelu --attr alpha=0.1", _replace_arguments, _replace),
+    "rewrite": Verb("apply rewrite rules", "Rules (@dovetail.rewrite) of files and of this package; near misses are named.",
+                    options.add_rules, _rewrite),
     "insert": Verb("put a node on a tensor", "A node on a tensor; what read the tensor reads the node's result. An output keeps its name.",
                    _insert_arguments, _insert),
     "delete": Verb("take out nodes", "Without some nodes; what read their result reads their input, where the types fit.",

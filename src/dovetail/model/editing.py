@@ -36,6 +36,12 @@ class Editing:
 
         return edit.replace_op(cast("Model", self), old, new, **options)
 
+    def rewrite(self, rules: Any = None) -> Model:
+        """With rewrite rules applied; see `edit.rewrite`, which also says what they did."""
+        from dovetail.model import edit
+
+        return edit.rewrite(cast("Model", self), rules)[0]
+
     def insert(self, tensor: str, op: str, **options: Any) -> Model:
         """A node on a tensor, for all or some of its readers; see `edit.insert`."""
         from dovetail.model import edit

@@ -12,6 +12,7 @@ from dovetail.model.edit.nodes import delete, insert, insert_qdq
 from dovetail.model.edit.opset import convert_opset
 from dovetail.model.edit.rename import rename
 from dovetail.model.edit.replace import replace, replace_by_model, replace_op
+from dovetail.model.edit.rewriting import rewrite
 from dovetail.model.edit.shapes import set_shape
 from dovetail.model.edit.stripping import restore, strip
 
@@ -32,6 +33,7 @@ __all__ = [
     "replace_by_model",
     "replace_op",
     "restore",
+    "rewrite",
     "set_dtype",
     "set_shape",
     "strip",

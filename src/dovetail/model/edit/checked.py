@@ -22,15 +22,15 @@ from dovetail.model.equivalence import (
 )
 from dovetail.model.model import Model
 from dovetail.model.sample_inputs import Arrays
-from dovetail.model.weights import all_tensors, is_external, read_in, stored_bytes
+from dovetail.model.weights import stored_bytes
 
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 2 << 30
 _NARROW_TOLERANCE = 2e-2  # values rounded to fp16 or bf16 on the way in, out or in the weights
 _BATCH_TOLERANCE = 1e-4
 
 
 def too_large(model: Model) -> bool:
-    """Whether a comparison would have to hold more than a GiB of weights in memory, twice."""
+    """Whether the weights are more than 2 GiB, beyond which two runs take longer than anybody waits for a rename."""
     return sum(stored_bytes(t) for t in model.proto.graph.initializer) > _MOST_BYTES
 
 
@@ -41,7 +41,7 @@ def same(original: Model, result: Model, verb: str, *, border: Border | None = N
         VerificationError: they compute different things.
         UsageError: one of them cannot be run here.
     """
-    return _guarded(verb, lambda: check(_loaded(original), _loaded(result), verb=verb, border=border or Border()))
+    return _guarded(verb, lambda: check(original, result, verb=verb, border=border or Border()))
 
 
 def _guarded(verb: str, run: Callable[[], float]) -> float:
@@ -54,16 +54,6 @@ def _guarded(verb: str, run: Callable[[], float]) -> float:
             f"{verb}: the result cannot be run here to compare it ({' '.join(str(error).split())[:300]}); "
             "nothing was written; --no-check writes it all the same"
         ) from error
-
-
-def _loaded(model: Model) -> onnx.ModelProto:
-    """The proto with all weights in it."""
-    if not any(map(is_external, all_tensors(model.proto))):
-        return model.proto
-    whole = model.copy().proto
-    for tensor in all_tensors(whole):
-        read_in(tensor, model.folder)
-    return whole
 
 
 def renamed(names: Mapping[str, str]) -> Border:
@@ -92,19 +82,19 @@ def same_cast(original: Model, result: Model) -> float:
         VerificationError: it is more than rounding to the narrower types does.
         UsageError: one of them cannot be run here.
     """
-    return _guarded("set-dtype", lambda: _same_cast(_loaded(original), _loaded(result)))
+    return _guarded("set-dtype", lambda: _same_cast(original, result))
 
 
-def _same_cast(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
-    wanted = {v.name: _numpy(v) for v in (*after.graph.input, *after.graph.output)}
-    drawn, _ = run_original(before, declared_inputs(before), 0, "set-dtype")
+def _same_cast(before: Model, after: Model) -> float:
+    wanted = {v.name: _numpy(v) for v in (*after.proto.graph.input, *after.proto.graph.output)}
+    drawn, _ = run_original(before, declared_inputs(before.proto), 0, "set-dtype")
     given = {}
     for name, value in drawn.items():
         whole = value.dtype.kind not in "iub" and np.dtype(wanted[name]).kind in "iub"
         given[name] = (np.abs(np.rint(value * 2)) if whole else value).astype(wanted[name])
     expected = evaluate_model(before, {name: value.astype(drawn[name].dtype) for name, value in given.items()})
     worst = 0.0
-    for value, want, got in zip(before.graph.output, expected, evaluate_model(after, given), strict=True):
+    for value, want, got in zip(before.proto.graph.output, expected, evaluate_model(after, given), strict=True):
         got = np.asarray(got).astype(np.asarray(want).dtype)
         rounded = np.asarray(want).astype(wanted[value.name]).astype(got.dtype)
         error = difference(rounded, got)
@@ -148,7 +138,7 @@ def same_batches(original: Model, result: Model, inputs: Iterable[str], new: int
         VerificationError: they differ.
         UsageError: one of them cannot be run here.
     """
-    return _guarded_optional("batch", lambda: _same_batches(_loaded(original), _loaded(result), set(inputs), new))
+    return _guarded_optional("batch", lambda: _same_batches(original, result, set(inputs), new))
 
 
 def _guarded_optional(verb: str, run: Callable[[], float | None]) -> float | None:
@@ -162,8 +152,8 @@ def _guarded_optional(verb: str, run: Callable[[], float | None]) -> float | Non
     return found[0]
 
 
-def _same_batches(original: onnx.ModelProto, result: onnx.ModelProto, batched: set[str], new: int | str) -> float | None:
-    bindings = declared_inputs(original)
+def _same_batches(original: Model, result: Model, batched: set[str], new: int | str) -> float | None:
+    bindings = declared_inputs(original.proto)
     old = next(b.shape[0] for b in bindings if b.name in batched)
     if isinstance(old, str):
         return check(original, result, verb="batch")
@@ -179,7 +169,7 @@ def _same_batches(original: onnx.ModelProto, result: onnx.ModelProto, batched: s
         wanted.append(evaluate_model(original, drawn))
     together = {n: np.concatenate([g[n] for g in given]) if n in batched else x for n, x in feeds.items()}
     worst = 0.0
-    for position, (value, got) in enumerate(zip(original.graph.output, evaluate_model(result, together), strict=True)):
+    for position, (value, got) in enumerate(zip(original.proto.graph.output, evaluate_model(result, together), strict=True)):
         parts = [w[position] for w in wanted]
         expected_value = np.concatenate(parts) if np.ndim(parts[0]) else parts[0]
         error = difference(expected_value, got)

@@ -157,6 +157,7 @@ def _stand_in(draft: Draft, name: str, makers: dict[str, onnx.NodeProto]) -> str
     """The tensor that can be read instead of a deleted node's result; else (the reason why none can,)."""
     weights, reached, reasons = draft.weights(), [name], list[str]()
     found: list[str] = []
+    constants: list[str] = []  # stand for it only where nothing that is computed does
     seen: set[str] = set()
     while reached:
         node = makers[reached.pop()]
@@ -165,11 +166,16 @@ def _stand_in(draft: Draft, name: str, makers: dict[str, onnx.NodeProto]) -> str
                 if read not in seen:
                     seen.add(read)
                     reached.append(read)
-            elif read and read not in weights and draft.constant(read) is None:
+            elif read:
+                constant = read in weights or draft.constant(read) is not None
+                chosen = constants if constant else found
                 if problem := _misfit(draft, read, name):
-                    reasons.append(problem)
-                elif read not in found:
-                    found.append(read)
+                    if not constant:
+                        reasons.append(problem)
+                elif read not in chosen:
+                    chosen.append(read)
+    if not reasons:
+        found = found or constants
     if len(found) == 1:
         return found[0]
     if found:
