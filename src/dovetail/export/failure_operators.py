@@ -127,7 +127,7 @@ def _torchscript_since(name: str) -> int | None:
     require("torch.onnx._internal.torchscript_exporter.utils", "torch", _WHY)  # brings its translations
     registry = require("torch.onnx._internal.torchscript_exporter.registration", "torch", _WHY).registry
     group = registry.get_function_group(name)
-    return None if group is None else int(group.get_min_supported())
+    return None if group is None or not group._functions else int(group.get_min_supported())
 
 
 def _torchscript_newest() -> int:

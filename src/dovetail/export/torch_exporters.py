@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 
 from dovetail.core.errors import Error, ExportError, UsageError
 from dovetail.core.optional import require
+from dovetail.export.exported import Scratch
 from dovetail.export.torch_dynamic import resized, sizes_of
+from dovetail.export.torch_names import without_prefix
 from dovetail.export.torch_subject import Subject
 
 LARGE_BYTES = 1_800_000_000
@@ -25,6 +26,7 @@ OPSETS = {"dynamo": (7, 23), "torchscript": (7, 20)}
 """The least and the largest opset of each exporter; `opset_range` asks the installed release."""
 
 _DYNAMO_LEAST = 18
+_INNER = "dovetail_inner"
 _WHY = "exporting from PyTorch"
 
 
@@ -39,7 +41,7 @@ class Written:
     """
 
     proto: onnx.ModelProto
-    scratch: TemporaryDirectory[str] | None = None
+    scratch: Scratch | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -95,14 +97,15 @@ def dynamo(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, str]]) 
             args, kwargs = _enlarged(subject, axes)
             shapes = subject.map_structure(lambda name: dict(axes.get(name, {})) or None) if axes else None
             program = torch.onnx.export(subject.module, args, kwargs=kwargs, dynamic_shapes=shapes, **options)
+        notes += table.notes
         _clean(program.model, set(subject.weights))
     size = sum(t.nbytes for t in subject.weights.values())
     if size <= LARGE_BYTES:
         return Written(_lowered(ir.to_proto(program.model), opset), None, notes)
     if opset < written:
         raise ExportError(f"{subject.name}: got opset {opset} for {size >> 20} MiB of weights, expected {written} or newer for so many")
-    scratch = TemporaryDirectory(prefix="dovetail-export-")
-    path = Path(scratch.name) / "model.onnx"
+    scratch = Scratch()
+    path = scratch.path / "model.onnx"
     ir.save(program.model, path, external_data="model.onnx.data")
     return Written(onnx.load(path, load_external_data=False), scratch, notes)
 
@@ -119,24 +122,47 @@ def torchscript(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, st
 
     if subject.program is not None:
         raise UsageError("exporter: got 'torchscript' for an ExportedProgram, expected 'dynamo'; or export the module that it came from")
-    scratch = TemporaryDirectory(prefix="dovetail-export-")
-    path = Path(scratch.name) / "model.onnx"
-    with _quiet() as notes, _explained("torchscript", opset, subject.module), install("torchscript", opset):
+    scratch = Scratch()
+    path = scratch.path / "model.onnx"
+    # This exporter loses count of axes beside lists, dicts and numbers: it gets a module that takes the tensors alone.
+    flat = bool(subject.kwargs) or not all(isinstance(a, torch.Tensor) for a in subject.args)
+    module = _flat(torch, subject) if flat else subject.module
+    args = tuple(subject.leaves.values()) if flat else subject.args
+    with _quiet() as notes, _explained("torchscript", opset, subject.module), install("torchscript", opset) as table:
         torch.onnx.export(
-            subject.module, subject.args, str(path), kwargs=subject.kwargs or None, dynamo=False, opset_version=opset,
+            module, args, str(path), dynamo=False, opset_version=opset,
             input_names=list(subject.leaves), dynamic_axes={k: dict(v) for k, v in axes.items()} or None,
             # In evaluation mode, which the module is in; EVAL would fold batch norms into weights that nobody knows by name.
             training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
         )  # fmt: skip
-    if sum(t.nbytes for t in subject.weights.values()) > LARGE_BYTES:
-        return Written(onnx.load(path, load_external_data=False), scratch, notes)
-    proto = onnx.load(path)
-    scratch.cleanup()
+        notes += table.notes
+    large = sum(t.nbytes for t in subject.weights.values()) > LARGE_BYTES
+    proto = onnx.load(path, load_external_data=not large)
+    if flat:
+        without_prefix(proto, _INNER)
+    if large:
+        return Written(proto, scratch, notes)
+    scratch.remove()
     return Written(proto, None, notes)
 
 
 EXPORTERS: dict[str, Callable[[Subject, int, Mapping[str, Mapping[int, str]]], Written]] = {"dynamo": dynamo, "torchscript": torchscript}
 """PyTorch's exporters by name."""
+
+
+def _flat(torch: Any, subject: Subject) -> Any:
+    """The module as one that takes every tensor of the example arguments in order."""
+
+    class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is imported here
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(_INNER, subject.module)
+
+        def forward(self, *tensors: Any) -> Any:
+            args, kwargs = subject.with_leaves(dict(zip(subject.leaves, tensors, strict=True)))
+            return getattr(self, _INNER)(*args, **kwargs)
+
+    return Flat().eval()
 
 
 def _enlarged(subject: Subject, axes: Mapping[str, Mapping[int, str]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -174,6 +200,7 @@ def _lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     found = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), opset)
     if found <= opset:
         return proto
+    _drop_new_defaults(proto, found, opset)
     hint = f"take opset {_DYNAMO_LEAST} or newer, or the torchscript exporter (--exporter torchscript), which writes older ones itself"
     try:
         lowered = onnx.version_converter.convert_version(proto, opset)
@@ -187,6 +214,19 @@ def _lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         raise ExportError(f"export: got opset {opset}, but conversion from {found} gives an invalid model ({reason}); {hint}") from error
     lowered.ir_version = min(lowered.ir_version, onnx.helper.find_min_ir_version_for(lowered.opset_import, ignore_unknown=True))
     return lowered
+
+
+def _drop_new_defaults(proto: onnx.ModelProto, found: int, opset: int) -> None:
+    """Remove attributes that the lower opset does not have and that say what is meant without them; the converter leaves them."""
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset):
+            continue
+        new, old = onnx.defs.get_schema(node.op_type, found, ""), onnx.defs.get_schema(node.op_type, opset, "")
+        for attribute in list(node.attribute):
+            if attribute.name in new.attributes and attribute.name not in old.attributes:
+                default = new.attributes[attribute.name].default_value
+                if default.name and onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute):
+                    node.attribute.remove(attribute)
 
 
 @contextmanager
@@ -207,13 +247,17 @@ def _quiet() -> Iterator[list[str]]:
     notes: list[str] = []
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._export", "onnx_ir")]
     levels = [log.level for log in loggers]
+    internal = require("torch", "torch", _WHY)._C
+    prints = internal._jit_onnx_log  # the whole graph, where an operator is not translated; the exporter turns its own switch on again
     try:
+        internal._jit_onnx_log = lambda *_: None
         for log in loggers:
             log.setLevel(logging.CRITICAL)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield notes
     finally:
+        internal._jit_onnx_log = prints
         for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)
     seen = dict.fromkeys(

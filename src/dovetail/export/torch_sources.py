@@ -17,6 +17,7 @@ from dovetail.core.errors import Error, UsageError
 from dovetail.core.optional import require
 from dovetail.export.torch_inputs import InputSpec, input_spec
 from dovetail.export.torch_weights import load_weights
+from dovetail.plugins.registry import loaded_file
 
 _WHY = "exporting from PyTorch"
 _WITH_BACKBONE = ("fasterrcnn", "fcos", "keypointrcnn", "maskrcnn", "retinanet", "ssd", "deeplab", "fcn", "lraspp")
@@ -274,6 +275,9 @@ def _import(name: str) -> Any:
 def _run_file(path: Path) -> Any:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file; expected {KINDS}")
+    known = loaded_file(path)
+    if known is not None:  # named with --plugins too: what it defines is defined once
+        return known
     name = f"dovetail_export_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:

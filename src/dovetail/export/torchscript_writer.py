@@ -39,6 +39,9 @@ def registered_at(opset: int, translations: Sequence[Translation], used: list[Tr
     finally:
         for op, old in before.items():
             onnx.unregister_custom_op_symbolic(op, opset)
+            group = registry.get_function_group(op)
+            if group is not None and not group._functions:
+                registry._registry.pop(op)  # the exporter fails to say that it has none where it has an empty group
             if old is not None:
                 onnx.register_custom_op_symbolic(op, old, opset)
 

@@ -1,10 +1,11 @@
-"""`dovetail.export.symbolic`: translations of PyTorch's operators to ONNX that users write, one function for both exporters."""
+"""`dovetail.export.symbolic`: translations of operators to ONNX that users write, one function for all exporters of a framework."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ _log = logger("export")
 _lock = threading.RLock()
 _table: list[Translation] = []
 _WHY = "exporting from PyTorch"
+
+TENSORFLOW = "tf"
+"""The namespace of TensorFlow's operators."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,7 @@ class Translation:
 
 
 def symbolic(op: str, opset: tuple[int, int | None] | int = 1, *, replace: bool = False) -> _Registration:
-    """Translate an operator of PyTorch to ONNX by a function of one's own, whichever exporter is used.
+    """Translate an operator of PyTorch or TensorFlow to ONNX by a function of one's own, whichever exporter is used.
 
         @dovetail.export.symbolic("aten::asinh", opset=12)
         def asinh(op, x):
@@ -64,6 +68,9 @@ def symbolic(op: str, opset: tuple[int, int | None] | int = 1, *, replace: bool 
     element types as `x.dtype` is). Parameters behind a `*` get the argument of that name. Arguments at the end may be left out,
     while they have their defaults. It returns one operand, or a tuple of them.
 
+    Operators of TensorFlow are in the namespace "tf": `symbolic("tf::Lgamma", opset=9)`. Their function gets the inputs in the order of
+    the operator's definition (as `tf.raw_ops` has it), then the attributes, without those that only repeat the types of the inputs.
+
     It takes the place of PyTorch's own translation, and keeps the operator from being taken apart before it is translated.
 
     Args:
@@ -71,7 +78,7 @@ def symbolic(op: str, opset: tuple[int, int | None] | int = 1, *, replace: bool 
         opset: what the function is for, (lowest, highest or None); an int is the lowest. Of several registrations that an export's
             opset fits, the one with the highest lowest is used. The dynamo exporter writes opset 18 and newer: an export to an
             older one asks for 18 here, and is converted afterwards.
-        replace: take the place of a registration of another function for the same operator and lowest opset.
+        replace: take the place of another function for the same operator and lowest opset, until this one is removed.
 
     Returns:
         A decorator, which leaves the function as it was and gives it `remove()`. As `with symbolic(op).use(function):` the
@@ -113,12 +120,13 @@ class _Registration:
         with _lock:
             same = [t for t in _table if (t.op, t.overload, t.low) == (made.op, made.overload, made.low)]
             for old in same:
-                if not self.replace and not _redefined(old.function, function):
+                if _redefined(old.function, function):
+                    _table.remove(old)
+                elif not self.replace:
                     raise UsageError(
                         f"symbolic {made.name}: got a second function for opset {made.low} and newer ({place}), expected one, which is at "
                         f"{old.place}; give it another opset, or replace=True"
                     )
-                _table.remove(old)
             _table.append(made)
         return Registered(made)
 
@@ -156,7 +164,10 @@ def registered() -> tuple[Translation, ...]:
 
 
 def chosen(opset: int) -> list[Translation]:
-    """The translations that an export to an opset uses: of each operator and overload the one with the highest lowest opset."""
+    """The translations that an export to an opset uses: of each operator and overload the one with the highest lowest opset.
+
+    Of several with the same, it is the latest.
+    """
     found: dict[tuple[str, str], Translation] = {}
     for made in registered():
         held = found.get((made.op, made.overload))
@@ -175,6 +186,12 @@ class Installed(dict[Any, Callable[..., Any]]):
         super().__init__()
         self.used: list[Translation] = []
 
+    @property
+    def notes(self) -> list[str]:
+        """What a report says of them."""
+        counts = Counter(self.used)
+        return [f"{made.name}: {n} call{'s' * (n > 1)} by the translation at {made.place}" for made, n in counts.items()]
+
 
 @contextmanager
 def install(exporter: str, opset: int) -> Iterator[Installed]:
@@ -188,7 +205,7 @@ def install(exporter: str, opset: int) -> Iterator[Installed]:
         UsageError: a translation is registered for an operator of PyTorch's own that it does not have, with the nearest names.
     """
     torch = require("torch", "torch", _WHY)
-    known = [made for made in chosen(opset) if _is_known(torch, made)]
+    known = [made for made in chosen(opset) if not made.op.startswith(f"{TENSORFLOW}::") and _is_known(torch, made)]
     installed = Installed()
     if exporter == "dynamo":
         from dovetail.export.dynamo_writer import fill

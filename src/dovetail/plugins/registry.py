@@ -207,10 +207,23 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Plugin, ...]:
         return tuple(made.values())
 
 
+def loaded_file(path: str | os.PathLike[str]) -> ModuleType | None:
+    """The module of a Python file that `load_file` has run, as the file is now; None where it has not."""
+    file = Path(path).resolve()
+    known = _files.get(file)
+    if known is None or not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != known[0]:
+        return None
+    return sys.modules.get(_module_name(file, known[0]))
+
+
+def _module_name(file: Path, digest: str) -> str:
+    return f"dovetail_plugins_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{digest[:8]}"
+
+
 def _run(file: Path, digest: str) -> None:
     import importlib.util
 
-    name = f"dovetail_plugins_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{digest[:8]}"
+    name = _module_name(file, digest)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise PluginError("it is no Python file")
