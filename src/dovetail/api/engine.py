@@ -24,6 +24,7 @@ from dovetail.engine.file import EngineFile, TargetFiles, add_target, write_engi
 from dovetail.engine.plan import Plan, digests
 from dovetail.runtime import ExecutionContext, RuntimeEngine
 from dovetail.runtime.engine import tap_names
+from dovetail.runtime.shapes import sizes_of
 
 if TYPE_CHECKING:
     from dovetail.api.inference import ShapeInference
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dovetail.api.weight_names import WeightNames
     from dovetail.api.weight_sources import WeightSource
     from dovetail.runtime.engine import Refitted
+    from dovetail.view.graph import GraphStep
 
 Progress = Callable[[str, int, int], None]
 
@@ -246,20 +248,31 @@ class Engine:
         """What the build did; memory and arithmetic at the given symbol sizes (default 1)."""
         return report(self._plan, sizes)
 
-    def profile(self, inputs: Mapping[str, Any] | None = None, *, runs: int = 10, threads: int | None = None) -> Profile:
+    def profile(
+        self, inputs: Mapping[str, Any] | None = None, *, runs: int = 10, threads: int | None = None, nvtx: bool = False
+    ) -> Profile:
         """Time every step: the median of several runs, after one to warm up.
 
         Args:
             inputs: default: seeded ones.
+            nvtx: mark runs and steps by NVTX ranges, for Nsight Systems; steps then run one by one on a CPU, too.
 
         Raises:
-            UsageError: runs is not positive, or inputs cannot be made up.
+            UsageError: runs is not positive, inputs cannot be made up, or NVTX is not installed.
         """
         if runs < 1:
             raise UsageError(f"profile: got {runs} runs, expected at least 1")
         feeds = self.sample_inputs() if inputs is None else inputs
-        records = [self._runtime.profile(feeds, threads=threads)[1] for _ in range(runs + 1)]
-        return summarise(records[1:], threads or self.threads, self._runtime.device)
+        records = [self._runtime.profile(feeds, threads=threads, nvtx_ranges=nvtx)[1] for _ in range(runs + 1)]
+        shapes = {name: np.shape(x) for name, x in feeds.items() if hasattr(x, "shape")}
+        return summarise(records[1:], threads or self.threads, self._runtime.device, lambda: self._steps_at(shapes))
+
+    def _steps_at(self, shapes: Mapping[str, Sequence[int]]) -> Sequence[GraphStep]:
+        """The steps with their bytes and arithmetic for inputs of these shapes."""
+        from dovetail.view.graph import fused_graph
+
+        sizes = {s.name: max(1, s.lower) for s in self._plan.symbols} | sizes_of(self._plan, shapes)
+        return fused_graph(self._plan, self.graph, sizes).steps
 
     def save_report(self, path: str | os.PathLike[str], inputs: Mapping[str, Any] | None = None, *, run: bool = True) -> None:
         """Write a page that shows the engine: the fused graph, kernels with times and sources, memory, accuracy (docs/report.md).

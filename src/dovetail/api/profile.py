@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dovetail.runtime.observe import Record
+
+if TYPE_CHECKING:
+    from dovetail.view.graph import GraphStep
 
 _SHOWN = 40
 
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """One step: the nodes it computes, what computes them, microseconds, share of the sum."""
+    """One step: the nodes it computes, what computes them, microseconds, share of the sum, and the lane that it runs in."""
 
     origin: tuple[str, ...]
     kind: str
@@ -23,6 +28,7 @@ class ProfileRow:
     kernel: str
     us: float
     share: float
+    lane: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Profile:
         threads: size of the team.
         total_us: sum of the steps.
         device: where it ran, such as "cuda:0"; steps of a GPU are timed one by one, so that none starts early.
+        work: gives the engine's steps at the sizes of the run, with their bytes and arithmetic.
     """
 
     rows: tuple[ProfileRow, ...]
@@ -42,6 +49,25 @@ class Profile:
     threads: int
     total_us: float
     device: str = "cpu"
+    work: Callable[[], Sequence[GraphStep]] | None = field(default=None, repr=False, compare=False)
+
+    def trace(self, path: str | os.PathLike[str] | None = None, title: str = "") -> dict[str, Any]:
+        """The profile as a trace of Chrome's format, for chrome://tracing and ui.perfetto.dev: one event per step, lanes as threads.
+
+        Args:
+            path: where to write it, as JSON.
+            title: what the engine is called there.
+
+        Raises:
+            OSError: the file cannot be written; nothing is left behind.
+        """
+        from dovetail.view.page import write_text
+        from dovetail.view.trace import chrome_trace
+
+        found = chrome_trace(self.json(), [] if self.work is None else self.work(), title)
+        if path is not None:
+            write_text(path, json.dumps(found))
+        return found
 
     def json(self) -> dict[str, Any]:
         """Plain data with stable keys."""
@@ -53,7 +79,7 @@ class Profile:
             "rows": [
                 {
                     "origin": list(r.origin), "kind": r.kind, "tactic": r.tactic, "kernel": r.kernel,
-                    "us": r.us, "share": r.share,
+                    "us": r.us, "share": r.share, "lane": r.lane,
                 }
                 for r in self.rows
             ],
@@ -89,14 +115,16 @@ def _nodes(origin: tuple[str, ...]) -> str:
     return f"{shown} and {len(origin) - 3} more" if len(origin) > 3 else shown
 
 
-def summarise(runs: Sequence[Sequence[Record]], threads: int, device: str = "cpu") -> Profile:
+def summarise(
+    runs: Sequence[Sequence[Record]], threads: int, device: str = "cpu", work: Callable[[], Sequence[GraphStep]] | None = None
+) -> Profile:
     """The median of several runs; runs whose number of steps differs (data-dependent loops) are left out."""
     last = runs[-1]
     same = [r for r in runs if len(r) == len(last)]
     times = np.median(np.array([[s.nanoseconds for s in r] for r in same]), axis=0) / 1e3 if last else np.zeros(0)
     total = float(times.sum())
     rows = tuple(
-        ProfileRow(r.origin, r.kind, r.tactic, r.kernel, float(us), float(us) / total if total else 0.0)
+        ProfileRow(r.origin, r.kind, r.tactic, r.kernel, float(us), float(us) / total if total else 0.0, r.lane)
         for r, us in zip(last, times, strict=True)
     )
-    return Profile(rows, len(same), threads, total, device)
+    return Profile(rows, len(same), threads, total, device, work)

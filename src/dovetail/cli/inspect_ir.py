@@ -6,10 +6,12 @@ import argparse
 from collections import Counter
 
 from dovetail.builder import PASSES, BuildOptions, build
+from dovetail.builder.rewriting import rewritten
 from dovetail.cli import options, output
 from dovetail.core.errors import UsageError
 from dovetail.ir.graph import Module
 from dovetail.ir.printer import print_module
+from dovetail.model.rules import select
 
 
 class _Reached(Exception):
@@ -28,7 +30,8 @@ def inspect_ir(args: argparse.Namespace) -> int:
     if args.after not in PASSES:
         raise UsageError(f"--after: got {args.after!r}, expected one of {', '.join(PASSES)}")
     given = options.build_options(args)
-    asked = BuildOptions(**{k: v for k, v in given.items() if k != "threads"} | {"verify": "off"})
+    rewriting = rewritten(args.file, select(given["rules"]), given["shapes"])
+    asked = BuildOptions(**{k: v for k, v in given.items() if k not in ("threads", "rules")} | {"verify": "off"})
 
     def stop(name: str, module: Module) -> None:
         if name == args.after:
@@ -36,7 +39,7 @@ def inspect_ir(args: argparse.Namespace) -> int:
             raise _Reached(print_module(module), dict(operators.most_common()))
 
     try:
-        build(args.file, asked, after=stop)
+        build(rewriting.source, asked, after=stop)
     except _Reached as reached:
         data = {"model": args.file, "stage": args.after, "operators": reached.operators, "ir": reached.text}
         output.show(args, data, reached.text.rstrip())

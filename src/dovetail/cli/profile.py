@@ -2,6 +2,8 @@
 
     dovetail profile resnet50.plan
     dovetail profile model.onnx --device cuda --fp16 --inputs x.npz --json
+    dovetail profile resnet50.plan --trace trace.json      open it in ui.perfetto.dev or chrome://tracing
+    nsys profile dovetail profile resnet50.plan --nvtx     every step as a range over its kernel, in Nsight Systems
 
 Steps are timed one by one, so that their sum is more than the latency of a run: `dovetail bench` measures that.
 """
@@ -9,6 +11,7 @@ Steps are timed one by one, so that their sum is more than the latency of a run:
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from dovetail.cli import data, options, output
 from dovetail.cli.artifact import open_engine
@@ -20,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("engine", help="engine file or ONNX model")
     options.add_data(parser)
     parser.add_argument("--runs", type=options.positive, default=10, help="runs that the medians are over (default: 10)")
+    parser.add_argument("--trace", metavar="T.json", help="write a trace in Chrome's format, for Perfetto and chrome://tracing")
+    parser.add_argument("--nvtx", action="store_true", help="mark runs and steps by NVTX ranges, for Nsight Systems")
     options.add_build(parser)
     options.add_threads(parser)
     options.add_trust(parser)
@@ -31,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
     with progress(args) as update:
         engine = open_engine(args, args.engine, update)
     feeds = data.inputs(args, engine.inputs)
-    profile = engine.profile(feeds, runs=args.runs)
+    profile = engine.profile(feeds, runs=args.runs, nvtx=args.nvtx)
+    if args.trace:
+        profile.trace(args.trace, Path(args.engine).name)
     shapes = {name: list(x.shape) for name, x in feeds.items()}
     shown = ", ".join(f"{name}{output.shape_text(shape)}" for name, shape in shapes.items())
     output.show(
-        args, {"engine": args.engine, "target": engine.plan.target, "inputs": shapes, **profile.json()},
-        f"{args.engine}: {engine.plan.target}, inputs {shown}\n{profile}",
+        args, {"engine": args.engine, "target": engine.plan.target, "inputs": shapes, "trace": args.trace, **profile.json()},
+        f"{args.engine}: {engine.plan.target}, inputs {shown}\n{profile}" + (f"\ntrace: {args.trace}" if args.trace else ""),
     )  # fmt: skip
     return 0

@@ -24,6 +24,7 @@ class Env:
         dump: folder for IR before and after each pass and kernel sources (DOVETAIL_DUMP).
         verify_ir: run the verifier after each pass (DOVETAIL_VERIFY=1).
         check_nan: check every step's outputs for NaN at run time (DOVETAIL_NAN=1).
+        nvtx: mark runs ("runs", DOVETAIL_NVTX=1), or runs and steps ("steps", which then run one by one), for Nsight Systems.
         cublaslt, cudnn: the shared libraries to use instead of those found (DOVETAIL_CUBLASLT, DOVETAIL_CUDNN).
         affinity: CPUs that worker threads are pinned to, in turn; empty pins none (DOVETAIL_AFFINITY=0-3,6).
         tensorrt_standins: whether CUDA is stood in for by host memory where `import tensorrt` gives Dovetail
@@ -41,6 +42,7 @@ class Env:
     dump: str = ""
     verify_ir: bool = False
     check_nan: bool = False
+    nvtx: str = ""
     cublaslt: str = ""
     cudnn: str = ""
     affinity: tuple[int, ...] = ()
@@ -88,6 +90,16 @@ def _flag(name: str) -> bool:
     raise UsageError(f"{name}: got {text!r}, expected 0 or 1")
 
 
+def _nvtx() -> str:
+    text = os.environ.get("DOVETAIL_NVTX", "").strip().lower()
+    if text in ("runs", "steps"):
+        return text
+    try:
+        return "runs" if _flag("DOVETAIL_NVTX") else ""
+    except UsageError:
+        raise UsageError(f"DOVETAIL_NVTX: got {text!r}, expected 0, 1 (runs) or steps") from None
+
+
 def _jobs() -> int:
     text = os.environ.get("DOVETAIL_JOBS", "").strip()
     if not text:
@@ -110,6 +122,7 @@ def _read() -> Env:
         dump=os.environ.get("DOVETAIL_DUMP", ""),
         verify_ir=_flag("DOVETAIL_VERIFY"),
         check_nan=_flag("DOVETAIL_NAN"),
+        nvtx=_nvtx(),
         cublaslt=os.environ.get("DOVETAIL_CUBLASLT", ""),
         cudnn=os.environ.get("DOVETAIL_CUDNN", ""),
         affinity=cpu_list(os.environ.get("DOVETAIL_AFFINITY", "")),

@@ -65,7 +65,7 @@ class AbsentEngine(RuntimeEngine):
         """As `run`."""
         raise self.refusal("context")
 
-    def profile(self, inputs: Mapping[str, Any], *, threads: int | None = None) -> Any:
+    def profile(self, inputs: Mapping[str, Any], *, threads: int | None = None, nvtx_ranges: bool = False) -> Any:
         """As `run`."""
         raise self.refusal("profile")
 

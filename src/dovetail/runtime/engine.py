@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from dovetail.device.cpu.pool import Pool, check_threads
 from dovetail.device.cpu.pool import pool as process_pool
 from dovetail.engine.check import check
 from dovetail.engine.plan import Plan, Program
+from dovetail.runtime import nvtx
 from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.arrays import (
     as_input,
@@ -45,6 +46,8 @@ Binary = str | Path | bytes | memoryview
 
 Make = Callable[[tuple[int, ...], np.dtype[Any]], Any]
 """Makes the array of an output of this shape and dtype, as the caller sees it."""
+
+T = TypeVar("T")
 
 _IDLE_CONTEXTS = 16
 
@@ -156,11 +159,22 @@ class RuntimeEngine:
         return ExecutionContext(self)
 
     def profile(
-        self, inputs: Mapping[str, Any], *, threads: int | None = None
+        self, inputs: Mapping[str, Any], *, threads: int | None = None, nvtx_ranges: bool = False
     ) -> tuple[dict[str, Any], list[Record]]:
-        """Run once with time stamps; returns the outputs and one record per step."""
-        observer = self._observer()
-        return self._observed(inputs, threads, observer), observer.records
+        """Run once with time stamps; returns the outputs and one record per step.
+
+        `nvtx_ranges` marks the run and every step for Nsight Systems; steps then run one by one.
+
+        Raises:
+            UsageError: NVTX is asked for and not installed.
+        """
+        if not nvtx_ranges and not env().nvtx:
+            observer = self._observer()
+            return self._observed(inputs, threads, observer), observer.records
+        found = nvtx.ranges()
+        observer = self._observer(ranges=found)
+        with found.around(nvtx.run_name(self.plan)):
+            return self._observed(inputs, threads, observer), observer.records
 
     def tap(
         self, inputs: Mapping[str, Any], names: Collection[str], *, threads: int | None = None
@@ -261,9 +275,11 @@ class RuntimeEngine:
         except IndexError:
             return self.context()
 
-    def _observer(self, taps: Collection[str] = (), nan: bool = False) -> Observer:
+    def _observer(
+        self, taps: Collection[str] = (), nan: bool = False, ranges: nvtx.Ranges | None = None
+    ) -> Observer:
         tick = 0.0 if self._host is None else self._host.nanoseconds_per_tick()
-        return Observer(tick, taps, nan)
+        return Observer(tick, taps, nan, ranges)
 
     def _observed(
         self, inputs: Mapping[str, Any], threads: int | None, observer: Observer
@@ -345,20 +361,27 @@ class ExecutionContext:
             weights = engine._weights  # this run's, whatever a refit does meanwhile
             results_of_shapes, token = self._shape_results(stage, weights)
             given = None if outputs is None else self._outputs(outputs, values, stage)
-            if observer is None and env().check_nan:
+            flags = env()
+            if observer is None and flags.check_nan:
                 observer = engine._observer(nan=True)
-            results = runner.run(
-                stage,
-                values,
-                given,
-                Resources(weights.raw, weights.packed, results_of_shapes),
-                token,
-                engine.threads if threads is None else check_threads(threads),
-                observer,
-            )
+            resources = Resources(weights.raw, weights.packed, results_of_shapes)
+            team = engine.threads if threads is None else check_threads(threads)
+
+            if observer is None and flags.nvtx:
+                results = self._marked(
+                    lambda watching: runner.run(stage, values, given, resources, token, team, watching)
+                )
+            else:
+                results = runner.run(stage, values, given, resources, token, team, observer)
             return self._logical(dict(zip(self._output_names, results, strict=True)))
         finally:
             self._busy.release()
+
+    def _marked(self, run: Callable[[Observer | None], T]) -> T:
+        """Run inside of an NVTX range; step by step, each in its own, where the environment asks for that."""
+        found = nvtx.ranges()
+        with found.around(nvtx.run_name(self.engine.plan)):
+            return run(self.engine._observer(ranges=found) if env().nvtx == "steps" else None)
 
     def _logical(self, results: dict[str, Any]) -> dict[str, Any]:
         """Results as the caller sees them, whatever their order in memory."""

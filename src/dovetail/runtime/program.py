@@ -27,7 +27,7 @@ from dovetail.engine.plan import (
     SymbolDef,
     Tap,
 )
-from dovetail.runtime import control
+from dovetail.runtime import control, nvtx
 from dovetail.runtime.match import PortMatcher, outer_symbols
 from dovetail.runtime.observe import Observer
 from dovetail.runtime.stage import (
@@ -270,17 +270,16 @@ class ProgramRunner:
         """Run a table with stamps, in as many pieces as taps need; results stay the same."""
         steps = code.segment.steps
         index = next(i for i, s in enumerate(self.program.segments) if s is code.segment)
-        wanted = [t for t in self._taps.get(index, ()) if observer.wants(t.name)]
-        cuts = sorted({t.step + 1 for t in wanted} | {len(steps)})
         start = 0
-        for cut in cuts:
+        for cut in observer.cuts(len(steps), self._taps.get(index, ())):
             stamps = np.zeros(cut - start + 1, np.int64)
-            self._launch(
-                code.table + start * 8 * STEP_WORDS,
-                cut - start,
-                min(threads, code.team),
-                address(stamps),
-            )
+            with observer.around(steps[start:cut]):
+                self._launch(
+                    code.table + start * 8 * STEP_WORDS,
+                    cut - start,
+                    min(threads, code.team),
+                    address(stamps),
+                )
             observer.native(steps[start:cut], stamps)
             start = cut
             self._tap(index, cut - 1, stage, frame, resources, observer)
@@ -317,6 +316,23 @@ class ProgramRunner:
         threads: int,
         observer: Observer | None,
     ) -> tuple[Any, ...]:
+        if observer is None or observer.ranges is None:
+            return self._call_host(code, stage, frame, resources, version, threads, observer)
+        segment = code.segment
+        name = segment.kind if isinstance(segment, ControlSegment) else segment.op
+        with observer.ranges.around(nvtx.host_name(segment.origin, name)):
+            return self._call_host(code, stage, frame, resources, version, threads, observer)
+
+    def _call_host(
+        self,
+        code: CallCode,
+        stage: Stage,
+        frame: Frame,
+        resources: Resources,
+        version: int,
+        threads: int,
+        observer: Observer | None,
+    ) -> tuple[Any, ...]:
         segment = code.segment
         read = self._argument if isinstance(segment, ControlSegment) else self._read
         inputs = [None if v is None else read(v, frame, resources) for v in code.inputs]
@@ -324,6 +340,7 @@ class ProgramRunner:
             if view is not None and view.buffer.kind in ("input", "weight", "packed", "shape"):
                 _protect(value)
         start = time.perf_counter_ns() if observer is not None else 0
+        since = len(observer.records) if observer is not None else 0
         results: tuple[Any, ...] = ()
         if isinstance(segment, ControlSegment):
             node, regions = self._control(code.index, segment)
@@ -342,7 +359,7 @@ class ProgramRunner:
             )
         if observer is not None:
             name = segment.kind if isinstance(segment, ControlSegment) else segment.op
-            observer.host(segment.origin, name, time.perf_counter_ns() - start)
+            observer.host(segment.origin, name, time.perf_counter_ns() - start, since)
         return results
 
     def _control(

@@ -206,6 +206,11 @@ class CudaContext(ExecutionContext):
         return _Call(stage, values, given, self._runner.direct(stage, values, given))
 
     def _execute(self, call: _Call, stream: Stream | None, capturing: bool, observer: Observer | None) -> dict[str, Any]:
+        if observer is None and env().nvtx:
+            return self._marked(lambda watching: self._launch(call, stream, capturing, None if capturing else watching))
+        return self._launch(call, stream, capturing, observer)
+
+    def _launch(self, call: _Call, stream: Stream | None, capturing: bool, observer: Observer | None) -> dict[str, Any]:
         engine, queue = self.engine, self.queue
         weights = engine._weights  # this run's, whatever a refit does meanwhile
         results_of_shapes, token = self._device_shape_results(call.stage, weights)

@@ -35,6 +35,7 @@ from dovetail.runtime.engine import (
     RuntimeEngine,
     remember,
 )
+from dovetail.runtime.nvtx import Ranges
 from dovetail.runtime.observe import Observer
 from dovetail.runtime.partial import Parts
 from dovetail.runtime.shapes import memory_shape, sizes_of
@@ -158,8 +159,8 @@ class CudaEngine(RuntimeEngine):
     def _device_runner(self, program: Program) -> CudaRunner:
         return CudaRunner(program, self._kernels, self.driver, self._queue)
 
-    def _observer(self, taps: Any = (), nan: bool = False) -> Observer:
-        return Observer(1.0, taps, nan)
+    def _observer(self, taps: Any = (), nan: bool = False, ranges: Ranges | None = None) -> Observer:
+        return Observer(1.0, taps, nan, ranges)
 
 
 class _Functions(Mapping[str, tuple[Function, KernelRef]]):

@@ -343,12 +343,12 @@ class CudaRunner(ProgramRunner):
         """Run with time stamps, in as many pieces as taps need; results stay the same."""
         steps = code.segment.steps
         index = next(i for i, s in enumerate(self.program.segments) if s is code.segment)
-        cuts = sorted({t.step + 1 for t in self._taps.get(index, ()) if observer.wants(t.name)} | {len(steps)})
         written = [r for r in code.roots if self._writable(r)]
         code.move(frame.addresses)
         start = 0
-        for cut in cuts:
-            stamps = np.cumsum([0.0, *code.timed(self.queue, start, cut)])
+        for cut in observer.cuts(len(steps), self._taps.get(index, ())):
+            with observer.around(steps[start:cut]):
+                stamps = np.cumsum([0.0, *code.timed(self.queue, start, cut)])
             observer.native(steps[start:cut], np.rint(stamps).astype(np.int64))
             start = cut
             for root in written:

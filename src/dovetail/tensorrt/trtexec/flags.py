@@ -191,7 +191,7 @@ def _rows() -> tuple[Flag, ...]:
         f("--saveDebugTensors", INFERENCE, "spec", "watch tensors, and write their bytes: name:file,other:file", since=10),
         f("--saveAllDebugTensors", INFERENCE, "formats", "write all watched tensors: summary,numpy,string,raw", since=10),
         f("--weightStreamingBudget", INFERENCE, "budget", "-2, -1, 50% or 512M", since=10),
-        f("--nvtxMode", INFERENCE, "mode", "how much profilers of NVIDIA are told", ignored="no such ranges are made", until=9),
+        f("--nvtxMode", INFERENCE, "mode", "how much profilers of NVIDIA are told", ignored="DOVETAIL_NVTX=1 or steps marks runs", until=9),
         # ---- reporting
         f("--verbose", REPORTING, "", "log everything"),
         f("--avgRuns", REPORTING, "N", "runs per line of the trace (default: 10)"),
