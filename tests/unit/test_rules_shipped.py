@@ -134,11 +134,10 @@ TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 @pytest.mark.parametrize(
     ("perms", "middle", "last", "want"),
     [
-        ((TO_LAST, TO_FIRST), [CUT, ADD, RELU], "r", ["DepthToSpace", "Slice", "Reshape", "Add", "Relu"]),
-        (([1, 2, 3, 0], TO_FIRST), [CUT, ADD, RELU], "r", ["DepthToSpace", "Slice", "Reshape", "Add", "Relu", "Transpose"]),
+        ((TO_LAST, TO_FIRST), [CUT, ADD, RELU], "r", ["DepthToSpace", "Reshape", "Slice", "Add", "Relu"]),
+        (([1, 2, 3, 0], TO_FIRST), [CUT, ADD, RELU], "r", ["DepthToSpace", "Reshape", "Slice", "Add", "Relu", "Transpose"]),
         ((TO_LAST, TO_FIRST), [node("Clip", "t low high", "r")], "r", ["DepthToSpace", "Clip"]),
-        ((TO_LAST, TO_FIRST), [CUT], "s", ["DepthToSpace", "Slice"]),
-        ((TO_LAST, TO_FIRST), [CUT, node("Add", "plane s", "a")], "a", ["DepthToSpace", "Slice", "Reshape", "Transpose", "Add"]),
+        ((TO_LAST, TO_FIRST), [CUT, node("Add", "plane s", "a")], "a", ["DepthToSpace", "Reshape", "Transpose", "Slice", "Add"]),
     ],
 )
 def test_tails_in_the_order_of_depth_to_space(perms: Any, middle: Any, last: str, want: list[str]) -> None:
@@ -149,6 +148,27 @@ def test_tails_in_the_order_of_depth_to_space(perms: Any, middle: Any, last: str
     assert_same(before, model, {"x": random(*((3, 8, 4, 5) if perms[0][0] == 1 else (2, 12, 4, 5)))})
 
 
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_tails_behind_a_convolution_go_into_it(mode: str, behind: bool) -> None:
+    model = tail((TO_LAST, TO_FIRST), [CUT, ADD, RELU], "r")
+    depth = model.graph.node[0]
+    depth.attribute.append(onnx.helper.make_attribute("mode", mode))
+    depth.input[0] = "q"
+    model.graph.node.insert(0, node("Conv", "x w", "q"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(random(12, 12, 1, 1), "w"))
+    want = ["Conv", "Tile", "Add", "Relu", "DepthToSpace", "Slice"]
+    if behind:
+        model.graph.node[-1].output[0] = "z"
+        model.graph.node.append(node("Conv", "z v", "y"))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(random(2, 3, 1, 1), "v"))
+        want = ["Conv", "Tile", "Add", "Relu", "DepthToSpace", "Transpose", "Slice", "Transpose", "Conv"]
+    before = copied(model)
+    assert applied(model, "depth-to-space-tail")
+    assert [o for o in operators(model) if o != "Reshape"] == want
+    assert_same(before, model, {"x": random(2, 12, 4, 5)})
+
+
 def test_tails_that_are_none_stay() -> None:
     other = tail((TO_LAST, TO_FIRST), [node("Softmax", "t", "s")], "s")
     log = applied(other, "depth-to-space-tail")
@@ -157,6 +177,11 @@ def test_tails_that_are_none_stay() -> None:
     unknown.graph.input.append(onnx.helper.make_tensor_value_info("z", 1, ["M"]))
     log = applied(unknown, "depth-to-space-tail")
     assert "what is added has the shape" in log.near_misses[0].reason
+    between = tail((TO_LAST, TO_FIRST), [CUT, ADD, RELU], "r")
+    between.graph.node[-1].output[0] = "z"
+    between.graph.node.append(node("Conv", "z v", "y"))
+    between.graph.initializer.append(onnx.numpy_helper.from_array(random(2, 3, 1, 1), "v"))
+    assert "nothing gained" in applied(between, "depth-to-space-tail").near_misses[0].reason
 
 
 # ---------------------------------------------------------------------- SpaceToDepth

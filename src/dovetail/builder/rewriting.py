@@ -80,6 +80,7 @@ class Rules:
     against: str = ORIGINAL
     reason: str = ""
     identity: str = ""
+    _asked: bool = False
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -92,6 +93,7 @@ class Rules:
         Raises:
             ModelError: not even the rewritten one can be.
         """
+        self._asked = True
         if self.against == ORIGINAL:
             try:
                 return import_onnx(self.given, self.shapes)
@@ -105,6 +107,8 @@ class Rules:
         """For the report."""
         if self.log is None:
             return None
+        if isinstance(self.source, Rewritten) and not self._asked:
+            self.module()  # known results are not verified again, so nobody has tried yet
         return self.log.json() | {"checked_against": self.against, "reason": self.reason}
 
     def suspects(self) -> str:

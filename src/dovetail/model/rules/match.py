@@ -146,6 +146,11 @@ class Match:
                 self.reads[read[0]] = read[1]
         return found[0]
 
+    def readers(self, value: Value) -> tuple[str, ...]:
+        """The operators of the nodes that read a value, in the graph's order; "" stands for the graph's output."""
+        found = [self.scope.nodes[k].op_type for k in self.scope.readers.get(value.name, ())]
+        return (*found, *([""] if value.name in self.scope.outputs else []))
+
     def read(self, value: Value) -> Array | None:
         """The value of a constant, noted as relied on."""
         found = self.scope.constant(value.name)

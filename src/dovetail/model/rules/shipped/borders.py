@@ -13,10 +13,10 @@ UNARY = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "HardSwis
 _LARGEST = 1 << 30
 
 
-def activated(op: Any, value: Any, low: Any, high: Any) -> Any:
-    """In a pattern: a value, or what an operator of one input makes of it, named "act"."""
+def activated(op: Any, value: Any, low: Any, high: Any, always: bool = False) -> Any:
+    """In a pattern: what an operator of one input makes of a value, named "act"; or, unless `always`, the value itself."""
     acts = [getattr(op, name)(value).named("act") for name in UNARY]
-    return op.any_of(*acts, op.Clip(value, low, high).named("act"), value)
+    return op.any_of(*acts, op.Clip(value, low, high).named("act"), *([] if always else [value]))
 
 
 def transposed(op: Any, value: Any, perm: Sequence[int]) -> Any:
