@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail.model.edit import checked, rebatch
+from dovetail.model.edit.dtypes import wide_weights
 from tests.unit.edit_models import chain, info, inputs, model_of, ops, outputs, run, with_if
 
 X = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
@@ -173,7 +174,9 @@ def test_set_dtype_refuses() -> None:
         model.set_dtype(weights="int8")
     big = model.copy()
     big.weights["k"] = np.full((8, 3, 3, 3), 1e6, np.float32)
-    with pytest.raises(dovetail.UsageError, match=r"beyond the range of float16: 'k' \(up to 1e\+06\); store them in bfloat16"):
+    assert wide_weights(big.set_dtype(weights="float16")) == ["k"]
+    big.weights["fc"] = np.full((128, 5), -1e6, np.float32)
+    with pytest.raises(dovetail.UsageError, match=r"range of float16: 'k' \(up to 1e\+06\), 'fc' \(up to 1e\+06\); store them in bfloat16"):
         big.set_dtype(weights="float16")
 
 

@@ -14,6 +14,7 @@ from dovetail.cli.edit_arguments import attribute, attributes, operand, pair, te
 from dovetail.core.errors import UsageError
 from dovetail.model import edit
 from dovetail.model.edit import checked
+from dovetail.model.edit.dtypes import wide_weights
 from dovetail.model.edit.rename import GROUPS
 from dovetail.model.model import Model
 from dovetail.model.rules.log import text as rule_lines
@@ -183,7 +184,9 @@ def _set_dtype(model: Model, args: argparse.Namespace) -> Change:
             raise UsageError(f"set-dtype: got {args.io}, expected one type for all, or NAME=TYPE")
         wanted = args.io[0]
     result = edit.set_dtype(model, wanted, weights=args.weights)
-    return Change(result, lambda: checked.same_cast(model, result))
+    wide = wide_weights(result) if args.weights else []
+    notes = [f"{name} stays in fp32: it has values beyond the range of {args.weights}" for name in wide]
+    return Change(result, lambda: checked.same_cast(model, result), notes=notes)
 
 
 def _opset_arguments(parser: argparse.ArgumentParser) -> None:

@@ -88,9 +88,10 @@ def _free_reshapes(draft: Draft, found: Batch) -> None:
     """Let the targets of Reshapes follow the data where that is sure to keep each sample's rows together."""
     old = found.old
     assert isinstance(old, int)
+    constant = draft.constants()
     for node in draft.graph.node:
         if node.op_type == "Reshape" and len(node.input) == 2:
-            target = draft.constant(node.input[1])
+            target = constant(node.input[1])
             if target is None:
                 continue
             sizes = [int(d) for d in target.reshape(-1)]
@@ -102,7 +103,7 @@ def _free_reshapes(draft: Draft, found: Batch) -> None:
                 found.fixed.append(f"{describe(node)} to {new}")
         elif node.op_type in ("Expand", "ConstantOfShape", "Tile", "Slice") and old > 1:
             for name in node.input:
-                value = draft.constant(name)
+                value = constant(name)
                 if value is not None and value.dtype == np.int64 and value.size and int(value.reshape(-1)[0]) == old:
                     found.suspects.append(f"{describe(node)}: its constant {name!r} is {value.reshape(-1).tolist()}")
     draft.drop_unused_weights()

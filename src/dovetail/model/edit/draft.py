@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -162,20 +162,23 @@ class Draft:
         self._taken.add(candidate)
         return candidate
 
-    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
-        """The value of an initializer or of a Constant node; None for all else."""
-        tensor = self.weights().get(name)
-        if tensor is not None and not (self.proto.ir_version >= 4 and name in {v.name for v in self.graph.input}):
-            return read_tensor(tensor, self.folder)
-        node = self.producers().get(name)
-        if node is None or node.op_type != "Constant":
-            return None
-        held = node.attribute[0]
-        if held.name == "value":
-            return read_tensor(held.t, self.folder)
-        if held.name in ("value_int", "value_ints"):
-            return np.asarray(onnx.helper.get_attribute_value(held), np.int64)
-        return None
+    def constants(self) -> Callable[[str], np.ndarray[Any, Any] | None]:
+        """What gives the value of an initializer that no caller overrides, or of a Constant node; None for all else."""
+        weights, producers = self.weights(), self.producers()
+        overridden = {v.name for v in self.graph.input} if self.proto.ir_version >= 4 else set()
+
+        def value(name: str) -> np.ndarray[Any, Any] | None:
+            if name in weights and name not in overridden:
+                return read_tensor(weights[name], self.folder)
+            node = producers.get(name)
+            if node is None or node.op_type != "Constant":
+                return None
+            held = node.attribute[0]
+            if held.name == "value":
+                return read_tensor(held.t, self.folder)
+            return np.asarray(onnx.helper.get_attribute_value(held), np.int64) if held.name in ("value_int", "value_ints") else None
+
+        return value
 
     # ------------------------------------------------------------------ changes
     def add_weight(self, name: str, value: np.ndarray[Any, Any]) -> str:

@@ -26,10 +26,11 @@ def set_dtype(model: Model, dtypes: Mapping[str, str] | str | None = None, *, we
 
     Args:
         dtypes: element types by input or output, or one for all that are floats.
-        weights: float16 or bfloat16, to store fp32 weights of at least 64 elements in.
+        weights: float16 or bfloat16, to store fp32 weights of at least 64 elements in; those beyond its range (a mask of
+            attention, say) stay as they are: `wide_weights` lists them.
 
     Raises:
-        UsageError: unknown names or types, nothing to change, a type that does not cast, or weights beyond the type's range.
+        UsageError: unknown names or types, nothing to change, a type that does not cast, or no weight within the type's range.
     """
     draft = Draft(model, "set-dtype")
     border = {**draft.inputs(), **draft.outputs()}
@@ -92,10 +93,15 @@ def _store(draft: Draft, code: int) -> None:
         if name in listed:
             listed[name].type.tensor_type.elem_type = code
         done[name] = draft.unique(f"{name}_float")
-    if beyond:
+    if beyond and not done:
         raise draft.fail(f"weights beyond the range of {dtype_name(code)}: {', '.join(beyond[:8])}; store them in bfloat16")
     if not done:
         raise draft.fail(f"no fp32 weight has {_STORED_FROM} elements or more: nothing to store in {dtype_name(code)}")
     redirect(draft.graph.node, done)
     for name, inside in done.items():
         draft.add_node("Cast", [name], [inside], to=TensorProto.FLOAT)
+
+
+def wide_weights(model: Model) -> list[str]:
+    """Weights of at least 64 elements that are stored in fp32."""
+    return [t.name for t in model.proto.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= _STORED_FROM]

@@ -155,7 +155,7 @@ def delete(model: Model, nodes: Iterable[str] = (), *, op: str | None = None) ->
 
 def _stand_in(draft: Draft, name: str, makers: dict[str, onnx.NodeProto]) -> str | tuple[str]:
     """The tensor that can be read instead of a deleted node's result; else (the reason why none can,)."""
-    weights, reached, reasons = draft.weights(), [name], list[str]()
+    weights, constant_value, reached, reasons = draft.weights(), draft.constants(), [name], list[str]()
     found: list[str] = []
     constants: list[str] = []  # stand for it only where nothing that is computed does
     seen: set[str] = set()
@@ -167,7 +167,7 @@ def _stand_in(draft: Draft, name: str, makers: dict[str, onnx.NodeProto]) -> str
                     seen.add(read)
                     reached.append(read)
             elif read:
-                constant = read in weights or draft.constant(read) is not None
+                constant = read in weights or constant_value(read) is not None
                 chosen = constants if constant else found
                 if problem := _misfit(draft, read, name):
                     if not constant:

@@ -87,6 +87,7 @@ def _convert(draft: Draft, old: int, new: int) -> None:
         names = ", ".join(f"{f.domain}::{f.name}" for f in draft.proto.functions)
         raise draft.fail(f"functions of the model use operators that changed between opsets {old} and {new}: {names}; inline them first")
     problems: dict[str, list[str]] = {}
+    one = _One(draft, types)
     for graph in reversed(list(all_graphs(draft.graph))):  # bodies first: lists of nodes are replaced by copies
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
@@ -95,7 +96,7 @@ def _convert(draft: Draft, old: int, new: int) -> None:
                 nodes.append(node)
                 continue
             try:
-                nodes += _converted(draft, graph, node, types, new)
+                nodes += _converted(one, graph, node, new)
             except _FAILURES as error:
                 gone = _since(node, new) is None
                 reason = f"{node.op_type} is not in opset {new}" if gone else f"{node.op_type}: {kinds.tidy(error)}"
@@ -180,11 +181,9 @@ def _default(attribute: Any) -> bytes:
     return text
 
 
-def _converted(
-    draft: Draft, graph: onnx.GraphProto, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto], new: int
-) -> list[onnx.NodeProto]:
+def _converted(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, new: int) -> list[onnx.NodeProto]:
     """The nodes that stand for one in the new opset, by onnx's converter on that node alone; their weights are added to the graph."""
-    done = version_converter.convert_version(_alone(draft, node, types), new)
+    done, draft = version_converter.convert_version(one.model(node), new), one.draft
     border = {*node.input, *node.output}
     fresh: dict[str, str] = {}
     for name in (*(t.name for t in done.graph.initializer), *(n for made in done.graph.node for n in made.output)):
@@ -204,19 +203,27 @@ def _converted(
     return result
 
 
-def _alone(draft: Draft, node: onnx.NodeProto, types: Mapping[str, onnx.TypeProto]) -> onnx.ModelProto:
-    """A model of one node, with the types of its operands and the values of those that are small."""
-    weights = draft.weights()
-    inputs, tensors = [], []
-    for name in dict.fromkeys(n for n in node.input if n):
-        tensor = weights.get(name)
-        if tensor is None or stored_bytes(tensor) < LARGE_BYTES:
-            value = draft.constant(name)
-            if value is not None and value.nbytes < LARGE_BYTES:
-                tensors.append(onnx.numpy_helper.from_array(value, name))
-        inputs.append(kinds.value_info(name, types.get(name) or kinds.tensor_type(TensorProto.FLOAT, None)))
-    outputs = [kinds.value_info(n, types.get(n) or kinds.tensor_type(TensorProto.FLOAT, None)) for n in node.output if n]
-    held = {t.name for t in tensors}
-    graph = onnx.helper.make_graph([node], "one", [v for v in inputs if v.name not in held], outputs, tensors)
-    opsets = [onnx.helper.make_opsetid("", draft.opset())]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=max(4, draft.proto.ir_version))
+class _One:
+    """Models of single nodes, with the types of their operands and the values of those that are small."""
+
+    def __init__(self, draft: Draft, types: Mapping[str, onnx.TypeProto]) -> None:
+        self.draft, self._types = draft, types
+        self._weights, self._constant = draft.weights(), draft.constants()
+        self._opsets = [onnx.helper.make_opsetid("", draft.opset())]
+
+    def model(self, node: onnx.NodeProto) -> onnx.ModelProto:
+        """The model of a node."""
+        inputs, tensors = [], []
+        for name in dict.fromkeys(n for n in node.input if n):
+            tensor = self._weights.get(name)
+            if tensor is None or stored_bytes(tensor) < LARGE_BYTES:
+                value = self._constant(name)
+                if value is not None and value.nbytes < LARGE_BYTES:
+                    tensors.append(onnx.numpy_helper.from_array(value, name))
+                    continue
+            inputs.append(self._typed(name))
+        graph = onnx.helper.make_graph([node], "one", inputs, [self._typed(n) for n in node.output if n], tensors)
+        return onnx.helper.make_model(graph, opset_imports=self._opsets, ir_version=max(4, self.draft.proto.ir_version))
+
+    def _typed(self, name: str) -> onnx.ValueInfoProto:
+        return kinds.value_info(name, self._types.get(name) or kinds.tensor_type(TensorProto.FLOAT, None))
