@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import os
-from tempfile import TemporaryDirectory
-from typing import Any
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
 
 import onnx
 
 from dovetail.export.report import ExportReport
 from dovetail.model.model import Model
+
+
+class Scratch:
+    """A folder that lasts as long as this object.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="dovetail-export-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, True)
+
+    def remove(self) -> None:
+        """Remove it now."""
+        self._finalizer()
 
 
 class ExportedModel(Model):
@@ -20,9 +38,8 @@ class ExportedModel(Model):
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, report: ExportReport, folder: str | os.PathLike[str] | None = None,
-        scratch: TemporaryDirectory[Any] | None = None,
-    ) -> None:  # fmt: skip
+        self, proto: onnx.ModelProto, report: ExportReport, folder: str | os.PathLike[str] | None = None, scratch: Scratch | None = None
+    ) -> None:
         super().__init__(proto, folder)
         self.report = report
         self._scratch = scratch  # large weights stay in its files as long as the model lives

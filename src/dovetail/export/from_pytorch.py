@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -104,7 +103,7 @@ def pytorch(
         report.notes += written.notes
         step("names")
         _finish_names(written.proto, given, axes, expected, output_names)
-        folder = None if written.scratch is None else Path(written.scratch.name)
+        folder = None if written.scratch is None else written.scratch.path
         result = ExportedModel(written.proto, report, folder, written.scratch)
         if simplify:
             step("simplify")

@@ -16,7 +16,7 @@ from dovetail.core.errors import Error, ExportError, UsageError
 from dovetail.core.optional import require
 from dovetail.export.exported import Scratch
 from dovetail.export.torch_dynamic import resized, sizes_of
-from dovetail.export.torch_names import without_prefix
+from dovetail.export.torch_names import array_of, without_prefix
 from dovetail.export.torch_subject import Subject
 
 LARGE_BYTES = 1_800_000_000
@@ -140,6 +140,7 @@ def torchscript(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, st
     proto = onnx.load(path, load_external_data=not large)
     if flat:
         without_prefix(proto, _INNER)
+    _declare_unused(proto, subject, axes)
     if large:
         return Written(proto, scratch, notes)
     scratch.remove()
@@ -148,6 +149,21 @@ def torchscript(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, st
 
 EXPORTERS: dict[str, Callable[[Subject, int, Mapping[str, Mapping[int, str]]], Written]] = {"dynamo": dynamo, "torchscript": torchscript}
 """PyTorch's exporters by name."""
+
+
+def _declare_unused(proto: onnx.ModelProto, subject: Subject, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Inputs that no output depends on, which the trace leaves out, are inputs all the same, as with the other exporter."""
+    found = {v.name: v for v in proto.graph.input}
+    if not found.keys() < subject.leaves.keys():
+        return
+    inputs = []
+    for name, tensor in subject.leaves.items():
+        shape = [axes.get(name, {}).get(axis, size) for axis, size in enumerate(tensor.shape)]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array_of(tensor).dtype)
+        made = onnx.helper.make_tensor_value_info(name, kind, shape)
+        inputs.append(onnx.ValueInfoProto.FromString(found.get(name, made).SerializeToString()))
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
 
 
 def _flat(torch: Any, subject: Subject) -> Any:

@@ -71,6 +71,17 @@ def array_of(tensor: Any) -> Any:
     return tensor.numpy() if narrow is None else tensor.float().numpy().astype(DTYPES[narrow].numpy)
 
 
+def without_prefix(proto: onnx.ModelProto, module: str) -> None:
+    """Take the name of an outer module's only part out of the names of weights, values and nodes."""
+    graph, start, inside = proto.graph, f"{module}.", f"/{module}/"
+    names = {t.name: t.name.removeprefix(start) for t in graph.initializer}
+    for node in _all_nodes(graph):
+        node.name = node.name.replace(inside, "/")
+        names |= {name: name.replace(inside, "/").removeprefix(start) for name in (*node.input, *node.output)}
+    names |= {v.name: v.name.replace(inside, "/").removeprefix(start) for v in graph.output}
+    _rename(graph, {old: new for old, new in names.items() if old != new})
+
+
 def name_border(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Name inputs and outputs, in order.
 
