@@ -11,12 +11,13 @@ TENSORFLOW_VENV ?= .venv-tensorflow
 TENSORFLOW_BIN := $(TENSORFLOW_VENV)/bin
 GPU_TESTS ?= tests/gpu
 
-.PHONY: help demo test test-tensorflow check bench bench-gpu conformance gpu clean
+.PHONY: help demo test test-browser test-tensorflow check bench bench-gpu conformance gpu clean
 
 help:
 	@echo "make demo         install, build $(MODEL), run it, benchmark it against the installed peers"
 	@echo "make test         install what the tests need and run them all"
 	@echo "make test-tensorflow  the tests of the export from TensorFlow, in an environment of their own"
+	@echo "make test-browser  the tests of reports in a headless Chromium, alone"
 	@echo "make check        ruff, mypy --strict, import-linter"
 	@echo "make conformance  the ONNX backend suite (Tier A) through dovetail.backend"
 	@echo "make gpu          the tests that need an NVIDIA GPU, with PYTHON and what it has installed"
@@ -52,11 +53,15 @@ test: $(VENV)/.test
 $(TENSORFLOW_VENV)/.test: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python"; exit 1; }
 	test -x $(TENSORFLOW_BIN)/python || $(PYTHON) -m venv $(TENSORFLOW_VENV)
-	$(TENSORFLOW_BIN)/python -m pip install --quiet --disable-pip-version-check -e . 'tensorflow-cpu>=2.21,<2.22' 'tf2onnx>=1.17,<1.18' 'pytest>=8,<10'
+	$(TENSORFLOW_BIN)/python -m pip install --quiet --disable-pip-version-check -e . 'tensorflow-cpu>=2.21,<2.22' 'tf2onnx>=1.17,<1.18' 'pytest>=8,<10' 'pytest-xdist>=3.6,<4'
 	@touch $@
 
 test-tensorflow: $(TENSORFLOW_VENV)/.test
-	PYTHONPATH=src:. $(TENSORFLOW_BIN)/python -m pytest --confcutdir=tests/tensorflow -W default --disable-warnings tests/tensorflow
+	PYTHONPATH=src:. $(TENSORFLOW_BIN)/python -m pytest -n 2 --dist loadfile --confcutdir=tests/tensorflow -W default --disable-warnings tests/tensorflow
+
+# A Chromium is found, or installed by the tests themselves (tests/browser/conftest.py).
+test-browser: $(VENV)/.test
+	$(BIN)/python -m pytest -n0 -rs tests/browser
 
 check: $(VENV)/.test
 	$(BIN)/ruff check src tests bench models examples

@@ -76,7 +76,8 @@ def files(cnn, tmp_path_factory) -> dict[str, Path]:
         (folder / "m.tflite").write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder / "saved")).convert())
     frozen = open_source(cnn, Wanted())
     (folder / "m.pb").write_bytes(frozen.graph.SerializeToString())
-    return {"keras": folder / "m.keras", "h5": folder / "m.h5", "saved": folder / "saved", "tflite": folder / "m.tflite", "pb": folder / "m.pb"}
+    names = {"keras": "m.keras", "h5": "m.h5", "saved": "saved", "tflite": "m.tflite", "pb": "m.pb"}
+    return {kind: folder / name for kind, name in names.items()}
 
 
 @pytest.fixture

@@ -36,10 +36,10 @@ def _ordered(inputs: Sequence[str], attributes: Attributes, order: Sequence[str]
     return [text.split("=")[0] if i < last_required else text for i, text in enumerate(made)]
 
 
-def pytorch_stub(
+def translation_stub(
     op: str, inputs: Sequence[str], attributes: Attributes, results: int, onnx_op: str | None, opset: int, order: Sequence[str] = ()
 ) -> str:
-    """A translation of an operator of PyTorch for `dovetail.export.symbolic`.
+    """A translation of an operator of PyTorch or TensorFlow ("tf::Lgamma") for `dovetail.export.symbolic`.
 
     Args:
         op: its qualified name.
@@ -62,21 +62,6 @@ def pytorch_stub(
         body = f"return ...  # in ONNX operators, as {example}"
     parameters = ", ".join(["op", *_ordered(inputs, attributes, order)])
     return f'@dovetail.export.symbolic("{op}", opset={opset})\ndef {identifier(op)}({parameters}):\n    {body}'
-
-
-def tensorflow_stub(op: str, onnx_op: str | None, opset: int) -> str:
-    """A handler of tf2onnx, which puts ONNX nodes in the place of an operator of TensorFlow."""
-    made = f'ctx.make_node("{onnx_op or "…"}", node.input, name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes)'
-    return (
-        "from tf2onnx.handler import tf_op\n\n"
-        f'@tf_op("{op}")\n'
-        f"class {camel(op)}:\n"
-        "    @classmethod\n"
-        f"    def version_{opset}(cls, ctx, node, **kwargs):\n"
-        "        shapes, dtypes = node.output_shapes, node.output_dtypes\n"
-        "        ctx.remove_node(node.name)\n"
-        f"        {made}"
-    )
 
 
 def plugin_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int, order: Sequence[str] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,12 @@ import onnx
 from dovetail.core.errors import ExportError, UsageError
 from dovetail.export.tensorflow_graphs import Frozen, nearest
 from dovetail.export.tensorflow_runtime import quiet, tensorflow_module, tf2onnx_module
-from dovetail.export.tensorflow_translations import handlers
+from dovetail.export.tensorflow_translations import (
+    default_of,
+    definition_of,
+    handlers,
+    inferred_attributes,
+)
 from dovetail.model.proto_graph import subgraphs
 
 CUSTOM_DOMAIN = "ai.onnx.converters.tensorflow"
@@ -30,10 +36,12 @@ class Untranslated:
     op: str
     reason: str = ""
     nodes: list[str] = field(default_factory=list)
-    inputs: int = 1
+    inputs: tuple[str, ...] = ("x",)
+    attributes: tuple[tuple[str, str], ...] = ()
+    """Names, with the text of their defaults."""
     outputs: int = 1
     since: int | None = None
-    """The oldest opset at which tf2onnx translates it; None where none does, or where it tried and failed."""
+    """The oldest opset at which tf2onnx translates it, as far as it says; None where none does."""
 
 
 def newest_opset() -> int:
@@ -148,7 +156,8 @@ def _failures() -> Iterator[dict[str, str]]:
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.exc_info and isinstance(record.msg, str) and record.msg.startswith("Failed to convert node") and record.args:
-                found[str(record.args[0])] = str(record.exc_info[1]).strip().partition("\n")[0]  # type: ignore[index]
+                reason = str(record.exc_info[1]).strip().partition("\n")[0].removeprefix("make_sure failure: ")
+                found[str(record.args[0])] = reason  # type: ignore[index]  # a tuple, as tf2onnx logs it
 
     logger = logging.getLogger("tf2onnx.tfonnx")
     collector, level = Collector(logging.ERROR), logger.level
@@ -178,12 +187,28 @@ def _untranslated(model: onnx.ModelProto, graph: Any, failed: dict[str, str]) ->
             _drop_inferred_attributes(node, operation)
         node.domain = CUSTOM_DOMAIN
         reason = failed.get(node.name, "")
-        entry = found.setdefault(
-            node.op_type,
-            Untranslated(node.op_type, reason, [], len(node.input), len(node.output), None if reason else _translated_since(node.op_type)),
-        )
-        entry.nodes.append(node.name)
+        if node.op_type not in found:
+            found[node.op_type] = _describe(node, reason)
+        found[node.op_type].nodes.append(node.name)
+    for entry in found.values():
+        entry.nodes.sort()
     return [found[op] for op in sorted(found)]
+
+
+def _describe(node: onnx.NodeProto, reason: str) -> Untranslated:
+    """What is known of an operator from one of its nodes, and from its definition."""
+    definition = definition_of(node.op_type)
+    names, attributes = [f"x{i}" for i in range(len(node.input))], []
+    if definition is not None:
+        if len(definition.input_arg) == len(node.input):
+            names = [arg.name for arg in definition.input_arg]
+        inferred = inferred_attributes(definition)
+        for attribute in definition.attr:
+            if attribute.name not in inferred:
+                default = default_of(attribute)
+                attributes.append((attribute.name, "" if default is None else repr(default)))
+    since = _opset_in(reason) if reason else _translated_since(node.op_type)
+    return Untranslated(node.op_type, reason, [], tuple(names), tuple(attributes), len(node.output), since)
 
 
 def _in_opset(op: str, opset: int) -> bool:
@@ -203,12 +228,16 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def _drop_inferred_attributes(node: onnx.NodeProto, operation: Any) -> None:
     """Take away attributes that only repeat the types and numbers of inputs, and what TensorFlow adds to every node."""
-    inferred = {"_output_shapes", "_class"}
-    for argument in operation.op_def.input_arg:
-        inferred |= {argument.type_attr, argument.number_attr, argument.type_list_attr}
+    inferred = inferred_attributes(operation.op_def)
     kept = [a for a in node.attribute if a.name not in inferred and not a.name.startswith("_")]
     del node.attribute[:]
     node.attribute.extend(kept)
+
+
+def _opset_in(reason: str) -> int | None:
+    """The opset that tf2onnx says it needs ("Opset 11 is required for half_pixel_centers=True"); None where it says none."""
+    found = re.search(r"opset (?:version )?(?:>=? ?)?(\d+)", reason, re.IGNORECASE)
+    return int(found[1]) if found else None
 
 
 def _translated_since(op: str) -> int | None:

@@ -37,10 +37,9 @@ def refuse(frozen: Frozen, missing: Sequence[Untranslated], opset: int) -> NoRet
 
 def failure(entry: Untranslated, opset: int, places: tuple[str, ...] = ()) -> OpFailure:
     """An operator as the ways out want it."""
-    names = ("x",) if entry.inputs == 1 else tuple(f"x{i}" for i in range(entry.inputs))
     return OpFailure(
-        entry.op, "tensorflow", "tf2onnx", opset, where=places or tuple(entry.nodes), reason=entry.reason, inputs=names,
-        results=entry.outputs, exporter_since=entry.since,
+        entry.op, "tensorflow", "tf2onnx", opset, where=places or tuple(entry.nodes), reason=entry.reason, inputs=entry.inputs,
+        attributes=entry.attributes, results=entry.outputs, exporter_since=entry.since, calls=len(entry.nodes),
     )  # fmt: skip
 
 
@@ -64,6 +63,8 @@ def source_line(trace: Any, node: str) -> str:
     except (KeyError, ValueError):
         return ""
     for frame in reversed(operation.traceback or []):
-        if "site-packages" not in frame.filename and "/dovetail/" not in frame.filename and not frame.filename.startswith("<"):
+        if "/dovetail/export/" in frame.filename:
+            return ""  # a library's own operator, called by the export
+        if "site-packages" not in frame.filename and not frame.filename.startswith("<"):
             return f"{frame.filename}:{frame.lineno} in {frame.name}"
     return ""

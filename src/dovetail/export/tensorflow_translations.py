@@ -12,11 +12,9 @@ from dovetail.core.errors import UsageError
 from dovetail.export.onnx_calls import Known, Operand, proto_attributes
 from dovetail.export.tensorflow_runtime import require_module
 from dovetail.export.translation_calls import Argument, call
-from dovetail.export.translations import Translation, chosen
+from dovetail.export.translations import TENSORFLOW, Translation, chosen
 from dovetail.frontend.arguments import type_code
 from dovetail.frontend.reader import element_type
-
-NAMESPACE = "tf"
 
 
 def handlers(opset: int) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def handlers(opset: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for made in chosen(opset):
         space, _, name = made.op.partition("::")
-        if space != NAMESPACE:
+        if space != TENSORFLOW:
             continue
         if made.overload:
             raise UsageError(f"{made}: got the overload {made.overload!r}, expected {made.op}; operators of TensorFlow have none")
@@ -51,7 +49,7 @@ def _handler(made: Translation, op: str, opset: int) -> Any:
 
 def _arguments(ctx: Any, node: Any, op: str) -> list[Argument]:
     """The operator's inputs, then its attributes but for those that only repeat the types of its inputs."""
-    definition = require_module("tensorflow.python.framework.op_def_registry").get(op)
+    definition = definition_of(op)
     inputs = [_operand(ctx, name) for name in node.input]
     given = {key: onnx.helper.get_attribute_value(value) for key, value in node.attr.items() if not key.startswith("_")}
     if definition is None:  # of TFLite, or of a library that is not loaded
@@ -59,7 +57,7 @@ def _arguments(ctx: Any, node: Any, op: str) -> list[Argument]:
         return [Argument(n, x, False) for n, x in zip(names, inputs, strict=True)] + [
             Argument(key, _plain(value), False) for key, value in given.items()
         ]
-    inferred = {a for arg in definition.input_arg for a in (arg.type_attr, arg.number_attr, arg.type_list_attr)}
+    inferred = inferred_attributes(definition)
     named = [arg.name for arg in definition.input_arg]
     if len(named) != len(inputs):  # one of them is a list of tensors
         named = [f"x{i}" for i in range(len(inputs))]
@@ -67,15 +65,26 @@ def _arguments(ctx: Any, node: Any, op: str) -> list[Argument]:
     for attribute in definition.attr:
         if attribute.name not in inferred and attribute.name in given:
             value = _plain(given[attribute.name])
-            found.append(Argument(attribute.name, value, attribute.HasField("default_value") and value == _default(attribute)))
+            found.append(Argument(attribute.name, value, attribute.HasField("default_value") and value == default_of(attribute)))
     return found
+
+
+def definition_of(op: str) -> Any:
+    """The definition (OpDef) of an operator of TensorFlow; None where it has none of that name."""
+    return require_module("tensorflow.python.framework.op_def_registry").get(op)
+
+
+def inferred_attributes(definition: Any) -> set[str]:
+    """The attributes of an operator that only repeat the types and the number of its inputs."""
+    return {a for arg in definition.input_arg for a in (arg.type_attr, arg.number_attr, arg.type_list_attr)}
 
 
 def _plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _default(attribute: Any) -> Any:
+def default_of(attribute: Any) -> Any:
+    """The default of an attribute in an operator's definition; None where it has none, or one that is no number or text."""
     kind = attribute.default_value.WhichOneof("value")
     return _plain(getattr(attribute.default_value, kind)) if kind in ("s", "i", "f", "b") else None
 

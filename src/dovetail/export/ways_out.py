@@ -12,7 +12,7 @@ from typing import Literal
 
 from dovetail.export.onnx_operators import equivalent, first_versions, newest_opset
 from dovetail.export.rewrites import rewrite_of
-from dovetail.export.stubs import plugin_stub, pytorch_stub, tensorflow_stub
+from dovetail.export.stubs import plugin_stub, translation_stub
 
 Kind = Literal["opset", "rewrite", "translation", "plugin"]
 
@@ -124,11 +124,10 @@ def _decompose(op: str) -> str:
 def _translation(failure: OpFailure) -> WayOut:
     name = equivalent(failure.op)
     since = first_versions()[name] if name is not None else 1
-    if failure.framework == "tensorflow":
-        text = "write it in ONNX operators, in a file that is named with --plugins."
-        return WayOut("translation", True, text, tensorflow_stub(failure.op, name, max(failure.opset, since)))
-    text = "write it in ONNX operators, for both exporters; import it before the export, or name its file with --plugins."
-    code = pytorch_stub(failure.op, failure.inputs, failure.attributes, failure.results, name, max(failure.opset, since), failure.order)
+    op = f"tf::{failure.op}" if failure.framework == "tensorflow" else failure.op
+    both = "" if failure.framework == "tensorflow" else ", for both exporters"
+    text = f"write it in ONNX operators{both}; import it before the export, or name its file with --plugins."
+    code = translation_stub(op, failure.inputs, failure.attributes, failure.results, name, max(failure.opset, since), failure.order)
     return WayOut("translation", True, text, code)
 
 
