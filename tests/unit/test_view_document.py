@@ -17,7 +17,10 @@ from dovetail.view.document import SCHEMA
 RNG = np.random.default_rng(0)
 
 
-def model(nodes: list[onnx.NodeProto], inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], weights: dict[str, Any]) -> onnx.ModelProto:
+Shapes = dict[str, list[Any]]
+
+
+def model(nodes: list[onnx.NodeProto], inputs: Shapes, outputs: Shapes, weights: dict[str, Any]) -> onnx.ModelProto:
     """A model of float tensors."""
     graph = helper.make_graph(
         nodes, "g",
@@ -103,7 +106,8 @@ def test_a_residual_goes_around_and_memory_holds_it() -> None:
     ]
     found = document(model(nodes, {"x": [64, 64]}, {"y": [64, 64]}, {"w": RNG.standard_normal((64, 64))}))
     edges = {(e["from"], e["to"]) for e in found["views"][0]["edges"]}
-    by_node = {name: n for n, box in enumerate(found["views"][0]["nodes"]) for s in box.get("steps", ()) for name in found["steps"][s]["nodes"]}
+    boxes = found["views"][0]["nodes"]
+    by_node = {name: n for n, box in enumerate(boxes) for s in box.get("steps", ()) for name in found["steps"][s]["nodes"]}
     assert (by_node["first"], by_node["add"]) in edges and (by_node["first"], by_node["softmax"]) in edges
     held = next(b for b in found["memory"]["buffers"] if b["name"].split(", ")[0] == "h")
     writer = next(n for n, s in enumerate(found["steps"]) if "first" in s["nodes"])
@@ -144,7 +148,8 @@ def test_the_body_of_a_loop_is_nested() -> None:
          helper.make_tensor_value_info("s", TensorProto.FLOAT, [4, 8])],
         [helper.make_tensor_value_info("d", TensorProto.BOOL, []), helper.make_tensor_value_info("t", TensorProto.FLOAT, [4, 8])],
     )  # fmt: skip
-    source = model([helper.make_node("Loop", ["n", "", "x"], ["y"], name="loop", body=body)], {"x": [4, 8]}, {"y": [4, 8]}, {"w": np.eye(8)})
+    loop_node = helper.make_node("Loop", ["n", "", "x"], ["y"], name="loop", body=body)
+    source = model([loop_node], {"x": [4, 8]}, {"y": [4, 8]}, {"w": np.eye(8)})
     source.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT64, []))
     found = document(source, run=True)
     loop = next(n for n, s in enumerate(found["steps"]) if s["kind"] == "control")
