@@ -85,6 +85,12 @@ class Comparison:
             "layers": [_plain(d) for d in self.layers],
         }
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dovetail.view.notebook import comparison_html
+
+        return comparison_html(self.json())
+
     def __str__(self) -> str:
         bad = self.first_bad
         lines = []

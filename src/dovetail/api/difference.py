@@ -82,6 +82,12 @@ class Diff:
             "outputs": None if self.outputs is None else self.outputs.json(), "speed": self.speed, "notes": dict(self.notes or {}),
         }  # fmt: skip
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dovetail.view.notebook import text_html
+
+        return text_html("Dovetail diff", str(self))
+
     def __str__(self) -> str:
         return text_of(self.json(), self.outputs)
 

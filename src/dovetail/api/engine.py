@@ -446,6 +446,14 @@ class Engine:
             info=parts.info, build=parts.build, strip_weights=strip_weights, sign=sign,
         )  # fmt: skip
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dovetail.api.report import certificate_text
+        from dovetail.view.notebook import engine_html
+
+        data = self.report().data if isinstance(self._plan.meta.get("report"), dict) else None
+        return engine_html(self.inputs, self.outputs, self._plan.target, data, certificate_text(self._plan.certificate))
+
     def __repr__(self) -> str:
         ins, outs = ", ".join(map(str, self.inputs)), ", ".join(map(str, self.outputs))
         return f"Engine({ins} -> {outs}, {self._plan.target})"

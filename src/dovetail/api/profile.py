@@ -93,6 +93,12 @@ class Profile:
             sums[name] = sums.get(name, 0.0) + row.us
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dovetail.view.notebook import profile_html
+
+        return profile_html(self.json(), self.by_tactic())
+
     def __str__(self) -> str:
         where = f"{self.threads} thread(s)" if self.device == "cpu" else f"one by one on {self.device}"
         lines = [

@@ -43,6 +43,12 @@ class Report:
         """Whether every step of a run is a kernel."""
         return not self.data["host_calls"]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dovetail.view.notebook import report_html
+
+        return report_html(self.data, certificate_text(self.data["certificate"]), ranges_text(self.data))
+
     def __str__(self) -> str:
         d = self.data
         asked, got = d["requested"], d["actual"]
