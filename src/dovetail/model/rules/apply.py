@@ -93,7 +93,7 @@ def _present(proto: onnx.ModelProto, rules: Sequence[Rule], log: RuleLog) -> lis
     found = []
     log.skipped.clear()
     for rule in rules:
-        lacking = min((sorted(p.required() - types) for p in rule.patterns), key=len)
+        lacking = min((sorted(p.required - types) for p in rule.patterns), key=len)
         if lacking:
             log.skipped[rule.name] = f"the model has no {', no '.join(lacking)}"
         else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -31,14 +32,13 @@ _ROUNDING_ELSE = 1e-5
 _PERMUTED = 4
 
 
-@dataclass(frozen=True)
-class Found:
-    """A pattern's terms as values and nodes of a graph."""
+class Found(NamedTuple):
+    """A pattern's terms as values and nodes of a graph; its dicts are never changed, only replaced."""
 
-    values: dict[str, str | list[str] | None] = field(default_factory=dict)
-    nodes: dict[Operator, int] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    values: Mapping[str, str | list[str] | None] = MappingProxyType({})
+    nodes: Mapping[Operator, int] = MappingProxyType({})
+    attributes: Mapping[str, Any] = MappingProxyType({})
+    labels: Mapping[str, str] = MappingProxyType({})
     reads: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ class Matcher:
             if root.index >= len(node.output) or not node.output[root.index]:
                 continue
             for state in self._node(root.operator, number, self._labelled(root, node.output[root.index], Found())):
-                begun = replace(state, outputs=(node.output[root.index],))
+                begun = state._replace(outputs=(node.output[root.index],))
                 for whole in self._rest(self.pattern.outputs[1:], begun):
                     if self._alone(whole):
                         return whole
@@ -96,7 +96,7 @@ class Matcher:
                 if result.index >= len(names) or not names[result.index] or names[result.index] in state.outputs:
                     continue
                 for found in self._node(result.operator, number, self._labelled(result, names[result.index], state)):
-                    yield from self._rest(outputs[1:], replace(found, outputs=(*found.outputs, names[result.index])))
+                    yield from self._rest(outputs[1:], found._replace(outputs=(*found.outputs, names[result.index])))
 
     def _alone(self, state: Found) -> bool:
         """Whether what the match computes inside is read by nothing outside, where the pattern does not allow it."""
@@ -139,17 +139,17 @@ class Matcher:
         return False
 
     # ------------------------------------------------------------------ terms
-    def _value(self, term: Term | None, name: str, where: str, state: Found) -> Iterator[Found]:
+    def _value(self, term: Term | None, name: str, where: tuple[int, int], state: Found) -> Iterator[Found]:
         """States in which `name`, which stands at `where`, is what a term says."""
         if term is None:
             if not name:
                 yield state
             else:
-                self._fail(state, f"{where}: got {name!r}, expected no input there")
+                self._fail(state, f"{self._at(where)}: got {name!r}, expected no input there")
         elif isinstance(term, Variable):
             yield from self._variable(term, name, where, state)
         elif not name:
-            self._fail(state, f"{where}: got no input, expected {term}")
+            self._fail(state, f"{self._at(where)}: got no input, expected {term}")
         elif isinstance(term, AnyOf):
             for alternative in term.alternatives:
                 yield from self._value(alternative, name, where, state)
@@ -159,43 +159,43 @@ class Matcher:
             number = self.scope.producers.get(name)
             if number is None:
                 kind = "a constant" if self.scope.is_constant(name) else "a value from outside of this graph"
-                self._fail(state, f"{where}: got {name!r}, {kind}, expected {term}")
+                self._fail(state, f"{self._at(where)}: got {name!r}, {kind}, expected {term}")
                 return
             node = self.scope.nodes[number]
             if (node.op_type, domain_of(node.domain)) != (term.operator.op_type, term.operator.domain):
-                self._fail(state, f"{where}: got {name!r} of {self.scope.where(number)}, expected {term}")
+                self._fail(state, f"{self._at(where)}: got {name!r} of {self.scope.where(number)}, expected {term}")
             elif term.index >= len(node.output) or node.output[term.index] != name:
-                self._fail(state, f"{where}: got {name!r}, expected output {term.index} of {self.scope.where(number)}")
+                self._fail(state, f"{self._at(where)}: got {name!r}, expected output {term.index} of {self.scope.where(number)}")
             else:
                 yield from self._node(term.operator, number, self._labelled(term, name, state))
 
-    def _variable(self, term: Variable, name: str, where: str, state: Found) -> Iterator[Found]:
+    def _variable(self, term: Variable, name: str, where: tuple[int, int], state: Found) -> Iterator[Found]:
         if not name and not term.optional:
-            self._fail(state, f"{where}: got no input, expected {term}; give it a default in the pattern (…={None}) if it may be absent")
+            self._fail(state, f"{self._at(where)}: got no input, expected {term}; where it may be absent, give it a default in the pattern")
             return
         bound = state.values.get(term.name, name or None)
         if bound != (name or None):
-            self._fail(state, f"{where}: got {name!r}, expected {bound!r}, which the pattern calls {term.name!r}, too")
+            self._fail(state, f"{self._at(where)}: got {name!r}, expected {bound!r}, which the pattern calls {term.name!r}, too")
             return
-        yield replace(state, values={**state.values, term.name: name or None})
+        yield state._replace(values={**state.values, term.name: name or None})
 
-    def _constant(self, term: Constant, name: str, where: str, state: Found) -> Iterator[Found]:
+    def _constant(self, term: Constant, name: str, where: tuple[int, int], state: Found) -> Iterator[Found]:
         if not self.scope.is_constant(name):
-            self._fail(state, f"{where}: got {name!r}, which is computed at run time, expected {term}")
+            self._fail(state, f"{self._at(where)}: got {name!r}, which is computed at run time, expected {term}")
             return
         values = {**state.values, term.name: name} if term.name else state.values
         if term.value is None:
             if state.values.get(term.name, name) == name:
-                yield replace(state, values=values)
+                yield state._replace(values=values)
             return
         found = self.scope.constant(name)
         assert found is not None
         weight, array = found
         if not _equal(array, term.value):
             shown = np.array2string(array.reshape(-1)[:8], threshold=8) if array.ndim else str(array)
-            self._fail(state, f"{where}: got the constant {shown} ({name!r}), expected {term}", close=True)
+            self._fail(state, f"{self._at(where)}: got the constant {shown} ({name!r}), expected {term}", close=True)
             return
-        yield replace(state, values=values, reads=(*state.reads, weight))
+        yield state._replace(values=values, reads=(*state.reads, weight))
 
     def _node(self, operator: Operator, number: int, state: Found) -> Iterator[Found]:
         if operator in state.nodes:
@@ -208,14 +208,14 @@ class Matcher:
                 )
             return
         node = self.scope.nodes[number]
-        state = replace(state, nodes={**state.nodes, operator: number})
+        state = state._replace(nodes={**state.nodes, operator: number})
         captured = self._attributes(operator, number, state)
         if captured is None:
             return
         if operator.n_outputs < sum(bool(o) for o in node.output) and operator.n_outputs > 1:
             self._fail(state, f"{self.scope.where(number)}: got {len(node.output)} outputs, expected {operator.n_outputs}")
             return
-        state = replace(state, attributes=captured)
+        state = state._replace(attributes=captured)
         given = list(node.input)
         while given and not given[-1]:
             given.pop()
@@ -240,7 +240,7 @@ class Matcher:
                 where = self.scope.where(number)
                 self._fail(state, f"{where}: got inputs {rest}, expected {bound}, which the pattern calls {last.name!r}, too")
                 return
-            state = replace(state, values={**state.values, last.name: rest})
+            state = state._replace(values={**state.values, last.name: rest})
             given = given[: len(terms)]
         if len(given) > len(terms):
             self._fail(
@@ -248,46 +248,53 @@ class Matcher:
             )
             return
         names = given + [""] * (len(terms) - len(given))
-        yield from self._each(terms, names, 0, self.scope.where(number), state)
+        yield from self._each(terms, names, 0, number, state)
 
-    def _each(self, terms: list[Term | None], names: list[str], position: int, where: str, state: Found) -> Iterator[Found]:
+    def _each(self, terms: list[Term | None], names: list[str], position: int, number: int, state: Found) -> Iterator[Found]:
         if position == len(terms):
             yield state
             return
-        for found in self._value(terms[position], names[position], f"input {position} of {where}", state):
-            yield from self._each(terms, names, position + 1, where, found)
+        for found in self._value(terms[position], names[position], (position, number), state):
+            yield from self._each(terms, names, position + 1, number, found)
+
+    def _at(self, where: tuple[int, int]) -> str:
+        """An input of a node as messages name it."""
+        return f"input {where[0]} of {self.scope.where(where[1])}"
 
     def _attributes(self, operator: Operator, number: int, state: Found) -> dict[str, Any] | None:
         """What attributes are captured; None where one does not fit."""
         node, found = self.scope.nodes[number], dict(state.attributes)
         opset = self.opsets.get(operator.domain, 1)
+
+        def place() -> str:
+            return f"{self.scope.where(number)}: attribute {name!r}"
+
         for name, wanted in operator.attributes.items():
             value = attribute_or_default(node, name, opset)
-            where = f"{self.scope.where(number)}: attribute {name!r}"
             if isinstance(wanted, AttributePattern):
                 if wanted.name:
                     if wanted.name in found and not same_attribute(found[wanted.name], value):
                         before = f"{found[wanted.name]!r}, which the pattern calls {wanted.name!r}, too"
-                        self._fail(state, f"{where}: got {value!r}, expected {before}")
+                        self._fail(state, f"{place()}: got {value!r}, expected {before}")
                         return None
                     found[wanted.name] = value
                 wanted = wanted.where
             if callable(wanted):
                 if value is None or not wanted(value):
-                    self._fail(state, f"{where}: got {value!r}, which the pattern's condition refuses")
+                    self._fail(state, f"{place()}: got {value!r}, which the pattern's condition refuses")
                     return None
             elif name in operator.attributes and not isinstance(operator.attributes[name], AttributePattern):
                 if wanted is ...:
                     if value is None:
-                        self._fail(state, f"{where}: got none, expected one")
+                        self._fail(state, f"{place()}: got none, expected one")
                         return None
                 elif not same_attribute(wanted, value):
-                    self._fail(state, f"{where}: got {value!r}, expected {wanted!r}")
+                    self._fail(state, f"{place()}: got {value!r}, expected {wanted!r}")
                     return None
         return found
 
     def _labelled(self, result: Result, name: str, state: Found) -> Found:
-        return replace(state, labels={**state.labels, result.label: name}) if result.label else state
+        return state._replace(labels={**state.labels, result.label: name}) if result.label else state
 
     def _fail(self, state: Found, reason: str, close: bool = False) -> None:
         """Note why an attempt ends; `close` where what is there is of the right kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -182,9 +183,11 @@ class Pattern:
         """The alternatives of the first output."""
         return list(flatten(self.outputs[0]))
 
-    def required(self) -> set[str]:
+    @functools.cached_property
+    def required(self) -> frozenset[str]:
         """Operator types without which nothing matches."""
-        return set.union(*(_required(t) for t in self.outputs))
+        known: dict[int, frozenset[str]] = {}
+        return frozenset[str]().union(*(_required(t, known) for t in self.outputs))
 
 
 def flatten(term: Term) -> Iterator[Result]:
@@ -202,12 +205,15 @@ def flatten(term: Term) -> Iterator[Result]:
         raise RuleError(f"got {term} as an output of the pattern, expected what a node computes: a pattern needs a root")
 
 
-def _required(term: Term | None) -> set[str]:
-    if isinstance(term, AnyOf):
-        return set.intersection(*(_required(a) for a in term.alternatives))
-    if isinstance(term, Result):
-        return {term.operator.op_type}.union(*(_required(t) for t in term.operator.inputs))
-    return set()
+def _required(term: Term | None, known: dict[int, frozenset[str]]) -> frozenset[str]:
+    if id(term) not in known:
+        found = frozenset[str]()
+        if isinstance(term, AnyOf):
+            found = frozenset.intersection(*(_required(a, known) for a in term.alternatives))
+        elif isinstance(term, Result):
+            found = frozenset({term.operator.op_type}).union(*(_required(t, known) for t in term.operator.inputs))
+        known[id(term)] = found
+    return known[id(term)]
 
 
 def walk(terms: Sequence[Term | None]) -> Iterator[Term]:
