@@ -2,7 +2,6 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 import dovetail
 from dovetail.api.profile import summarise
 from dovetail.runtime.observe import Record
-from dovetail.view import notebook
 
 EVIL = """<script>alert('1')</script>"&amp;"""
 
@@ -89,8 +87,3 @@ def test_values_that_are_not_finite() -> None:
     a, b = evil_model(), evil_model(float("nan"))
     assert "inf" in text_of(dovetail.compare(a, b)._repr_html_())
 
-
-def test_model(tmp_path: Path) -> None:
-    html = notebook.model_html([], [], {"Conv": 3, EVIL: 1}, 17, (2, 3000))
-    text = text_of(html)
-    assert EVIL in text and "operators (2)" in text and "2 (2.93 KiB)" in text

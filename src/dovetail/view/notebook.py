@@ -62,7 +62,7 @@ def _bar(share: float, label: str) -> str:
     width = f"{100 * max(0.0, min(1.0, share)):.1f}%"
     bar = _tag("div", "", f"width:{width};height:.75em;background:rgba(66,133,244,.6);border-radius:2px")
     holder = _tag("div", bar, "width:9em;background:rgba(128,128,128,.15);border-radius:2px;display:inline-block;vertical-align:middle")
-    return holder + _tag("span", " " + _text(label), "font-variant-numeric:tabular-nums")
+    return _tag("div", holder + _tag("span", " " + _text(label), "font-variant-numeric:tabular-nums"), "white-space:nowrap")
 
 
 def _fold(title: str, content: str) -> str:
@@ -196,15 +196,6 @@ def _differences(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(value: float | str) -> str:
     return _text(value) if isinstance(value, str) else f"{value:.2e}"
-
-
-def model_html(inputs: Sequence[Any], outputs: Sequence[Any], operators: Mapping[str, int], opset: int, weights: tuple[int, int]) -> str:
-    """An ONNX model: bindings, operators, and number and bytes of its weights."""
-    total, count = sum(operators.values()) or 1, sum(operators.values())
-    facts = {"opset": str(opset), "nodes": str(count), "weights": f"{weights[0]} ({size_text(weights[1])})"}
-    rows = [(_text(op), _bar(n / total, str(n))) for op, n in sorted(operators.items(), key=lambda item: (-item[1], item[0]))]
-    table = _fold(f"operators ({len(rows)})", _table(("operator", "nodes"), rows))
-    return _page("ONNX model", "", bindings_table(inputs, outputs), _tiles(facts), table)
 
 
 def text_html(title: str, text: str) -> str:
