@@ -245,6 +245,14 @@ def test_quantised_tflite(keras, kind, tmp_path):
     assert got.dtype == want.dtype and steps <= (2 if kind in ("int8", "uint8") else 0.05)
 
 
+def test_whatever_takes_a_model_takes_one_of_tensorflow(keras):
+    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3, name="y")])
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    assert np.allclose(dovetail.build(model, tune=False).run({"x": x})["y"], model(x).numpy(), atol=1e-6)
+    function = tf.function(lambda x: x * 2.0, input_signature=[tf.TensorSpec([None, 2], tf.float32, "x")])
+    assert [b.name for b in dovetail.Model.load(function).outputs] == ["output_0"]
+
+
 def test_training_mode_is_refused():
     scale = tf.ones(3)
 

@@ -75,7 +75,8 @@ def build(
 
     Args:
         model: ONNX (path, bytes or ModelProto), a `Network`, or an nn.Module or ExportedProgram of PyTorch, which is exported first
-            (`dovetail.export.pytorch`) with the named and bounded sizes of `shapes` as dynamic axes.
+            (`dovetail.export.pytorch`) with the named and bounded sizes of `shapes` as dynamic axes; or a Keras model or `tf.function`,
+            which is exported as `dovetail.export.tensorflow` does.
         example_inputs: of an nn.Module: a tuple of arguments, one tensor, or a dict of arguments by name.
         device: "cpu", "cuda" or "cuda:N".
         target: instruction set or GPU, such as "cpu:avx2" or "cuda:sm_90"; default: this machine's best. A GPU that is not

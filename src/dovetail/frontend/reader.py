@@ -49,6 +49,9 @@ ModelSource: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto | Onnx
 CONVERTERS = {
     "onnx_ir.Model": "dovetail.model.foreign:from_onnx_ir",
     "onnx_graphsurgeon.Graph": "dovetail.model.foreign:from_graphsurgeon",
+    "keras.Model": "dovetail.export.from_tensorflow:tensorflow",
+    "tensorflow.ConcreteFunction": "dovetail.export.from_tensorflow:tensorflow",
+    "tensorflow.PolymorphicFunction": "dovetail.export.from_tensorflow:tensorflow",
 }
 """Classes of other libraries ("package.Class") to the function ("module:name") that makes an `OnnxSource` of an instance.
 
