@@ -50,6 +50,7 @@ def test_extract_sees_what_bodies_capture() -> None:
         (["w"], ["y"], r"do not cut \['y'\] off the rest: still needed is 'x' by way of 'a' → 'c' → 'r' → 'y'"),
         (["c", "x"], ["y"], r"does not depend on 'x'; leave it out"),
         (["y"], ["y"], r"got 'y' as input and as output"),
+        (["x"], ["/relu"], r"'/relu' is a node, which makes 'r'; expected a tensor"),
         (["x"], ["w"], r"expected what a node computes; it is an input or a weight"),
         (["x"], [], r"got no names"),
         (["x", "x"], ["y"], r"got 'x' twice"),
@@ -180,6 +181,22 @@ def test_insert_on_a_value_an_input_a_weight_and_an_output() -> None:
         if factor:
             assert np.allclose(got, run(model, x=X)["y"] * factor)
         assert not np.allclose(got, run(model, x=X)["y"])
+
+
+def test_numbers_take_the_type_that_the_operator_wants() -> None:
+    result = chain().insert("r", "Clip", inputs=[0, 6]).insert("c", "Unsqueeze", inputs=[[1]], before=["/sigmoid"])
+    assert {n: str(result.weights[n].dtype) for n in result.weights if "clip" in n or "unsqueeze" in n} == {
+        "r_clip_1": "float32", "r_clip_2": "float32", "c_unsqueeze_1": "int64",
+    }  # fmt: skip
+    assert np.allclose(run(result, x=X)["y"], np.clip(run(chain(), x=X)["y"] / 2, 0, 6) * 2)
+
+
+def test_outputs_get_the_types_that_edits_give_them() -> None:
+    model = chain()
+    assert outputs(model.insert("y", "Cast", attributes={"to": TensorProto.FLOAT16})) == {"y": "f16[N, 4]", "z": "f32[N, 4]"}
+    assert outputs(model.insert("z", "Unsqueeze", inputs=[[1]]))["z"] == "f32[N, 1, 4]"
+    assert outputs(model.replace(["c"], ["z"], "Shape"))["z"] == "i64[2]"
+    assert outputs(model.replace(["c"], ["z"], "Frob", domain="my"))["z"] == "f32[N, 4]"
 
 
 def test_insert_before_some_readers_alone() -> None:

@@ -22,7 +22,7 @@ from dovetail.cli import edit_verbs, options, output
 from dovetail.core.errors import UsageError
 from dovetail.model.edit import checked
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.stripping import digest
+from dovetail.model.edit.stripping import digest, stripped, stripped_tensor
 from dovetail.model.model import Model
 from dovetail.model.weights import stored_bytes
 
@@ -47,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
     verb = edit_verbs.EDITS[args.edit]
     original = Model.load(args.model)
     change = verb.run(original, args)
-    error, why = None, "what it computes was meant to change" if change.check is None else ""
+    error, why = None, "" if change.check else change.unchecked or "not compared: what it computes was meant to change"
     if args.no_check:
         why = "not compared: --no-check"
+    elif change.check is not None and stripped(original.proto):
+        why = "not compared: the values of its weights are stripped"
     elif change.check is not None:
         if checked.too_large(original):
             why = "not compared: more than 2 GiB of weights"
@@ -89,7 +91,7 @@ def _report(args: argparse.Namespace, before: Model, after: Model) -> dict[str, 
         "nodes": [len(g.node) for g in graphs],
         "operators": {op: [counts[0][op], counts[1][op]] for op in sorted(counts[0] | counts[1]) if counts[0][op] != counts[1][op]},
         "weights": [len(g.initializer) for g in graphs],
-        "weight_bytes": [sum(stored_bytes(t) for t in g.initializer) for g in graphs],
+        "weight_bytes": [sum(stored_bytes(t) for t in g.initializer if not stripped_tensor(t)) for g in graphs],
         "inputs": [p["inputs"] for p in ports],
         "outputs": [p["outputs"] for p in ports],
         "opset": [before.opset, after.opset],
@@ -122,4 +124,4 @@ def _text(args: argparse.Namespace, report: dict[str, Any], why: str) -> str:
     elif compared is not None:
         why = f"read again: all {compared} weights are the original's"
     notes = "".join(f"\n{note}" for note in report["notes"])
-    return output.table(["", "before", "after"], rows) + notes + f"\n{args.output}: checked by onnx; {why}"
+    return output.table(["", "before", "after"], rows) + notes + f"\n{args.output}: checked by onnx{f'; {why}' if why else ''}"

@@ -49,7 +49,7 @@ def tensor_type(text: str) -> tuple[str, tuple[str, tuple[int | str, ...]]]:
     return name, (element, shape)
 
 
-def operand(text: str) -> str | np.ndarray[Any, Any]:
+def operand(text: str) -> Any:
     """An input of a new node: `=0.5`, `=[1,2]` or `=0.5:float16` is a constant, all else a tensor's name."""
     if not text.startswith("="):
         return text
@@ -57,10 +57,7 @@ def operand(text: str) -> str | np.ndarray[Any, Any]:
     found = value(written)
     if isinstance(found, str):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a name, or a number or list after '='")
-    array = np.asarray(found)
-    if element:
-        return array.astype(_numpy(element))
-    return array.astype(np.float32) if array.dtype.kind == "f" else array
+    return np.asarray(found).astype(_numpy(element)) if element else found
 
 
 def _numpy(element: str) -> Any:

@@ -114,7 +114,7 @@ def _insert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", required=True, metavar="TENSOR", help="the tensor that the new node reads")
     _add_operator(parser, False)
     parser.add_argument("--extra", type=operand, nargs="+", default=[], metavar="X",
-                        help="the node's other inputs: names of tensors, or constants such as =0.5, =[1,2] or =0:int8")  # fmt: skip
+                        help="the node's other inputs: names of tensors, or constants: =0.5, =[1,2], =0:int8")  # fmt: skip
     parser.add_argument("--before", nargs="+", default=[], metavar="NODE", help="only for these readers, by name or pattern (default: all)")
     parser.add_argument("--qdq", type=float, metavar="SCALE", help="QuantizeLinear and DequantizeLinear with this scale, instead of --op")
     parser.add_argument("--zero-point", type=int, default=0, help="of --qdq (default: 0)")
@@ -264,7 +264,8 @@ def _strip_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _strip(model: Model, args: argparse.Namespace) -> Change:
     result = edit.strip(model, least=args.min_bytes)
-    return Change(result, notes=["weights are named, typed and hashed; `dovetail edit restore` puts their values back"])
+    note = "weights are named, typed and hashed; `dovetail edit restore` puts their values back"
+    return Change(result, unchecked="not compared: it has no weights", notes=[note])
 
 
 def _restore_arguments(parser: argparse.ArgumentParser) -> None:
@@ -275,7 +276,8 @@ def _restore_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _restore(model: Model, args: argparse.Namespace) -> Change:
     result = edit.restore(model, args.weights, names=dict(args.names), verify=not args.no_hash)
-    return Change(result, notes=[] if args.no_hash else ["the values are those that were stripped (SHA-256)"])
+    values = "not compared: other values may have been put in" if args.no_hash else "all values are those that were stripped (SHA-256)"
+    return Change(result, unchecked=values)
 
 
 def _move(external: bool, model: Model, args: argparse.Namespace) -> Change:

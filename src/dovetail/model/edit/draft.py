@@ -142,7 +142,12 @@ class Draft:
 
     def names(self, given: Iterable[str], what: str, known: Iterable[str] | None = None) -> list[str]:
         """Names of tensors of the main graph (or of those `known`), each given once."""
-        return expect(given, made_names(self.graph) if known is None else known, self.verb, what)
+        wanted = list(given)
+        there = set(made_names(self.graph) if known is None else known)
+        for node in self.graph.node:
+            if node.name in wanted and node.name not in there:
+                raise self.fail(f"{node.name!r} is a node, which makes {', '.join(map(repr, node.output))}; expected a {what}")
+        return expect(wanted, made_names(self.graph) if known is None else known, self.verb, what)
 
     def opset(self, domain: str = "") -> int:
         """The version of a domain; 0 where the model imports none of it."""
@@ -250,6 +255,19 @@ class Draft:
             for value in self.graph.output:
                 if value.type.WhichOneof("value") == "tensor_type" and value.name not in unknown:
                     value.type.tensor_type.ClearField("shape")
+
+    def retype_outputs(self) -> None:
+        """Give outputs the types that follow from the nodes, where an edit may mean to change them; else what was declared stays."""
+        self.sort()
+        small = with_weights_as_inputs(self.proto)
+        for value in small.graph.output:
+            value.ClearField("type")
+        found = kinds.infer(small)
+        for value in self.graph.output:
+            kind = found.get(value.name)
+            if kind is not None and kinds.element_of(kind) and kinds.shape_of(kind) is not None:
+                value.type.CopyFrom(kind)
+                self._name_dims(value)
 
     def drop_dead(self) -> None:
         """Remove nodes, initializers and types that nothing needs any more."""

@@ -23,7 +23,7 @@ def insert(
     domain: str = "",
     version: int = 1,
     attributes: Attributes | None = None,
-    inputs: Sequence[str | np.ndarray[Any, Any]] = (),
+    inputs: Sequence[Any] = (),
     before: Iterable[str] = (),
     name: str = "",
 ) -> Model:
@@ -31,7 +31,8 @@ def insert(
 
     Args:
         tensor: an input, a weight or a node's result; an output of the model keeps its name, which is then the new node's.
-        inputs: the node's inputs after the first: names of tensors, or arrays, that become weights.
+        inputs: the node's inputs after the first: names of tensors; arrays, or numbers and lists (which take the type that the
+            operator wants there), become weights.
         before: names or patterns of the nodes that read the new result; default all, and the model's output.
 
     Raises:
@@ -40,7 +41,10 @@ def insert(
     draft = Draft(model, "insert")
     draft.names([tensor], "tensor")
     check_operator(draft, op, domain, attributes or {})
-    extra = [x if isinstance(x, str) else draft.add_weight(f"{tensor}_{op.lower()}_{i}", x) for i, x in enumerate(inputs, 1)]
+    extra = [
+        x if isinstance(x, str) else draft.add_weight(f"{tensor}_{op.lower()}_{i}", _constant(draft, op, domain, tensor, i, x))
+        for i, x in enumerate(inputs, 1)
+    ]
     draft.names([x for x in dict.fromkeys(extra) if x] or [tensor], "tensor")
     source, result = splice(draft, tensor, f"{tensor}_{op.lower()}", before)
     draft.add_node(op, [source, *extra], [result], name, domain, **(attributes or {}))
@@ -49,7 +53,21 @@ def insert(
         draft.use_domain(domain, version)
         if tensor in draft.types:  # as good a guess as any, and the user may say otherwise with set-dtype
             draft.graph.value_info.append(kinds.value_info(result, draft.types[tensor]))
+    draft.retype_outputs()
     return draft.finish()
+
+
+def _constant(draft: Draft, op: str, domain: str, tensor: str, position: int, given: Any) -> np.ndarray[Any, Any]:
+    """An operand as an array: numbers are of the tensor's type where the operator takes one type for both, or of the one that it takes."""
+    array = np.asarray(given)
+    if isinstance(given, np.ndarray | np.generic) or not onnx.defs.has(op, draft.opset(domain), domain):
+        return array.astype(np.float32) if isinstance(given, float) else array
+    schema = onnx.defs.get_schema(op, draft.opset(domain), domain)
+    formal = [schema.inputs[min(i, len(schema.inputs) - 1)].type_str for i in (0, position)]
+    element = kinds.element_of(draft.types.get(tensor))
+    if formal[0] == formal[1] and element:
+        return array.astype(onnx.helper.tensor_dtype_to_np_dtype(element))
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
 def insert_qdq(model: Model, tensor: str, scale: float, zero_point: int = 0, dtype: str = "int8", *, before: Iterable[str] = ()) -> Model:

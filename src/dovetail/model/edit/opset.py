@@ -92,7 +92,7 @@ def _convert(draft: Draft, old: int, new: int) -> None:
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             if _unchanged(node, old, new, types):
-                _drop_defaults(node, new)
+                _drop_defaults(node, old, new)
                 nodes.append(node)
                 continue
             try:
@@ -167,13 +167,15 @@ def _same_form(node: onnx.NodeProto, before: onnx.defs.OpSchema, after: onnx.def
     return all(a.option == b.option for a, b in used)
 
 
-def _drop_defaults(node: onnx.NodeProto, opset: int) -> None:
-    """Remove attributes that an opset does not know; `_same_form` saw that they are as if absent."""
-    schema = _since(node, opset) if node.domain in ("", "ai.onnx") else None
-    if schema is not None:
-        for position in reversed(range(len(node.attribute))):
-            if node.attribute[position].name not in schema.attributes:
-                del node.attribute[position]
+def _drop_defaults(node: onnx.NodeProto, old: int, new: int) -> None:
+    """Remove attributes that the new opset does not know and that say what it takes for granted."""
+    before, after = ((_since(node, opset) if node.domain in ("", "ai.onnx") else None) for opset in (old, new))
+    for position in reversed(range(len(node.attribute))):
+        held = node.attribute[position]
+        known = before.attributes.get(held.name) if before is not None else None
+        gone = after is not None and known is not None and held.name not in after.attributes
+        if gone and _default(known) == held.SerializeToString(deterministic=True):
+            del node.attribute[position]
 
 
 def _default(attribute: Any) -> bytes:
@@ -195,6 +197,7 @@ def _converted(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, new: int
             added.CopyFrom(tensor)
             added.name = fresh[tensor.name]
     for made in done.graph.node:
+        _drop_defaults(made, draft.opset(), new)  # onnx's converter leaves some
         made.input[:] = [fresh.get(name, name) for name in made.input]
         made.output[:] = [fresh.get(name, name) for name in made.output]
     result = list(done.graph.node)

@@ -50,7 +50,7 @@ def replace(
     if domain:
         draft.use_domain(domain, version)
         _keep_types(draft, ends)
-    draft.sort()
+    draft.retype_outputs()
     draft.drop_dead()
     return draft.finish()
 
@@ -97,8 +97,8 @@ def replace_by_model(
     known = {(f.domain, f.name) for f in draft.proto.functions}
     draft.proto.functions.extend(f for f in guest.proto.functions if (f.domain, f.name) not in known)
     draft.proto.ir_version = max(draft.proto.ir_version, guest.proto.ir_version)
-    draft.forget_types(outputs=True)
-    draft.sort()
+    draft.forget_types()
+    draft.retype_outputs()
     draft.drop_dead()
     return draft.finish()
 
@@ -141,6 +141,7 @@ def replace_op(
     if domain:
         draft.use_domain(domain, version)
         _keep_types(draft, [name for node in nodes for name in node.output])
+    draft.retype_outputs()
     return draft.finish()
 
 
