@@ -65,6 +65,21 @@ def test_a_wrong_rule_is_caught_and_named() -> None:
     assert "innocent" not in str(raised.value)
 
 
+def test_an_approximation_is_named_and_may_be_accepted() -> None:
+    nearly = rule(pattern, lambda op, x: op.Mul(x, op.Sigmoid(op.Mul(x, 1.7015))), "nearly")
+    with pytest.raises(VerificationError, match=r"the rewrite rule 'nearly' at n_m changed .* \(--tolerance\)"):
+        dovetail.build(quick_gelu(), rules=["none", nearly], **OPTIONS)
+    dovetail.build(quick_gelu(), rules=["none", nearly], tolerance=1e-2, **OPTIONS)
+
+
+def test_networks_defined_in_python_take_no_rules() -> None:
+    net = dovetail.Network()
+    net.output(net.op("Relu", net.input("x", "f32", (3,))), "y")
+    dovetail.build(net, **OPTIONS)
+    with pytest.raises(UsageError, match="rules rewrite ONNX graphs"):
+        dovetail.build(net, rules=[rule(pattern, right, "quick")], **OPTIONS)
+
+
 def test_a_wrong_rule_is_caught_although_its_result_was_verified_as_a_model_before() -> None:
     model = quick_gelu()
     rewritten = copied(model)

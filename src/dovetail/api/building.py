@@ -28,7 +28,7 @@ from dovetail.device.cuda import driver, shared_library
 from dovetail.engine.file import NODE_CONSTANTS
 from dovetail.engine.plan import weights_key
 from dovetail.export.torch_subject import is_torch_model
-from dovetail.frontend.reader import ModelSource
+from dovetail.frontend.reader import Definition, ModelSource
 from dovetail.ir.graph import Module
 from dovetail.model.rules import select
 from dovetail.model.rules.definition import RuleSource
@@ -124,7 +124,10 @@ def build(
         model = exported(model, example_inputs, shapes)
     elif example_inputs is not None:
         raise UsageError(f"example_inputs: got them for a {type(model).__name__}, expected an nn.Module of PyTorch")
-    rewriting = rewritten(model, select(rules), shapes)
+    chosen = select(rules)
+    if rules is not None and chosen and isinstance(model, Definition):
+        raise UsageError(f"rules: got some for a {type(model).__name__}, expected an ONNX model: rules rewrite ONNX graphs; leave them out")
+    rewriting = rewritten(model, chosen, shapes)
     options = BuildOptions(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
         branches, samples, tuple(fp32_nodes), tolerance,
