@@ -225,6 +225,18 @@ def test_opsets(opset: int) -> None:
     assert {"/if", "/reshape", "/softmax", "/shape"} <= set(names)
 
 
+@pytest.mark.parametrize("opset", [11, 12, 13, 18])
+def test_opsets_that_onnxs_converter_knows_no_direct_way_to(opset: int) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"], name="/mean", keepdims=1, noop_with_empty_axes=0),
+        helper.make_node("Reshape", ["m", "to"], ["y"], name="/reshape", allowzero=1),
+    ]
+    weights = {"axes": np.array([1], np.int64), "to": np.array([-1, 1], np.int64)}
+    model = model_of(nodes, [info("x", ["N", 4])], [info("y", ["N", 1])], weights, opset=20, ir=9)
+    result = model.convert_opset(opset)
+    assert ops(result) == ["ReduceMean", "Reshape"] and checked.same(model, result, "convert-opset") == 0
+
+
 def test_opset_conversion_keeps_what_the_converter_forgets() -> None:
     model = chain().copy()
     model.proto.metadata_props.add(key="author", value="me")

@@ -13,6 +13,7 @@ from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.draft import Draft, all_graphs
 from dovetail.model.edit.names import describe
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import attribute
 from dovetail.model.weights import LARGE_BYTES, stored_bytes
 
 # Opsets in which an operator that looks the same got another meaning.
@@ -88,6 +89,8 @@ def _convert(draft: Draft, old: int, new: int) -> None:
         raise draft.fail(f"functions of the model use operators that changed between opsets {old} and {new}: {names}; inline them first")
     problems: dict[str, list[str]] = {}
     one = _One(draft, types)
+    if new < 14 <= old:
+        _plain_reshapes(draft)
     for graph in reversed(list(all_graphs(draft.graph))):  # bodies first: lists of nodes are replaced by copies
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
@@ -96,7 +99,7 @@ def _convert(draft: Draft, old: int, new: int) -> None:
                 nodes.append(node)
                 continue
             try:
-                nodes += _converted(one, graph, node, new)
+                nodes += _converted(one, graph, node, old, new)
             except _FAILURES as error:
                 gone = _since(node, new) is None
                 reason = f"{node.op_type} is not in opset {new}" if gone else f"{node.op_type}: {kinds.tidy(error)}"
@@ -114,6 +117,16 @@ def _convert(draft: Draft, old: int, new: int) -> None:
             entry.version = new
     draft.drop_unused_weights()
     draft.forget_types()
+
+
+def _plain_reshapes(draft: Draft) -> None:
+    """Drop allowzero=1 (as torch's exporter writes it) from Reshapes whose constant target has no zero: older opsets lack it."""
+    constant = draft.constants()
+    for node in draft.graph.node:
+        if node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and attribute(node, "allowzero", 0):
+            target = constant(node.input[1])
+            if target is not None and target.all():
+                del node.attribute[:]
 
 
 def _more(found: list[str]) -> str:
@@ -183,42 +196,62 @@ def _default(attribute: Any) -> bytes:
     return text
 
 
-def _converted(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, new: int) -> list[onnx.NodeProto]:
-    """The nodes that stand for one in the new opset, by onnx's converter on that node alone; their weights are added to the graph."""
-    done, draft = version_converter.convert_version(one.model(node), new), one.draft
+def _converted(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new: int) -> list[onnx.NodeProto]:
+    """The nodes that stand for one in the new opset, version by version: onnx's converter need not know the way where nothing changes."""
+    step = 1 if new > old else -1
+    nodes = [node]
+    for version in range(old, new, step):
+        following: list[onnx.NodeProto] = []
+        for current in nodes:
+            if _unchanged(current, version, version + step, one.types):
+                _drop_defaults(current, version, version + step)
+                following.append(current)
+            else:
+                following += _by_onnx(one, graph, current, version, version + step)
+        nodes = following
+    if len(nodes) == 1:
+        nodes[0].name = node.name
+    return nodes
+
+
+def _by_onnx(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new: int) -> list[onnx.NodeProto]:
+    """The nodes that stand for one in the next version, by onnx's converter on that node alone; their weights are added to the graph."""
+    done = version_converter.convert_version(one.model(node, old), new)
     border = {*node.input, *node.output}
     fresh: dict[str, str] = {}
     for name in (*(t.name for t in done.graph.initializer), *(n for made in done.graph.node for n in made.output)):
         if name and name not in border:
-            fresh[name] = draft.unique(f"{node.output[0]}_{name}")
+            fresh[name] = one.draft.unique(f"{node.output[0]}_{name}")
     for tensor in done.graph.initializer:
         if tensor.name in fresh:
             added = graph.initializer.add()
             added.CopyFrom(tensor)
             added.name = fresh[tensor.name]
+            one.added[added.name] = added
     for made in done.graph.node:
-        _drop_defaults(made, draft.opset(), new)  # onnx's converter leaves some
+        _drop_defaults(made, old, new)  # onnx's converter leaves some
         made.input[:] = [fresh.get(name, name) for name in made.input]
         made.output[:] = [fresh.get(name, name) for name in made.output]
-    result = list(done.graph.node)
-    if len(result) == 1:
-        result[0].name = node.name
-    return result
+    return list(done.graph.node)
 
 
 class _One:
     """Models of single nodes, with the types of their operands and the values of those that are small."""
 
     def __init__(self, draft: Draft, types: Mapping[str, onnx.TypeProto]) -> None:
-        self.draft, self._types = draft, types
+        self.draft, self.types = draft, types
+        self.added: dict[str, onnx.TensorProto] = {}
+        """Weights that conversions brought."""
         self._weights, self._constant = draft.weights(), draft.constants()
-        self._opsets = [onnx.helper.make_opsetid("", draft.opset())]
 
-    def model(self, node: onnx.NodeProto) -> onnx.ModelProto:
-        """The model of a node."""
+    def model(self, node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
+        """The model of a node that is of an opset."""
         inputs, tensors = [], []
         for name in dict.fromkeys(n for n in node.input if n):
             tensor = self._weights.get(name)
+            if name in self.added:
+                tensors.append(self.added[name])
+                continue
             if tensor is None or stored_bytes(tensor) < LARGE_BYTES:
                 value = self._constant(name)
                 if value is not None and value.nbytes < LARGE_BYTES:
@@ -226,7 +259,8 @@ class _One:
                     continue
             inputs.append(self._typed(name))
         graph = onnx.helper.make_graph([node], "one", inputs, [self._typed(n) for n in node.output if n], tensors)
-        return onnx.helper.make_model(graph, opset_imports=self._opsets, ir_version=max(4, self.draft.proto.ir_version))
+        opsets = [onnx.helper.make_opsetid("", opset)]
+        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=max(4, self.draft.proto.ir_version))
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
-        return kinds.value_info(name, self._types.get(name) or kinds.tensor_type(TensorProto.FLOAT, None))
+        return kinds.value_info(name, self.types.get(name) or kinds.tensor_type(TensorProto.FLOAT, None))
