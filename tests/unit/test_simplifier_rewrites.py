@@ -217,6 +217,14 @@ def test_quantised_graphs_keep_their_pairs() -> None:
     assert left(model(nodes, {"x": IMAGE}, **weights)) == {"QuantizeLinear": 2, "DequantizeLinear": 3, "Conv": 1}
 
 
+def test_each_reader_keeps_a_dequantisation_of_its_own() -> None:
+    """Runtimes fuse a layer with the DequantizeLinear ahead of it only where nothing else reads that one."""
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d"), node("DequantizeLinear", "q s z", "e")]
+    nodes += [node("Relu", "d", "f"), node("Neg", "e", "g"), node("Add", "f g")]
+    weights = {"s": np.float32(0.1), "z": np.int8(0)}
+    assert left(model(nodes, {"x": IMAGE}, **weights))["DequantizeLinear"] == 2
+
+
 @pytest.mark.parametrize("opset", [6, 7, 9, 10, 11, 13, 18, 21, 23])
 def test_all_opsets(opset: int) -> None:
     """What is an attribute in one opset is an input in another."""
@@ -263,6 +271,38 @@ def test_changes_are_said_with_their_place() -> None:
     assert said[0] == "remove_identities: Identity_a (Identity)"
     assert "merge_transposes: Transpose_y (Transpose) after Transpose_b (Transpose)" in said
     assert made.counts == {"remove_identities": 2, "merge_transposes": 1}
+
+
+def gelu(*, tanh: bool) -> list[onnx.NodeProto]:
+    if tanh:
+        nodes = [node("Pow", "x three", "p"), node("Mul", "p k", "q"), node("Add", "x q", "r"), node("Mul", "r t", "s")]
+        nodes.append(node("Tanh", "s", "e"))
+    else:
+        nodes = [node("Div", "x t", "s"), node("Erf", "s", "e")]
+    return [*nodes, node("Add", "e one", "f"), node("Mul", "x f", "g"), node("Mul", "half g")]
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu_is_fused_when_asked_for(tanh: bool) -> None:
+    numbers = {"three": 3, "k": 0.044715, "t": 0.7978845608 if tanh else 1.41421356, "one": 1, "half": 0.5}
+    weights = {n: np.float32(v) for n, v in numbers.items()}
+    proto = model(gelu(tanh=tanh), {"x": IMAGE}, opset=20, **weights)
+    assert left(proto, fuse=True) == {"Gelu": 1}
+    assert "Gelu" not in left(proto)
+    assert "Gelu" not in left(model(gelu(tanh=tanh), {"x": IMAGE}, opset=19, **weights), fuse=True)
+    assert "Gelu" not in left(model(gelu(tanh=tanh), {"x": IMAGE}, opset=20, **weights | {"half": np.float32(0.6)}), fuse=True)
+
+
+@pytest.mark.parametrize("axes, scale, fused", [((-1,), (6,), True), ((1, 2), (4, 6), True), ((1,), (6,), False), ((-1,), (4, 6), False)])
+def test_layer_normalization_is_fused_when_asked_for(axes: tuple, scale: tuple, fused: bool) -> None:
+    nodes = [
+        node("ReduceMean", "x", "m", axes=axes), node("Sub", "x m", "d"),
+        node("Pow", "d two", "p"), node("ReduceMean", "p", "v", axes=axes),
+        node("Add", "v eps", "a"), node("Sqrt", "a", "r"), node("Div", "d r", "q"), node("Mul", "q s", "t"), node("Add", "t b"),
+    ]  # fmt: skip
+    proto = model(nodes, {"x": ("N", 4, 6)}, two=np.float32(2), eps=np.float32(1e-3), s=f32(*scale), b=f32(*scale))
+    assert (left(proto, fuse=True) == {"LayerNormalization": 1}) is fused
+    assert "LayerNormalization" not in left(proto)
 
 
 def test_only_and_skip() -> None:

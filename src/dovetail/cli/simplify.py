@@ -22,10 +22,17 @@ from dovetail.core.errors import ModelError
 from dovetail.model.equivalence import check
 from dovetail.model.model import Model
 from dovetail.model.rules.log import text as rule_lines
-from dovetail.model.simplifier import INLINE_FUNCTIONS, REWRITES, RULES, Simplification, simplify
+from dovetail.model.simplifier import (
+    FUSIONS,
+    INLINE_FUNCTIONS,
+    REWRITES,
+    RULES,
+    Simplification,
+    simplify,
+)
 from dovetail.model.weights import all_tensors, is_external, stored_bytes
 
-_REWRITES = (INLINE_FUNCTIONS, RULES, *REWRITES)
+_REWRITES = (INLINE_FUNCTIONS, RULES, *REWRITES, *FUSIONS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip", nargs="+", choices=_REWRITES, default=[], metavar="REWRITE",
                         help=f"rewrites to leave out: {', '.join(_REWRITES)}")  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=_REWRITES, metavar="REWRITE", help="the only rewrites to apply (default: all)")
+    parser.add_argument("--fuse", action="store_true",
+                        help="make Gelu and LayerNormalization of what exporters wrote out, where the opset has them")  # fmt: skip
     parser.add_argument("--explain", action="store_true", help="list every change with its place")
     parser.add_argument("--check", choices=("outputs", "valid", "none"), default="outputs",
                         help="outputs (default): run both models on seeded inputs; valid: ONNX's checker alone; none")  # fmt: skip
@@ -48,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simplify, check, write, and print the table."""
     original = Model.load(args.model)
-    made = simplify(original, shapes=options.shapes(args), skip=args.skip, only=args.only, rules=args.rules)
+    made = simplify(original, shapes=options.shapes(args), skip=args.skip, only=args.only, rules=args.rules, fuse=args.fuse)
     error = None
     if args.check == "valid" or (args.check == "outputs" and _is_valid(original)):
         made.model.check()

@@ -113,6 +113,7 @@ class Model(Editing, OnnxSource):
         skip: Iterable[str] = (),
         only: Iterable[str] | None = None,
         rules: Any = None,
+        fuse: bool = False,
     ) -> Model:
         """A smaller model with the same inputs, outputs and meaning; this one stays as it is.
 
@@ -124,6 +125,7 @@ class Model(Editing, OnnxSource):
             only: the only ones to apply; default: all.
             rules: rewrite rules (`dovetail.rewrite`): files, names, rules or "none"; default: all registered ones and those of
                 this package.
+            fuse: make Gelu and LayerNormalization of what exporters wrote out, where the opset has them.
 
         Raises:
             ModelError: the model is invalid.
@@ -132,7 +134,7 @@ class Model(Editing, OnnxSource):
         """
         from dovetail.model.simplifier import simplify
 
-        return simplify(self, shapes=shapes, skip=skip, only=only, rules=rules).model
+        return simplify(self, shapes=shapes, skip=skip, only=only, rules=rules, fuse=fuse).model
 
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the model, whole or not at all. Weights in files are copied in pieces, never as a whole in memory.

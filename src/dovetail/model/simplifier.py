@@ -17,7 +17,16 @@ from dovetail.model.model import Model
 from dovetail.model.rules.apply import apply_rules
 from dovetail.model.rules.definition import RuleSource
 from dovetail.model.rules.log import RuleLog
-from dovetail.model.simplify import chains, control, duplicates, folding, identities, linear, shapes
+from dovetail.model.simplify import (
+    chains,
+    control,
+    duplicates,
+    folding,
+    fusions,
+    identities,
+    linear,
+    shapes,
+)
 from dovetail.model.simplify.facts import facts_of, infer
 from dovetail.model.simplify.scope import Readings, Scope
 from dovetail.model.weights import load_small
@@ -30,8 +39,8 @@ REWRITES: dict[str, Callable[[Scope], list[str]]] = {
     "constants_to_initializers": folding.constants_to_initializers,
     "inline_ifs": control.inline_ifs,
     "remove_identities": identities.remove_identities,
-    "fold_constants": folding.fold_constants,
     "fold_shapes": shapes.fold_shapes,
+    "fold_constants": folding.fold_constants,
     "share_shapes": shapes.share_shapes,
     "constant_targets": shapes.constant_targets,
     "slice_ends": shapes.slice_ends,
@@ -47,6 +56,12 @@ REWRITES: dict[str, Callable[[Scope], list[str]]] = {
 }
 """Rewrites by name, in the order in which each round applies them."""
 
+FUSIONS: dict[str, Callable[[Scope], list[str]]] = {
+    "fuse_gelu": fusions.fuse_gelu,
+    "fuse_layer_norms": fusions.fuse_layer_norms,
+}
+"""Rewrites that apply only when they are asked for: what they make is not known everywhere."""
+
 INLINE_FUNCTIONS = "inline_functions"
 """What happens before the first round: calls of the model's own functions become their bodies."""
 
@@ -59,7 +74,7 @@ class Applied:
     """One change.
 
     Attributes:
-        rewrite: its name in `REWRITES`, `INLINE_FUNCTIONS` or `RULES`.
+        rewrite: its name in `REWRITES`, `FUSIONS`, `INLINE_FUNCTIONS` or `RULES`.
         place: the node (or weight) that changed, and its operator.
     """
 
@@ -94,6 +109,7 @@ def simplify(
     skip: Iterable[str] = (),
     only: Iterable[str] | None = None,
     rules: Iterable[RuleSource] | RuleSource | None = None,
+    fuse: bool = False,
     infer_shapes: bool = True,
 ) -> Simplification:
     """A smaller model with the same inputs, outputs and meaning; `model` itself is not changed.
@@ -104,6 +120,7 @@ def simplify(
         skip: names of `REWRITES` (or `INLINE_FUNCTIONS`, `RULES`) to leave out.
         only: the only ones to apply; default: all.
         rules: rewrite rules: files, names, rules or "none"; default: all registered ones and those of this package.
+        fuse: also apply `FUSIONS`, where the opset has what they make.
         infer_shapes: add the inferred types of intermediate values.
 
     Raises:
@@ -111,7 +128,7 @@ def simplify(
         UsageError: an unknown rewrite, rule or input, or shapes that do not fit.
         RuleError: a rule fails.
     """
-    wanted = _wanted(skip, only)
+    wanted = _wanted(skip, only, fuse)
     result = model.copy()
     load_small(result.proto, result.folder)
     fix_shapes(result.proto, shapes or {})
@@ -151,20 +168,20 @@ def _round(model: Model, wanted: frozenset[str], readings: Readings) -> list[App
     applied = []
     for scope in root.scopes():
         scope.clean()
-        for name in (n for n in REWRITES if n in wanted):
-            places = REWRITES[name](scope)
+        for name, rewrite in (REWRITES | FUSIONS).items():
+            places = rewrite(scope) if name in wanted else []
             if places:
                 scope.clean()
             applied += [Applied(name, place) for place in places]
     return applied
 
 
-def _wanted(skip: Iterable[str], only: Iterable[str] | None) -> frozenset[str]:
+def _wanted(skip: Iterable[str], only: Iterable[str] | None, fuse: bool) -> frozenset[str]:
     known = (INLINE_FUNCTIONS, RULES, *REWRITES)
-    names = frozenset(known if only is None else only)
-    unknown = sorted((names | frozenset(skip)) - frozenset(known))
+    names = frozenset((*known, *(FUSIONS if fuse else ())) if only is None else only)
+    unknown = sorted((names | frozenset(skip)) - {*known, *FUSIONS})
     if unknown:
-        raise UsageError(f"simplify: got {unknown}, expected names of rewrites: {list(known)}")
+        raise UsageError(f"simplify: got {unknown}, expected names of rewrites: {[*known, *FUSIONS]}")
     return names - frozenset(skip)
 
 

@@ -121,8 +121,15 @@ def _reference(result: onnx.TensorProto, tensor: onnx.TensorProto, location: str
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when all went well; else nothing is left of it."""
-    handle, scratch = tempfile.mkstemp(".tmp", f".{path.name}-", path.parent)
+    """A file that takes the place of `path` when all went well; else nothing is left of it.
+
+    Raises:
+        UsageError: no file can be written in that folder.
+    """
+    try:
+        handle, scratch = tempfile.mkstemp(".tmp", f".{path.name}-", path.parent)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written, {error.strerror}; choose another folder") from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -14,6 +14,8 @@ from dovetail.model.proto_graph import subgraphs
 from dovetail.model.simplify.folding import RANDOM
 from dovetail.model.simplify.scope import Scope, describe
 
+# Runtimes fuse a layer with the DequantizeLinear ahead of it only where nothing else reads that one.
+_KEPT = RANDOM | {"DequantizeLinear"}
 _CHUNK = 8 << 20
 _START = 4096  # what differs mostly does here: no need to read a large file
 
@@ -26,7 +28,7 @@ def merge_duplicates(scope: Scope) -> list[str]:
     for node in scope.graph.node:
         inputs = tuple(replacements.get(name, name) for name in node.input)
         # What a function or a custom operator does is not known: it may draw random numbers.
-        if domain_of(node.domain) not in ("", "ai.onnx.ml") or node.op_type in RANDOM or list(subgraphs(node)):
+        if domain_of(node.domain) not in ("", "ai.onnx.ml") or node.op_type in _KEPT or list(subgraphs(node)):
             continue
         if scope.output_names & set(node.output):
             continue
