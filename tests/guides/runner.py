@@ -17,7 +17,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def run(page: Path, folder: Path, environment: Mapping[str, str] | None = None) 
             target.write_text(block.text, encoding="utf-8")
         elif block.language == "python":
             out = io.StringIO()
-            with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+            with contextlib.chdir(folder), _importable(folder), contextlib.redirect_stdout(out):
                 exec(compile("\n" * block.line + block.text, str(page), "exec"), session)
             printed = out.getvalue()
         elif block.language == "sh":
@@ -74,6 +74,19 @@ def run(page: Path, folder: Path, environment: Mapping[str, str] | None = None) 
             raise AssertionError(f"{where}: blocks are python, sh or text, not {block.language}")
         count += 1
     return count
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules of the folder can be imported, as in a session that was started there, and are forgotten afterwards."""
+    names = {path.stem for path in folder.glob("*.py")}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def lines(text: str) -> list[str]:
