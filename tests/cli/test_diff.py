@@ -143,6 +143,16 @@ def test_stripped_engines_are_compared_by_hashes(model: Path, tmp_path: Path) ->
     assert found is not None and found.unread == ("fc.bias",) and not found.equal
 
 
+def test_stripped_models_are_compared_by_hashes(model: Path, plan: Path, tmp_path: Path, call: Callable) -> None:
+    bare = tmp_path / "bare.onnx"
+    assert call("edit", "strip", model, "-o", bare, "-q").code == 0
+    assert call("diff", model, bare, "--only", "graph,weights", "--json").json["equal"]
+    assert call("diff", bare, plan, "--only", "weights", "--json").json["equal"]
+    rng = np.random.default_rng(5)
+    other = edited(tmp_path / "other.onnx", **{"conv.weight": rng.standard_normal((16, 3, 3, 3)).astype(np.float32)})
+    assert call("diff", bare, other, "--only", "weights", "--json").json["weights"]["unread"] == ["conv.weight"]
+
+
 def test_what_cannot_be_compared_is_said_and_the_rest_goes_on(model: Path, tmp_path: Path, call: Callable) -> None:
     proto = small_model()
     proto.graph.input[0].name = "image"

@@ -69,6 +69,14 @@ def test_suspicious_weights_are_named_at_the_top(sick: Path, call: Callable) -> 
     assert weight["external"] and sum(weight["histogram"]) == 432 - 2 and weight["nan"] == 2
 
 
+def test_stripped_weights_are_listed_without_statistics(model: Path, tmp_path: Path, call: Callable) -> None:
+    bare = tmp_path / "bare.onnx"
+    assert call("edit", "strip", model, "-o", bare, "-q").code == 0
+    out = call("inspect", bare).out
+    assert "nothing suspicious (1 without values)" in out and "stripped" in out
+    assert "values were stripped" in call("inspect", bare, "--tensor", "conv.weight").out
+
+
 def test_a_model_that_is_not_supported_is_still_described(tmp_path: Path, call: Callable) -> None:
     node = helper.make_node("Frob", ["x"], ["y"], domain="my.ops", name="f")
     info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in "xy"]

@@ -19,9 +19,11 @@ from dovetail.core.errors import BindingError, UsageError
 from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan, digest
 from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.reader import ModelSource, OnnxSource, read_model
+from dovetail.frontend.reader import ModelSource, OnnxSource, read_model, read_tensor
 from dovetail.ir.parser import parse_module
-from dovetail.model.description import describe_value
+from dovetail.model.description import describe_value, weight_tensors
+from dovetail.model.edit.stripping import digest as model_digest
+from dovetail.model.edit.stripping import stripped
 from dovetail.model.graph_difference import NodeView, model_nodes, module_nodes
 from dovetail.model.layers import plain_dim
 from dovetail.model.model import Model
@@ -52,13 +54,21 @@ class ModelSide:
     def weights(self) -> Mapping[str, Array]:
         """Initializers and constants of nodes by name."""
         if self._weights is None:
-            found = open_weights(self.source)
-            self._weights = {name: found[name] for name in found}
+            if self.hashes():
+                kept = [t for t in weight_tensors(self.proto.graph) if t.name not in self.hashes()]
+                self._weights = {t.name: read_tensor(t, self.source.folder) for t in kept}
+            else:
+                found = open_weights(self.source)
+                self._weights = {name: found[name] for name in found}
         return self._weights
 
     def hashes(self) -> Mapping[str, str]:
-        """None are known without reading."""
-        return {}
+        """Digest by name, of those whose values were stripped."""
+        return stripped(self.proto)
+
+    def digest(self, array: Array) -> str:
+        """What `hashes` would have for an array."""
+        return model_digest(array)
 
     def ports(self) -> dict[str, list[dict[str, Any]]]:
         """Inputs and outputs."""
@@ -132,6 +142,10 @@ class EngineSide:
             return {}
         return {name: found for name, found in self._source.hashes.items() if not name.startswith("~")}
 
+    def digest(self, array: Array) -> str:
+        """What `hashes` would have for an array."""
+        return digest(array)
+
     def ports(self) -> dict[str, list[dict[str, Any]]]:
         """Inputs and outputs, as the caller passes them."""
 
@@ -187,17 +201,21 @@ def side(source: ModelSource | Engine | EngineFile, name: str) -> Side:
 
 def same_and_unread(a: Side, b: Side) -> tuple[list[str], list[str]]:
     """Names of weights that stated hashes show to be equal; and of those that differ, where a side does not hold the values."""
-    hashes_a, hashes_b = a.hashes(), b.hashes()
+    values_a, values_b, hashes_a, hashes_b = a.weights(), b.weights(), a.hashes(), b.hashes()
     equal, unread = [], []
-    held_a, held_b = a.weights(), b.weights()
-    for name in hashes_a or hashes_b:
-        values_here = name in held_a and name in held_b
-        first = hashes_a.get(name) or (digest(held_a[name]) if name in held_a and not values_here else None)
-        second = hashes_b.get(name) or (digest(held_b[name]) if name in held_b and not values_here else None)
-        if first is not None and second is not None and first == second:
-            equal.append(name)
-        elif first is not None and second is not None and not values_here:
-            unread.append(name)
+    for name in dict.fromkeys([*hashes_a, *hashes_b]):
+        x, y = values_a.get(name), values_b.get(name)
+        if (x is None) == (y is None):
+            # Models and engines hash different things: theirs say nothing of each other.
+            known = name in hashes_a and name in hashes_b
+            same = known and a.kind == b.kind and hashes_a[name] == hashes_b[name]
+            judged = same or (known and x is None)
+        else:
+            bare, stated, array = (a, hashes_a, y) if x is None else (b, hashes_b, x)
+            judged = name in stated and array is not None
+            same = array is not None and stated.get(name) == bare.digest(array)
+        if judged:
+            (equal if same else unread).append(name)
     return equal, unread
 
 

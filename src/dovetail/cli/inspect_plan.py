@@ -217,7 +217,7 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}{_order(v)}" for v in data["outputs"]),
         *([f"  symbols {symbols}"] if symbols else []),
         f"  weights {data['weights']}; steps at load {data['weights_steps']}, at shape binding {data['shapes_steps']}",
-        *(["  weights not read; --weights reads them"] if data["suspicious"] is None else suspicions_text(data["suspicious"])),
+        *(["  weights not read; --weights reads them"] if data["suspicious"] is None else suspicions_text(data["suspicious"], data["weight_statistics"])),
         "",
         output.table(["member", "size"], [(n, output.size(s)) for n, s in data["members"].items()]),
         "",

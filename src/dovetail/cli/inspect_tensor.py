@@ -43,7 +43,7 @@ def inspect_arrays(args: argparse.Namespace) -> int:
     """Print the arrays of a file with their statistics."""
     weights = describe_arrays(open_weights(args.file))
     found = [s.json() for s in suspicions(weights)]
-    text = [f"{args.file}: {len(weights)} arrays", *suspicions_text(found), *weights_text(weights, args.weights)]
+    text = [f"{args.file}: {len(weights)} arrays", *suspicions_text(found, weights), *weights_text(weights, args.weights)]
     output.show(args, {"arrays": args.file, "suspicious": found, "weights": weights}, "\n".join(text))
     return 0
 
@@ -84,7 +84,7 @@ def _of_model(args: argparse.Namespace) -> dict[str, Any]:
     weight = next((t for t in weight_tensors(model.graph) if t.name == name), None)
     if weight is not None:
         found = describe_weight(weight, folder, channel_axes(model.graph).get(name))
-        array = read_tensor(weight, folder)
+        array = None if found["stripped"] else read_tensor(weight, folder)
         return {
             "name": name, "dtype": found["dtype"], "shape": found["shape"], "role": _role("a weight", name in outputs),
             "producer": producer, "consumers": consumers, "statistics": found, "array": array,

@@ -27,11 +27,13 @@ def weights_text(weights: Sequence[Mapping[str, Any]], everything: bool) -> list
     return [*lines, f"{len(weights)} weights, {output.size(sum(w['bytes'] for w in weights))}{more}"]
 
 
-def suspicions_text(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def suspicions_text(found: Sequence[Mapping[str, Any]], weights: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is suspicious in weights, one line a kind; serious things are marked."""
+    unseen = sum(bool(w["stripped"]) for w in weights)
+    note = f" ({unseen} without values)" if unseen else ""
     if not found:
-        return ["  weights: nothing suspicious"]
-    lines = ["  suspicious weights:"]
+        return [f"  weights: nothing suspicious{note}"]
+    lines = [f"  suspicious weights{note}:"]
     for kind in found:
         named = ", ".join(f"{w['name']} ({w['count']})" for w in kind["weights"][:_NAMED])
         more = f" and {len(kind['weights']) - _NAMED} more" if len(kind["weights"]) > _NAMED else ""
@@ -45,7 +47,7 @@ def _row(weight: Mapping[str, Any]) -> list[str]:
     values = [number(weight[k]) for k in ("min", "max", "mean", "std")]
     bad = "" if weight["nan"] is None else f"{weight['nan']}/{weight['inf']}"
     zeros = "" if weight["zeros"] is None else str(weight["zeros"])
-    size = output.size(weight["bytes"]) + (" ext" if weight["external"] else "")
+    size = "stripped" if weight["stripped"] else output.size(weight["bytes"]) + (" ext" if weight["external"] else "")
     bars = "" if weight["histogram"] is None or weight["constant"] or _count(weight) < 2 else spark(weight["histogram"])
     return [weight["name"], weight["dtype"], output.shape_text(weight["shape"]), size, *values, zeros, bad, bars]
 
@@ -67,6 +69,8 @@ def spark(counts: Sequence[int]) -> str:
 
 def tensor_text(weight: Mapping[str, Any], array: np.ndarray[Any, Any] | None = None) -> list[str]:
     """All that is known of one weight: statistics, a histogram with a bar a bin, and some of its values."""
+    if weight["stripped"]:
+        return ["  its values were stripped; dovetail edit restore puts them back"]
     if weight["histogram"] is None:
         return [f"  {_count(weight)} strings", *([_values(array)] if array is not None else [])]
     pairs = [(k, number(weight[k])) for k in ("min", "max", "mean", "std", "rms", "abs_min_nonzero") if weight[k] is not None]

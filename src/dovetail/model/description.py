@@ -15,7 +15,7 @@ from dovetail.core.dims import Dim
 from dovetail.core.errors import Error, UnsupportedOpError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.protos import domain_of
-from dovetail.frontend.reader import OnnxSource, ShapeOverride, dtype_name, read_tensor
+from dovetail.frontend.reader import STRIPPED, OnnxSource, ShapeOverride, dtype_name, read_tensor
 from dovetail.model.layers import (
     Layer,
     channel_axes,
@@ -131,14 +131,16 @@ def describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
 
 
 def describe_weight(tensor: onnx.TensorProto, folder: Path | None, channel_axis: int | None = None) -> dict[str, Any]:
-    """name, dtype, shape, size and statistics of a weight."""
-    array = read_tensor(tensor, folder)
+    """name, dtype, shape, size and statistics of a weight; of one whose values were stripped, no statistics."""
+    stripped = any(p.key == STRIPPED for p in tensor.metadata_props)
+    array = np.empty(0, object) if stripped else read_tensor(tensor, folder)
     return {
         "name": tensor.name,
         "dtype": dtype_name(tensor.data_type),
         "shape": list(tensor.dims),
         "bytes": _stored_bytes(tensor, array),
         "external": tensor.data_location == onnx.TensorProto.EXTERNAL,
+        "stripped": stripped,
         **statistics(array, channel_axis),
     }
 
@@ -146,10 +148,12 @@ def describe_weight(tensor: onnx.TensorProto, folder: Path | None, channel_axis:
 def describe_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
     """The same of arrays by name, such as an engine's weights or those of a file."""
     return [
-        {"name": name, "dtype": str(array.dtype), "shape": list(array.shape), "bytes": int(array.nbytes), "external": False}
-        | statistics(array, 0 if array.ndim > 2 else None)
+        {
+            "name": name, "dtype": str(array.dtype), "shape": list(array.shape), "bytes": int(array.nbytes),
+            "external": False, "stripped": False, **statistics(array, 0 if array.ndim > 2 else None),
+        }
         for name, array in arrays.items()
-    ]
+    ]  # fmt: skip
 
 
 def _stored_bytes(tensor: onnx.TensorProto, array: np.ndarray[Any, Any]) -> int:

@@ -54,7 +54,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence
 
     body = "".join(line("td", row) for row in rows)
     inner = _tag("thead", line("th", [_text(h) for h in head])) + _tag("tbody", body)
-    return _tag("table", inner, "border-collapse:collapse;margin:.2em 0;color:inherit;background:none")
+    return _tag("table", inner, "border-collapse:collapse;margin:.2em 0;font-size:inherit;color:inherit;background:none")
 
 
 def _bar(share: float, label: str) -> str:
