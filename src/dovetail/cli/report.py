@@ -24,7 +24,7 @@ from dovetail.engine.file import EngineFile
 
 if TYPE_CHECKING:
     from dovetail.api.engine import Engine
-    from dovetail.api.pages import Contents, Measured
+    from dovetail.api.pages import Contents
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time the engine if it can run here, and write the page."""
-    from dovetail.api.pages import make_page
+    from dovetail.api.pages import make_page, measure
     from dovetail.view.page import write_text
 
     path = Path(args.output) if args.output else Path(args.engine).with_suffix(".html")
@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--output: got {path}, whose folder does not exist; make it first")
     with progress(args) as update:
         contents, engine, reason = _open(args, update)
-        measured = None if engine is None else _measure(args, engine)
+        if not isinstance(contents.plan.meta.get("report"), dict):
+            raise PlanFormatError(f"{args.engine}: got no build report in it, expected one; build the engine again")
+        measured = None if engine is None else measure(engine, data.inputs(args, engine.inputs))
     if args.model:
         contents = replace(contents, onnx_ops=_operators(args.model, contents))
     text = make_page(contents, Path(args.engine).name, measured, reason)
@@ -96,11 +98,3 @@ def _operators(path: str, contents: Contents) -> dict[str, str]:
     if known and not known & set(found):
         raise UsageError(f"--model: got {path}, none of whose nodes is in {', '.join(sorted(known)[:3])}, …; pass the engine's own model")
     return found
-
-
-def _measure(args: argparse.Namespace, engine: Engine) -> Measured:
-    from dovetail.api.pages import measure
-
-    if not isinstance(engine.plan.meta.get("report"), dict):
-        raise PlanFormatError(f"{args.engine}: got no build report in it, expected one; build the engine again")
-    return measure(engine, data.inputs(args, engine.inputs))

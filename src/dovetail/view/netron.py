@@ -62,7 +62,7 @@ def _node(step: Mapping[str, Any], title: str, document: Mapping[str, Any], name
         "kind": step["kind"], "kernel": step["kernel"], "tactic": step["tactic"], "precision": step["dtype"],
         "onnx_nodes": step["nodes"], "ops": group["ops"] if group else step["ops"], "flops": step["flops"], "bytes": step["bytes"],
         "weights": step["constants"],
-        "shapes": [f"{names[v]}: {values[v]['dtype']}{values[v]['shape'] or '[?]'}" for v in [*step["reads"], *step["writes"]]],
+        "shapes": [f"{names[v]}: {_type(values[v])}" for v in [*step["reads"], *step["writes"]]],
         "config": [f"{name}={value}" for name, value in group["config"]] if group else [],
         "body": [s["kernel"] for s in document["steps"] if s["parent"] >= 0 and document["steps"][s["parent"]] is step],
     }  # fmt: skip
@@ -75,6 +75,10 @@ def _node(step: Mapping[str, Any], title: str, document: Mapping[str, Any], name
     kept = {k: v for k, v in attributes.items() if v != []}
     reads, writes = ([names[v] for v in step[key]] for key in ("reads", "writes"))
     return helper.make_node("_".join(ops[:4]) or "Step", reads, writes, name=title, domain=DOMAIN, **kept)
+
+
+def _type(value: Mapping[str, Any]) -> str:
+    return f"{value['dtype']}{'[?]' if value['shape'] is None else value['shape']}"
 
 
 def _places(document: Mapping[str, Any], kind: str) -> list[int]:
