@@ -21,6 +21,8 @@ from dovetail.core.errors import ExecutionError, UsageError
 from dovetail.runtime import nvtx
 from dovetail.runtime.observe import Record
 from tests.cli.conftest import small_model
+from tests.unit import cuda_engines
+from tests.unit.native_engines import STEPS, ramp
 
 X = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
 
@@ -186,6 +188,21 @@ def test_host_steps_and_loops_are_marked(calls: Calls) -> None:
     engine = dovetail.build(loop_model(), verify="off", tune=False)
     engine.profile({"x": np.ones((4, 4), np.float32), "n": np.array(2)}, runs=1, nvtx=True)
     assert any("[host Loop]" in name for name in calls.names()) and calls.depth() == 0
+
+
+def test_runs_and_steps_of_a_gpu_are_marked(calls: Calls) -> None:
+    tested = cuda_engines.engine(cuda_engines.plan(cuda_engines.chain(*STEPS)), driver=cuda_engines.host_driver())
+    expected = tested.run({"x": ramp()})["y"]
+    with override(nvtx="runs"):
+        for _ in range(3):  # step by step, captured, replayed
+            np.testing.assert_array_equal(tested.run({"x": ramp()})["y"], expected)
+    assert calls == [f"dovetail: dovetail run ({tested.plan.target})", ")"] * 3
+    calls.clear()
+    with override(nvtx="steps"):
+        np.testing.assert_array_equal(tested.run({"x": ramp()})["y"], expected)
+    assert len(calls.names()) == 1 + len(STEPS) and calls.depth() == 0
+    calls.clear()
+    assert len(tested.profile({"x": ramp()}, nvtx_ranges=True)[1]) == len(STEPS) == len(calls.names()) - 1
 
 
 def test_ranges_end_where_a_run_fails(calls: Calls) -> None:

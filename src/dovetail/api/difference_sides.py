@@ -202,7 +202,8 @@ def side(source: ModelSource | Engine | EngineFile, name: str) -> Side:
 def same_and_unread(a: Side, b: Side) -> tuple[list[str], list[str]]:
     """Names of weights that stated hashes show to be equal; and of those that differ, where a side does not hold the values."""
     values_a, values_b, hashes_a, hashes_b = a.weights(), b.weights(), a.hashes(), b.hashes()
-    equal, unread = [], []
+    equal: list[str] = []
+    unread: list[str] = []
     for name in dict.fromkeys([*hashes_a, *hashes_b]):
         x, y = values_a.get(name), values_b.get(name)
         if (x is None) == (y is None):

@@ -217,7 +217,7 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}{_order(v)}" for v in data["outputs"]),
         *([f"  symbols {symbols}"] if symbols else []),
         f"  weights {data['weights']}; steps at load {data['weights_steps']}, at shape binding {data['shapes_steps']}",
-        *(["  weights not read; --weights reads them"] if data["suspicious"] is None else suspicions_text(data["suspicious"], data["weight_statistics"])),
+        *_suspicious(data),
         "",
         output.table(["member", "size"], [(n, output.size(s)) for n, s in data["members"].items()]),
         "",
@@ -240,6 +240,12 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
     if args.weights:
         lines += weights_text(data["weight_statistics"], everything=True)
     return "\n".join(lines)
+
+
+def _suspicious(data: dict[str, Any]) -> list[str]:
+    if data["suspicious"] is None:
+        return ["  weights not read; --weights reads them"]
+    return suspicions_text(data["suspicious"], data["weight_statistics"])
 
 
 def _order(binding: dict[str, Any]) -> str:
