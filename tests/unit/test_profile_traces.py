@@ -124,7 +124,7 @@ def test_the_command_writes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["profile", str(model), "--runs", "2", "--trace", str(path), "-q", "--no-tune", "--verify", "off"]) == 0
     assert f"trace: {path}" in capsys.readouterr().out
     check_format(json.loads(path.read_text()))
-    assert main(["profile", str(model), "--trace", str(tmp_path / "none" / "t.json"), "-q", "--no-tune", "--verify", "off"]) == 1
+    assert main(["profile", str(model), "--trace", str(tmp_path / "none" / "t.json"), "-q", "--no-tune", "--verify", "off"]) == 2
 
 
 # ---------------------------------------------------------------------- NVTX
