@@ -102,7 +102,7 @@ def of_trace_node(node: Any) -> str:
     found = [m for m in _RANGE.finditer(node.sourceRange()) if is_users(m["file"])]
     line = place(found[0]["file"], int(found[0]["line"]), found[0]["function"]) if found else ""
     scopes = [part.rpartition("::")[2] for part in node.scopeName().split("/")]
-    return _joined(line, ".".join(s for s in scopes if s))
+    return _joined(line, ".".join(s for s in scopes if s and s != "dovetail_inner"))
 
 
 def _joined(line: str, module: str) -> str:

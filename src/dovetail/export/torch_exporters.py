@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 
-from dovetail.core.errors import Error, ExportError, UsageError
+from dovetail.core.errors import ExportError, UsageError
 from dovetail.core.optional import require
 from dovetail.export.exported import Scratch
 from dovetail.export.torch_dynamic import resized, sizes_of
@@ -251,7 +251,7 @@ def _explained(exporter: str, opset: int, module: Any) -> Iterator[None]:
 
     try:
         yield
-    except (Error, KeyboardInterrupt):
+    except UsageError:
         raise
     except Exception as error:
         raise explain(error, exporter=exporter, opset=opset, module=module) from error
