@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import dovetail
 from dovetail.cli.edit_verbs import EDITS
 from dovetail.model.rules import unregister
+from dovetail.plugins import unregister as forget
 
 RULES = """
 import dovetail
@@ -22,6 +23,19 @@ import dovetail
 @dovetail.rewrite(lambda op, x: op.Relu(x))
 def relu_as_max(op, x):
     return op.Max(x, 0.0)
+"""
+TWICE = """
+import dovetail
+
+
+@dovetail.plugin("EditTestTwice")
+def twice(x):
+    return x + x
+
+
+@twice.shape
+def shape(x):
+    return x.shape
 """
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "edit.md"
 
@@ -163,3 +177,29 @@ def test_stripped_models_say_what_to_do(model: Path, tmp_path: Path, call: Calla
     outcome = call(*arguments, "--json")
     assert outcome.code == 2 and "has other values than were stripped" in json.loads(outcome.out)["error"]["message"]
     assert call(*arguments, "--no-hash").code == 0
+
+
+def test_weights_of_strings_move_too(tmp_path: Path, call: Callable) -> None:
+    nodes = [helper.make_node("Gather", ["words", "i"], ["y"])]
+    words = helper.make_tensor("words", TensorProto.STRING, [2], [b"yes", b"no"])
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("i", TensorProto.INT64, [1])],
+                              [helper.make_tensor_value_info("y", TensorProto.STRING, [1])], [words])  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "words.onnx")
+    outcome = call("edit", "inline", tmp_path / "words.onnx", "-o", tmp_path / "new.onnx")
+    assert outcome.code == 0 and "all 1 weights are the original's" in outcome.out
+    assert call("edit", "rename", tmp_path / "words.onnx", "-o", tmp_path / "new.onnx", "--tensors", "i=which").code == 0
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_plugins_are_known_before_and_after_the_inner_verb(place: str, model: Path, tmp_path: Path, call: Callable) -> None:
+    (tmp_path / "mine.py").write_text(TWICE)
+    extra = ["--plugins", tmp_path / "mine.py"]
+    custom = tmp_path / "custom.onnx"
+    arguments = ["--inputs", "b", "--outputs", "r", "--op", "EditTestTwice", "--domain", "my"]
+    try:
+        assert call("edit", "replace", model, "-o", custom, *arguments).code == 0
+        rename = ["rename", custom, "-o", tmp_path / "new.onnx", "--tensors", "x=image"]
+        outcome = call("edit", *extra, *rename) if place == "before" else call("edit", *rename, *extra)
+        assert outcome.code == 0 and "compared with the original" in outcome.out, outcome.err
+    finally:
+        forget("EditTestTwice")

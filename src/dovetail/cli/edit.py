@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb.arguments(sub)
         sub.add_argument("--no-check", action="store_true", help="do not compare with the original")
         options.add_output(sub)
+        # Also after the inner verb, where users write it; the outer parser has it like all verbs.
+        sub.add_argument("--plugins", action="append", metavar="FILE.py", default=argparse.SUPPRESS, help="run a file that defines plugins")
 
 
 def run(args: argparse.Namespace) -> int:

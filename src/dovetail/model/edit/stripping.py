@@ -30,6 +30,9 @@ Array = np.ndarray[Any, Any]
 def digest(value: Array) -> str:
     """SHA-256 of an array's element type, shape and contents, whatever its order in memory."""
     found = hashlib.sha256(f"{value.dtype.name} {list(value.shape)}\n".encode())
+    if value.dtype == object:  # strings
+        found.update("\0".join(map(str, value.reshape(-1))).encode())
+        return found.hexdigest()
     found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b"")
     return found.hexdigest()
 
