@@ -176,7 +176,7 @@ def test_tails_that_are_none_stay() -> None:
     unknown = tail((TO_LAST, TO_FIRST), [node("Add", "t z", "a")], "a")
     unknown.graph.input.append(onnx.helper.make_tensor_value_info("z", 1, ["M"]))
     log = applied(unknown, "depth-to-space-tail")
-    assert "what is added has the shape" in log.near_misses[0].reason
+    assert "what is added is f32[M], expected a known one" in log.near_misses[0].reason
     between = tail((TO_LAST, TO_FIRST), [CUT, ADD, RELU], "r")
     between.graph.node[-1].output[0] = "z"
     between.graph.node.append(node("Conv", "z v", "y"))
@@ -221,12 +221,12 @@ def test_space_to_depth_written_out(shape: Any, blocks: Any, perm: Any, depth: A
         ([2, 3, 8, 6], [2, 3, 4, 2, 3, 2], [0, 1, 3, 5, 2, 4], [2, 12, 4, 3], "in another order than SpaceToDepth's"),
         ([2, 3, 8, 6], [2, 3, 4, 2, 2, 3], [0, 3, 5, 1, 2, 4], [2, 18, 4, 2], "not those of square blocks"),
         ([2, 3, 6, 8], [2, 3, 4, 2, 3, 2], [0, 3, 5, 1, 2, 4], [2, 12, 4, 3], "not those of square blocks"),
-        ([2, 8, 6, 3], [2, 4, 2, 3, 2, 3], [0, 1, 3, 2, 4, 5], [2, 4, 3, 12], "two Transposes more"),
-        ([2, 8, 6, 3], [2, 4, 2, 3, 2, 3], [0, 2, 4, 1, 3, 5], [2, 4, 3, 12], "is not that of blocks"),
-        ([2, 8, 6, 3], [2, 4, 2, 3, 2, 3], [0, 1, 3, 2, 4, 5], [24, 4, 3], "are not those of images in blocks"),
+        ([2, 3, 8, 6], [2, 3, 4, 2, 3, 2], [0, 3, 5, 1, 2, 4], [24, 4, 3], "are not those of images in blocks"),
+        ([2, 8, 6, 3], [2, 4, 2, 3, 2, 3], [0, 1, 3, 2, 4, 5], [2, 4, 3, 12], ""),  # windows of Swin: two Transposes would be added
+        ([2, 8, 6, 3], [2, 4, 2, 3, 2, 3], [0, 2, 4, 1, 3, 5], [2, 4, 3, 12], ""),
     ],
 )
 def test_what_is_no_space_to_depth_stays(shape: Any, blocks: Any, perm: Any, depth: Any, reason: str) -> None:
     model = written_out(shape, blocks, perm, depth)
     log = applied(model, "space-to-depth")
-    assert not log and [reason in m.reason for m in log.near_misses] == [True], log
+    assert not log and [reason in m.reason for m in log.near_misses] == [True] * bool(reason), log

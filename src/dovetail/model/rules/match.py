@@ -48,6 +48,11 @@ class Value:
         return None if shape is None else len(shape)
 
     @property
+    def type(self) -> str:
+        """Element type and sizes for messages, such as "f32[N, 4]"; "?" where they are not known."""
+        return f"{self.dtype or '?'}[{', '.join(map(str, self.shape))}]" if self.shape is not None else self.dtype or "?"
+
+    @property
     def is_constant(self) -> bool:
         """Whether the value is a constant; asking for that relies on no value of it."""
         return self._match is not None and self._match.scope.is_constant(self.name)
@@ -72,7 +77,7 @@ class Value:
         return default if found is None else found
 
     def __repr__(self) -> str:
-        return f"<value {self.name!r} {self.dtype} {self.shape}>"
+        return f"<value {self.name!r}: {self.type}>"
 
 
 @dataclass(frozen=True)

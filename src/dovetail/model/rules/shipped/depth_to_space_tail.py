@@ -40,7 +40,7 @@ def depth_to_space_tail(
     bias = c if c is None else _ahead(op, c, perm_in, match) if ahead else _turned(op, c, perm_in)
     if c is not None and bias is None:
         wanted = "one number per channel" if ahead else "a known one of at most four dimensions"
-        return match.decline(f"what is added has the shape {c.shape}, expected {wanted}")
+        return match.decline(f"what is added is {c.type}, expected {wanted}")
 
     def treat(value: Value) -> Any:
         value = value if bias is None else op.Add(value, bias)

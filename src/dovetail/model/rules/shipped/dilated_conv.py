@@ -59,7 +59,7 @@ def dilated_conv(op: Any, w: Any, b: Any, c: Any, low: Any, high: Any, block: in
         return match.decline(f"the convolution pads each phase by auto_pad={conv.attribute('auto_pad')}")
     last = match["channels_last"] is not None
     if c is not None and not _per_channel(c, last):
-        return match.decline(f"what is added behind the convolution has the shape {c.shape}, expected one number per channel")
+        return match.decline(f"what is added behind the convolution is {c.type}, expected one number per channel")
     image, perm, before, behind = _front(match)
     cropped = _back(match)
     if isinstance(cropped, str):
@@ -131,7 +131,7 @@ def _back(match: Match) -> tuple[list[int], list[int], list[int]] | str:
     order = list(_SWAP)
     if match["column"] is not None:  # [C, 1, H, W] seen as [1, C, H, W]
         if not _is_row(match["column"].shape, _input_of(match, match["column"]).shape):
-            return f"the Reshape to {match['column'].shape} is not that of a single image"
+            return f"the Reshape to {match['column'].type} is not that of a single image"
         order = [0, 1, 2, 3]
     if match["perm_out"] is not None:
         order = after(order, match["perm_out"])

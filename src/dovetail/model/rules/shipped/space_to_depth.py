@@ -16,42 +16,33 @@ _TO_IMAGE = [0, 3, 1, 2]
 def pattern(op: Any, x: Any, to_blocks: Any, to_depth: Any) -> Any:
     """Reshape to blocks, Transpose, Reshape; behind channels-last blocks also the Transpose to channels first."""
     blocks = op.Reshape(x, to_blocks).named("blocks")
-    depth = op.Reshape(op.Transpose(blocks, perm=op.attribute("perm", lambda p: len(p) == 6)), to_depth).named("result")
-    return op.any_of(op.Transpose(depth, perm=_TO_IMAGE).named("image"), depth)
+    first = op.Transpose(blocks, perm=op.attribute("perm", lambda p: list(p) in (_IMAGES_FIRST, _CHANNELS_FIRST)))
+    last = op.Reshape(op.Transpose(blocks, perm=_CHANNELS_LAST), to_depth).named("result")
+    return op.any_of(op.Transpose(last, perm=_TO_IMAGE), op.Reshape(first, to_depth).named("result"))
 
 
-def space_to_depth(op: Any, x: Any, perm: list[int], match: Match) -> Any:
+def space_to_depth(op: Any, x: Any, perm: list[int] | None, match: Match) -> Any:
     """Reshape, Transpose, Reshape as SpaceToDepth."""
     source, blocks, result = x.shape, match["blocks"].shape, match["result"].shape
     if source is None or blocks is None or result is None:
         return match.decline("the shapes are not known")
+    shown = " to ".join(f"[{', '.join(map(str, shape))}]" for shape in (source, blocks, result))
     if len(source) != 4 or len(blocks) != 6 or len(result) != 4:
-        return match.decline(f"the shapes {source}, {blocks}, {result} are not those of images in blocks")
-    if list(perm) == _CHANNELS_FIRST:
+        return match.decline(f"the shapes {shown} are not those of images in blocks")
+    if perm == _CHANNELS_FIRST:
         return match.decline("the new channels stand in another order than SpaceToDepth's: by channel, then by place in the block")
-    if list(perm) == _IMAGES_FIRST:
-        block = blocks[3]
-        whole = (source[0], source[1], source[2], source[3])
-        n, c, h, w = whole
-        wanted = (n, c, blocks[2], block, blocks[4], block)
-        made = (n, c * block * block, blocks[2], blocks[4])
-        sizes = (blocks[2] * block, blocks[4] * block)
-    elif list(perm) == _CHANNELS_LAST:
-        block = blocks[2]
-        n, h, w, c = source
-        wanted = (n, blocks[1], block, blocks[3], block, c)
-        made = (n, blocks[1], blocks[3], c * block * block)
-        sizes = (blocks[1] * block, blocks[3] * block)
-        if match["image"] is None:
-            return match.decline("the result stays channels-last: SpaceToDepth would need two Transposes more")
+    if perm is not None:
+        n, c, h, w = source
+        rows, block, columns = blocks[2], blocks[3], blocks[4]
+        wanted, made = (n, c, rows, block, columns, block), (n, c * block * block, rows, columns)
     else:
-        return match.decline(f"the Transpose by {list(perm)} is not that of blocks")
-    if not isinstance(block, int) or block < 2 or blocks != wanted or result != made or not _same(sizes, (h, w)):
-        return match.decline(f"the shapes {source}, {blocks}, {result} are not those of square blocks")
-    if list(perm) == _CHANNELS_LAST:
-        return op.SpaceToDepth(op.Transpose(x, perm=_TO_IMAGE), blocksize=block)
-    depth = op.SpaceToDepth(x, blocksize=block)
-    return depth if match["image"] is None else op.Transpose(depth, perm=_TO_IMAGE)
+        n, h, w, c = source
+        rows, block, columns = blocks[1], blocks[2], blocks[3]
+        wanted, made = (n, rows, block, columns, block, c), (n, rows, columns, c * block * block)
+    covered = _same((rows * block, columns * block), (h, w))
+    if not isinstance(block, int) or block < 2 or blocks != wanted or result != made or not covered:
+        return match.decline(f"the shapes {shown} are not those of square blocks")
+    return op.SpaceToDepth(x if perm is not None else op.Transpose(x, perm=_TO_IMAGE), blocksize=block)
 
 
 def _same(sizes: tuple[Any, Any], image: tuple[Any, Any]) -> bool:
@@ -59,4 +50,4 @@ def _same(sizes: tuple[Any, Any], image: tuple[Any, Any]) -> bool:
     return all(a == b or not (isinstance(a, int) and isinstance(b, int)) for a, b in zip(sizes, image, strict=True))
 
 
-RULE = define([pattern], space_to_depth, "space-to-depth", shipped=True, near=4)
+RULE = define([pattern], space_to_depth, "space-to-depth", shipped=True, near=3)
