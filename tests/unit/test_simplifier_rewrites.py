@@ -101,6 +101,10 @@ IMAGE: Shape = ("N", 4, 8, 8)
          {"Relu": 1}),
         ([node("Transpose", "x", "a", perm=[0, 2, 3, 1]), node("Transpose", "a", perm=[0, 2, 3, 1])], IMAGE, {}, {"Transpose": 1}),
         ([node("Transpose", "x", "a", perm=[0, 2, 1, 3]), node("Reshape", "a s")], ("N", 1, 4, 6), {"s": ints(-1, 12)}, {"Reshape": 1}),
+        ([node("Reshape", "x s", "a"), node("Transpose", "a", "b", perm=[0, 2, 1]), node("Reshape", "b t")], (2, 3, 4, 5),
+         {"s": ints(6, 4, 5), "t": ints(2, 3, 5, 4)}, {"Transpose": 1}),
+        ([node("Reshape", "x s", "a"), node("Transpose", "a", "b", perm=[0, 2, 1]), node("Reshape", "b t")], (2, 3, 4, 5),
+         {"s": ints(6, 4, 5), "t": ints(3, 2, 5, 4)}, {"Reshape": 2, "Transpose": 1}),
         ([node("Cast", "x", "a", to=11), node("Cast", "a", "b", to=1), node("Relu", "b")], IMAGE, {}, {"Relu": 1}),
         ([node("Cast", "x", "a", to=10), node("Cast", "a", "b", to=1), node("Relu", "b")], IMAGE, {}, {"Cast": 2, "Relu": 1}),
         ([node("Slice", "x s e u", "a"), node("Slice", "a s e v")], IMAGE, {"s": ints(1), "e": ints(3), "u": ints(2), "v": ints(-1)},
@@ -256,6 +260,18 @@ def test_what_is_unknown_stays_symbolic() -> None:
     """Two sizes that only differ in name may be different: neither Expand may go."""
     nodes = [node("Shape", "z", "s"), node("Expand", "x s", "a"), node("Relu", "a")]
     assert left(model(nodes, {"x": (1, "M"), "z": ("N", "M")})) == {"Shape": 1, "Expand": 1, "Relu": 1}
+
+
+def test_initial_states_of_zeros_are_left_out() -> None:
+    weights = {"w": f32(1, 20, 4), "r": f32(1, 20, 5), "one": ints(1), "five": ints(5), "i": ints(1), "o": np.zeros((1, 1, 5), "f")}
+    nodes = [
+        node("Shape", "x", "s"), node("Gather", "s i", "n"), node("Concat", "one n five", "t", axis=0), node("ConstantOfShape", "t", "h"),
+        node("LSTM", "x w r - - h h", "a", hidden_size=5),
+    ]  # fmt: skip
+    proto = model(nodes, {"x": (6, "N", 4)}, ["a"], **weights)
+    assert left(proto) == {"LSTM": 1}
+    proto.graph.node[3].attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.ones(1, np.float32))))
+    assert left(proto)["ConstantOfShape"] == 1
 
 
 def test_inputs_that_nothing_reads_stay() -> None:

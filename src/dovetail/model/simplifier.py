@@ -52,6 +52,7 @@ REWRITES: dict[str, Callable[[Scope], list[str]]] = {
     "make_gemms": linear.make_gemms,
     "fold_batch_norms": linear.fold_batch_norms,
     "fold_scales": linear.fold_scales,
+    "drop_zero_states": identities.drop_zero_states,
     "drop_unused_outputs": identities.drop_unused_outputs,
 }
 """Rewrites by name, in the order in which each round applies them."""

@@ -103,6 +103,28 @@ def transposes_of_ones(scope: Scope) -> list[str]:
     return texts
 
 
+def transposes_of_matrices(scope: Scope) -> list[str]:
+    """Reshape to a batch of matrices, their transposition, and Reshape back to the axes before is one transposition."""
+    texts = []
+    for node in scope.graph.node:
+        middle = scope.made_by(node.input[0], "Transpose") if scope.is_op(node, "Reshape") else None
+        first = None if middle is None else scope.made_by(middle.input[0], *VIEWS)
+        if first is None or middle is None or list(attribute(middle, "perm") or []) != [0, 2, 1] or not scope.only_use(node.input[0]):
+            continue
+        before, matrices, after = (scope.shape(n) for n in (first.input[0], first.output[0], node.output[0]))
+        if before is None or matrices is None or len(before) < 2 or before[-2:] != matrices[-2:]:
+            continue
+        if after != (*before[:-2], before[-1], before[-2]):
+            continue
+        rank = len(before)
+        texts.append(f"{describe(first)}, {describe(middle)} and {describe(node)}")
+        node.op_type = "Transpose"
+        node.input[:] = [first.input[0]]
+        del node.attribute[:]
+        set_attribute(node, "perm", [*range(rank - 2), rank - 1, rank - 2])
+    return texts
+
+
 def merge_casts(scope: Scope) -> list[str]:
     """A cast of a cast that lost nothing is one cast."""
     texts = []
@@ -226,6 +248,7 @@ def constant_pads(scope: Scope, node: onnx.NodeProto) -> tuple[list[int], float]
 MERGES = {
     "merge_views": merge_views,
     "merge_transposes": merge_transposes,
+    "transposes_of_matrices": transposes_of_matrices,
     "transposes_of_ones": transposes_of_ones,
     "merge_casts": merge_casts,
     "merge_slices": merge_slices,

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from dovetail.core.dims import Dim
+from dovetail.frontend.reader import read_tensor
 from dovetail.model.proto_graph import attribute
 from dovetail.model.simplify.scope import Scope, describe
 
@@ -194,6 +195,35 @@ _RULES = {
     "MaxPool": _pool,
     "Clip": _clip,
 }
+
+
+def drop_zero_states(scope: Scope) -> list[str]:
+    """Initial states of LSTM, GRU and RNN that are zeros are left out: zeros are what they default to."""
+    texts = []
+    for node in scope.graph.node:
+        if not scope.is_op(node, "LSTM", "GRU", "RNN"):
+            continue
+        dropped = False
+        for position in range(5, min(len(node.input), 7)):
+            if node.input[position] and _is_zero(scope, node.input[position]):
+                node.input[position] = ""
+                dropped = True
+        while dropped and not node.input[-1]:
+            del node.input[-1]
+        if dropped:
+            texts.append(describe(node))
+    return texts
+
+
+def _is_zero(scope: Scope, name: str) -> bool:
+    """Whether all elements of a value are known to be zero."""
+    while (node := scope.made_by(name, *VIEWS, "Slice", "Expand", "Transpose", "Tile", "Identity")) is not None:
+        name = node.input[0]
+    node = scope.made_by(name, "ConstantOfShape")
+    if node is not None:
+        value = attribute(node, "value")
+        return value is None or not read_tensor(value, scope.folder).any()
+    return _is_false(scope, name)
 
 
 def drop_unused_outputs(scope: Scope) -> list[str]:
