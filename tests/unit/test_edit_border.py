@@ -247,6 +247,22 @@ def test_opset_conversion_keeps_what_the_converter_forgets() -> None:
     assert "Frob" in ops(result) and {o.domain: o.version for o in result.proto.opset_import} == {"": 21, "my": 2}
 
 
+@pytest.mark.parametrize("inner, opset, fine", [("Add", 13, True), ("Add", 21, True), ("ReduceMean", 18, False)])
+def test_functions_of_a_model_get_its_opset(inner: str, opset: int, fine: bool) -> None:
+    body = helper.make_node("Add", ["a", "a"], ["b"]) if inner == "Add" else helper.make_node("ReduceMean", ["a"], ["b"], axes=[0])
+    function = helper.make_function("own", "Step", ["a"], ["b"], [body], [helper.make_opsetid("", 17)])
+    graph = helper.make_graph([helper.make_node("Step", ["x"], ["y"], domain="own")], "g", [info("x", [2, 4])], [info("y", ["M", 4])])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    model = dovetail.Model.load(helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=8))
+    if fine:
+        result = model.convert_opset(opset)
+        assert result.proto.functions[0].opset_import[0].version == opset == result.opset
+        assert checked.same(model, result, "convert-opset") == 0
+    else:
+        with pytest.raises(dovetail.UsageError, match=r"changed up to opset 18: ReduceMean in own::Step; `dovetail simplify`"):
+            model.convert_opset(opset)
+
+
 def test_operators_that_stop_a_conversion_are_listed() -> None:
     nodes = [
         helper.make_node("Gelu", ["x"], ["a"], name="/gelu"),

@@ -84,9 +84,7 @@ def _weights_alone(draft: Draft) -> None:
 def _convert(draft: Draft, old: int, new: int) -> None:
     types = {v.name: v.type for graph in all_graphs(draft.graph) for v in (*graph.value_info, *graph.input, *graph.output)}
     types |= draft.types
-    if draft.proto.functions and any(not _unchanged(n, old, new, {}) for f in draft.proto.functions for n in f.node):
-        names = ", ".join(f"{f.domain}::{f.name}" for f in draft.proto.functions)
-        raise draft.fail(f"functions of the model use operators that changed between opsets {old} and {new}: {names}; inline them first")
+    _functions(draft, new)
     problems: dict[str, list[str]] = {}
     one = _One(draft, types)
     if new < 14 <= old:
@@ -117,6 +115,25 @@ def _convert(draft: Draft, old: int, new: int) -> None:
             entry.version = new
     draft.drop_unused_weights()
     draft.forget_types()
+
+
+def _functions(draft: Draft, new: int) -> None:
+    """Bring the functions of a model to the opset, which has to be the model's: as they stand, or not at all."""
+    changed = []
+    for function in draft.proto.functions:
+        for entry in function.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                for node in function.node:
+                    if not _unchanged(node, entry.version, new, {}):
+                        changed.append(f"{node.op_type} in {function.domain}::{function.name}")
+                    _drop_defaults(node, entry.version, new)
+                entry.version = new
+    if changed:
+        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        raise draft.fail(
+            f"functions of the model use operators that changed up to opset {new}: {', '.join(changed[:8])}{more}; "
+            "`dovetail simplify` puts functions in the place of their calls"
+        )
 
 
 def _plain_reshapes(draft: Draft) -> None:
