@@ -118,7 +118,7 @@ def test_speed_is_decided_only_beyond_the_noise(model: Path, monkeypatch: pytest
     import dovetail.api.difference as module
 
     engine = dovetail.build(model, verify="off", tune=False)
-    ratios = iter([(0.97, 0.99), (0.9, 0.95), (1.0, 1.2), (1.03, 1.2)])
+    ratios = iter([(0.97, 0.99), (0.9, 0.95), (1.0, 1.2), (1.03, 1.2), (0.99, 1.01)])
 
     def fake(calls: dict, **kwargs: object) -> measuring.Measurement:
         low, high = next(ratios)
@@ -126,9 +126,9 @@ def test_speed_is_decided_only_beyond_the_noise(model: Path, monkeypatch: pytest
         return measuring.Measurement(tuple(latency), (measuring.Ratio("b", "a", (low + high) / 2, low, high),), 2, {})
 
     monkeypatch.setattr(module, "measure", fake)
-    decided = [dovetail.diff(engine, engine, only=["speed"]) for _ in range(4)]
-    assert [d.speed["decided"] for d in decided] == [False, True, False, True]
-    assert "no difference in speed" in str(decided[0]) and "b is faster" in str(decided[1]) and "b is slower" in str(decided[3])
+    found = [dovetail.diff(engine, engine, only=["speed"]) for _ in range(5)]
+    assert [d.speed["verdict"] for d in found] == ["undecided", "faster", "undecided", "slower", "same"]
+    assert "not decided" in str(found[0]) and "b is faster: takes" in str(found[1]) and "same speed within 2 %" in str(found[4])
 
 
 def test_stripped_engines_are_compared_by_hashes(model: Path, tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ class Diff:
         engine: facts, fusions and tactics that differ, of two engines.
         weights: names, types and values that differ.
         outputs: the comparison of outputs, of layers too if asked.
-        speed: medians in ms, and how many times as long b takes, with a 95 % interval; `decided` if that is all beyond 2 %.
+        speed: medians in ms, and how many times as long b takes, with a 95 % interval; the verdict is "faster"
+            or "slower" if all of that is beyond 2 %, "same" if it is within, else "undecided".
         notes: by section why it could not be compared.
     """
 
@@ -202,9 +203,12 @@ def _speed(
     result = measure(calls, rounds=_ROUNDS, round_s=_ROUND_S, base="a", progress=progress)
     (ratio,) = result.ratios
     medians = {x.name: x.median_ms for x in result.latencies}
-    decided = ratio.high < 1 - _NOISE or ratio.low > 1 + _NOISE
+    if ratio.high < 1 - _NOISE or ratio.low > 1 + _NOISE:
+        verdict = "faster" if ratio.ratio < 1 else "slower"
+    else:
+        verdict = "same" if 1 - _NOISE <= ratio.low and ratio.high <= 1 + _NOISE else "undecided"
     return {
-        "a_ms": medians["a"], "b_ms": medians["b"], "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "decided": decided,
+        "a_ms": medians["a"], "b_ms": medians["b"], "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": verdict,
         "rounds": result.rounds, "threads": threads or len(os.sched_getaffinity(0)),
         "devices": [e.runtime.device for e in engines],
         "inputs": {n: list(np.shape(x)) for n, x in arrays.items()}, "built": [s.name for s in (a, b) if isinstance(s, ModelSide)],

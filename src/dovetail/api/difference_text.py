@@ -51,9 +51,8 @@ def _verdict(data: Mapping[str, Any], outputs: Comparison | None) -> str:
 
 def _ratio(speed: Mapping[str, Any]) -> str:
     interval = f"{speed['ratio']:.3f} times as long [{speed['low']:.3f}, {speed['high']:.3f}]"
-    if not speed["decided"]:
-        return f"no difference in speed beyond 2 %: b takes {interval}"
-    return f"b is {'faster' if speed['ratio'] < 1 else 'slower'}: takes {interval}"
+    said = {"same": "the same speed within 2 %: b takes", "undecided": "speed not decided, measure on a quieter machine: b takes"}
+    return f"{said.get(speed['verdict']) or 'b is ' + speed['verdict'] + ': takes'} {interval}"
 
 
 def _indented(lines: Iterable[str]) -> list[str]:
