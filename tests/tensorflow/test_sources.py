@@ -53,20 +53,39 @@ def test_outputs_get_channels_in_front_too(same):
     same(model, {"x": np.ascontiguousarray(np.moveaxis(x, -1, 1))}, {"y": np.moveaxis(function(x)["y"].numpy(), -1, 1)})
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "Bidirectional"])
-def test_recurrent_models(keras, kind, same):
-    layers = keras.layers
-    cell = {
-        "LSTM": lambda: layers.LSTM(6, return_sequences=True),
-        "GRU": lambda: layers.GRU(6, return_sequences=True),
-        "Bidirectional": lambda: layers.Bidirectional(layers.LSTM(5)),
-    }[kind]()
-    model = keras.Sequential([keras.Input((7, 5), name="sequence"), cell, layers.Dense(3, name="out")])
+CELLS = {
+    "LSTM": ("LSTM", lambda layers: layers.LSTM(6, return_sequences=True)),
+    "both directions": ("LSTM", lambda layers: layers.Bidirectional(layers.LSTM(5))),
+    "GRU": ("GRU", lambda layers: layers.GRU(6, return_sequences=True)),
+    "GRU, last": ("GRU", lambda layers: layers.GRU(6, activation="relu")),
+    "GRU, both directions": ("GRU", lambda layers: layers.Bidirectional(layers.GRU(5, return_sequences=True))),
+    "GRU of another kind": ("Loop", lambda layers: layers.GRU(6, reset_after=False)),
+    "GRU with masks": ("Loop", lambda layers: layers.GRU(4)),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_recurrent_models(keras, name, same):
+    layers, (op, cell) = keras.layers, CELLS[name]
+    masks = [layers.Masking()] if "masks" in name else []
+    given = keras.Input((None if name == "GRU" else 7, 5), name="sequence")
+    model = keras.Sequential([given, *masks, cell(layers), layers.Dense(3, name="out")])
+    rng = np.random.default_rng(4)
+    model.set_weights([rng.standard_normal(w.shape).astype(np.float32) * 0.4 for w in model.get_weights()])
     made = export.tensorflow(model)
-    if kind != "GRU":
-        assert "LSTM" in made.report.operators and "Loop" not in made.report.operators
-    x = np.random.default_rng(2).standard_normal((4, 7, 5)).astype(np.float32)
-    same(made, {"sequence": x}, {"out": model(x, training=False)})
+    assert op in made.report.operators and (op == "Loop") == ("Loop" in made.report.operators)
+    x = rng.standard_normal((4, 7, 5)).astype(np.float32)
+    if name in ("LSTM", "GRU", "GRU, last"):
+        same(made, {"sequence": x}, {"out": model(x, training=False)})
+    else:
+        assert made.report.worst < 1e-5
+
+
+def test_a_gru_gives_its_state(keras, same):
+    x = keras.Input((7, 5), name="sequence")
+    model = keras.Model(x, keras.layers.GRU(4, return_sequences=True, return_state=True, name="gru")(x))
+    made = export.tensorflow(model)
+    assert "GRU" in made.report.operators and list(made.report.outputs) == ["gru", "gru_1"] and made.report.worst < 1e-5
 
 
 def test_several_inputs_and_outputs_of_a_dict_keep_their_keys(keras, same):

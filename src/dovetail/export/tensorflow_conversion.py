@@ -13,6 +13,7 @@ import onnx
 
 from dovetail.core.errors import ExportError, UsageError
 from dovetail.export.tensorflow_graphs import Frozen, nearest
+from dovetail.export.tensorflow_gru import rewrite_keras_gru
 from dovetail.export.tensorflow_runtime import quiet, tensorflow_module, tf2onnx_module
 from dovetail.export.tensorflow_translations import (
     default_of,
@@ -112,6 +113,7 @@ def convert(
                 continue_on_error=True,
                 opset=opset,
                 custom_op_handlers=handlers(opset),
+                custom_rewriter=[rewrite_keras_gru],
                 input_names=list(frozen.inputs),
                 output_names=list(frozen.outputs),
                 inputs_as_nchw=nchw[0],
