@@ -181,6 +181,8 @@ def test_build_and_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     try:
         assert main(["build", str(model), "-o", str(plan), "--rules", str(rules), "--no-tune", "-q"]) == 0
         assert "rewrite rules: quick_from_file x1" in capsys.readouterr().out
+        assert main(["check", str(model), "--rules", str(rules)]) == 0
+        assert "rewrite rules: quick_from_file x1" in capsys.readouterr().out
         assert main(["explain", str(plan), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["rules"]["matches"][0]["rule"] == "quick_from_file"
         assert main(["explain", str(plan), "--node", "n_s"]) == 0

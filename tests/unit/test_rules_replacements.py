@@ -99,6 +99,12 @@ def test_wrong_replacements_are_named_and_change_nothing(replacement: Any, messa
     assert model.SerializeToString() == before
 
 
+def test_a_condition_that_fails_is_named() -> None:
+    broken = rule(lambda op, x: op.LeakyRelu(x, alpha=lambda a: a < "1"), relu)
+    with pytest.raises(RuleError, match=r"at n_y \(LeakyRelu\): its condition at test_rules_replacements.py:\d+ failed on 0.25"):
+        applied(graph([node("LeakyRelu", "x", "y", alpha=0.25)], SHAPES, ["y"]), broken)
+
+
 def test_a_rule_that_never_ends_is_named() -> None:
     model = model_of_relu()
     before = model.SerializeToString()
@@ -175,6 +181,8 @@ def test_initializers_that_nothing_reads_any_more_go() -> None:
         (lambda op, x: op.Relu(x), lambda op, q: op.Relu(q), "got the parameter 'q', expected names of the pattern: match, x"),
         (lambda op, x: op.Relu("x"), relu, "got 'x' at an input"),
         (lambda op, x: op.Relu(x.y), relu, r"test_rules_replacements.py:\d+\): its pattern failed \(AttributeError"),
+        (lambda op, x: op.relu(x), relu, "got the operator 'relu', which ONNX has not, expected Relu"),
+        (lambda op, x: op.Elu(x, aplha=1.0), relu, "got the attribute 'aplha', expected one of alpha"),
         (lambda: None, relu, "expected \\(op, x"),
         (None, relu, "got the pattern None"),
     ],

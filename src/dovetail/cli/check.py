@@ -17,29 +17,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail check`."""
     parser.add_argument("model", help="ONNX file")
     options.add_shapes(parser)
+    options.add_rules(parser)
     options.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Import the model and say what came of it; exit code 1 if something is not supported."""
     from dovetail.frontend.importer import import_onnx
-    from dovetail.frontend.reader import read_model
+    from dovetail.model.model import Model
+    from dovetail.model.rules import apply_rules
 
-    proto, _ = read_model(args.model)
+    model = Model.load(args.model)
+    log = apply_rules(model, args.rules, shapes=options.shapes(args))
+    proto = model.proto
     data: dict[str, Any] = {
         "model": args.model,
         "opsets": {o.domain or "ai.onnx": o.version for o in proto.opset_import},
         "operators": dict(sorted(Counter(n.op_type for n in proto.graph.node).items())),
         "supported": True,
         "problems": [],
+        "rules": log.json(),
     }
+    applied = f"\n{log}" if log or args.rules else ""
     try:
-        module = import_onnx(args.model, options.shapes(args))
+        module = import_onnx(model, options.shapes(args))
     except UnsupportedOpError as error:
         data |= {"supported": False, "problems": list(error.problems)}
         lines = "\n".join(f"  {p}" for p in error.problems)
         count = len(error.problems)
-        output.show(args, data, f"{args.model}: {count} node{'s' * (count > 1)} not supported\n{lines}")
+        output.show(args, data, f"{args.model}: {count} node{'s' * (count > 1)} not supported\n{lines}{applied}")
         return 1
     from dovetail.benchmark.flops import model_flops
 
@@ -62,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         *(f"  input    {name}: {type_}" for name, type_ in data["inputs"].items()),
         *(f"  output   {name}: {type_}" for name, type_ in data["outputs"].items()),
     ]
-    output.show(args, data, "\n".join(text))
+    output.show(args, data, "\n".join(text) + applied)
     return 0
 
 

@@ -18,7 +18,7 @@ from dovetail.model.rules.commit import Plan, commit, put_back
 from dovetail.model.rules.definition import Rule, RuleSource, failed_at, select
 from dovetail.model.rules.log import KEPT, Applied, NearMiss, RuleLog
 from dovetail.model.rules.match import Declined, Match, Value
-from dovetail.model.rules.pattern import Failure, Matcher, opsets_of
+from dovetail.model.rules.pattern import ConditionError, Failure, Matcher, opsets_of
 from dovetail.model.rules.replacement import ReplacementBuilder, TooOld
 from dovetail.model.rules.scope import Scope, operator_types, scopes
 from dovetail.model.rules.types import Types
@@ -158,7 +158,15 @@ class _Driver:
         best = Failure(0, "")
         size, declined = 0, False
         for matcher in matchers:
-            found = matcher.at(number)
+            try:
+                found = matcher.at(number)
+            except ConditionError as error:
+                cause = error.__cause__
+                assert cause is not None
+                raise RuleError(
+                    f"rule {rule.name!r} at {scope.where(number)}: its condition at {failed_at(cause, error.condition)} failed on "
+                    f"{error.value!r} ({type(cause).__name__}: {cause}); correct the rule"
+                ) from cause
             if isinstance(found, Failure):
                 if found.matched > best.matched:
                     best, size = found, matcher.pattern.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -280,7 +280,7 @@ class Matcher:
                     found[wanted.name] = value
                 wanted = wanted.where
             if callable(wanted):
-                if value is None or not wanted(value):
+                if value is None or not _holds(wanted, value):
                     self._fail(state, f"{place()}: got {value!r}, which the pattern's condition refuses")
                     return None
             elif name in operator.attributes and not isinstance(operator.attributes[name], AttributePattern):
@@ -300,6 +300,21 @@ class Matcher:
         """Note why an attempt ends; `close` where what is there is of the right kind."""
         if (len(state.nodes), close) > (self._failure.matched, self._failure.close) or not self._failure.reason:
             self._failure = Failure(len(state.nodes), reason, close)
+
+
+class ConditionError(Exception):
+    """A pattern's condition on an attribute raised something, its cause."""
+
+    def __init__(self, condition: Callable[[Any], Any], value: Any) -> None:
+        super().__init__(condition, value)
+        self.condition, self.value = condition, value
+
+
+def _holds(condition: Callable[[Any], Any], value: Any) -> bool:
+    try:
+        return bool(condition(value))
+    except Exception as error:
+        raise ConditionError(condition, value) from error
 
 
 def same_attribute(wanted: Any, value: Any) -> bool:
@@ -333,4 +348,4 @@ def opsets_of(model: onnx.ModelProto) -> dict[str, int]:
     return {domain_of(o.domain): o.version for o in model.opset_import}
 
 
-__all__ = ["Failure", "Found", "Matcher", "opsets_of", "title"]
+__all__ = ["ConditionError", "Failure", "Found", "Matcher", "opsets_of", "title"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 
 from dovetail.core.errors import RuleError
 from dovetail.frontend.protos import domain_of
@@ -124,6 +126,7 @@ class PatternBuilder:
     def call(self, title: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """A node of an operator by its full name, such as "my.domain::Op"; several `outputs` come as a tuple."""
         domain, _, op_type = title.rpartition("::")
+        _check_spelling(op_type, domain_of(domain), attributes)
         terms = tuple(as_term(x) for x in inputs)
         if any(isinstance(t, Variable) and t.variadic for t in terms[:-1]):
             raise RuleError(f"{title}: got *inputs ahead of another input, expected them last")
@@ -152,6 +155,31 @@ class PatternBuilder:
     def attribute(self, name: str = "", where: Callable[[Any], Any] | None = None) -> AttributePattern:
         """An attribute's value: captured as `name`, and only where `where(value)` is true."""
         return AttributePattern(name, where)
+
+
+@functools.cache
+def _operators() -> dict[str, set[str]]:
+    """ONNX's operators, with the attributes that any version of them has."""
+    found: dict[str, set[str]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.domain:
+            found.setdefault(schema.name, set()).update(schema.attributes)
+    return found
+
+
+def _check_spelling(op_type: str, domain: str, attributes: Iterable[str]) -> None:
+    if domain:
+        return
+    known = _operators()
+    if op_type not in known:
+        lower = {name.lower(): name for name in known}
+        near = difflib.get_close_matches(op_type.lower(), lower, 1)
+        meant = lower[near[0]] if near else "one of ONNX's"
+        raise RuleError(
+            f"got the operator {op_type!r}, which ONNX has not, expected {meant}; others have a domain: op.call('my.domain::{op_type}', …)"
+        )
+    if wrong := sorted(set(attributes) - known[op_type]):
+        raise RuleError(f"{op_type}: got the attribute {wrong[0]!r}, expected one of {', '.join(sorted(known[op_type])) or 'none'}")
 
 
 def as_term(value: Any) -> Term | None:
