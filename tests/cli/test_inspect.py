@@ -119,6 +119,22 @@ def test_one_tensor_of_a_model(model: Path, call: Callable) -> None:
     assert outcome.code == 2 and "fc.weight" in outcome.err
 
 
+def test_dead_channels_are_seen_through_transpositions(tmp_path: Path, call: Callable) -> None:
+    weight = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    weight[2] = 0
+    nodes = [
+        helper.make_node("Identity", ["w"], ["i"]), helper.make_node("Transpose", ["i"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["y"]),
+    ]  # fmt: skip
+    info = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4]), helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 6])]
+    path = tmp_path / "linear.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", info[:1], info[1:], [numpy_helper.from_array(weight, "w")])), path)
+    data = call("inspect", path, "--json").json
+    assert data["suspicious"][0]["kind"] == "zero_channels" and data["suspicious"][0]["weights"] == [{"name": "w", "count": 1}]
+    assert data["weights"][0]["channels"] == 6
+    assert [x["parameters"] for x in data["layers"]] == [0, 0, 24]
+
+
 def test_values_that_are_not_finite_are_text_in_json(sick: Path, call: Callable) -> None:
     assert call("inspect", sick, "--tensor", "conv.weight", "--json").json["values"][:2] == ["nan", "nan"]
 

@@ -206,7 +206,7 @@ def _speed(
     if ratio.high < 1 - _NOISE or ratio.low > 1 + _NOISE:
         verdict = "faster" if ratio.ratio < 1 else "slower"
     else:
-        verdict = "same" if 1 - _NOISE <= ratio.low and ratio.high <= 1 + _NOISE else "undecided"
+        verdict = "same" if ratio.low >= 1 - _NOISE and ratio.high <= 1 + _NOISE else "undecided"
     return {
         "a_ms": medians["a"], "b_ms": medians["b"], "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": verdict,
         "rounds": result.rounds, "threads": threads or len(os.sched_getaffinity(0)),

@@ -22,6 +22,7 @@ from dovetail.model.proto_graph import attribute, subgraphs
 _PASS_ON = frozenset(
     ("Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "QuantizeLinear", "DequantizeLinear")
 )
+_CHANNEL_AXES = {"Conv": 0, "ConvInteger": 0, "DeformConv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": -1}
 _USUAL = {4: 224, 5: 64}
 _USUAL_LENGTH = 128
 
@@ -115,18 +116,23 @@ def _is_float(tensor: onnx.TensorProto) -> bool:
 
 
 def channel_axes(graph: onnx.GraphProto) -> dict[str, int]:
-    """The axis of output channels of each weight that a convolution or a product with a matrix reads."""
+    """The axis of output channels of each weight that a convolution or a product with a matrix reads, as it is or transposed."""
     found: dict[str, int] = {}
+    made = {node.output[0]: node for node in graph.node if node.op_type in ("Identity", "Transpose") and node.input and node.output}
     for node in graph.node:
-        weight = node.input[1] if len(node.input) > 1 else ""
-        if node.op_type in ("Conv", "ConvInteger", "DeformConv"):
-            found[weight] = 0
-        elif node.op_type == "ConvTranspose":
-            found[weight] = 1
-        elif node.op_type == "Gemm":
-            found[weight] = 0 if attribute(node, "transB", 0) else 1
-        elif node.op_type == "MatMul":
-            found[weight] = -1
+        if node.op_type in _CHANNEL_AXES and len(node.input) > 1:
+            axis: int | None = _CHANNEL_AXES[node.op_type]
+            if node.op_type == "Gemm" and not attribute(node, "transB", 0):
+                axis = 1
+            name = node.input[1]
+            while name in made and axis is not None:
+                if made[name].op_type == "Transpose":
+                    order = attribute(made[name], "perm")
+                    # Without an order all axes are turned around.
+                    axis = -1 - axis if order is None else order[axis] if -len(order) <= axis < len(order) else None
+                name = made[name].input[0]
+            if axis is not None:
+                found[name] = axis
         for inner in subgraphs(node):
             found |= channel_axes(inner)
     return found
