@@ -94,7 +94,8 @@ def simplified(case: Case) -> None:
     except ModelError:  # ONNX's checker knows less than the generator
         pass
     else:
-        result.check()
+        if all(a.size for v in case.values.values() for a in v.arrays):  # to the checker a size of 0 beside -1 is an error once it is known
+            result.check()
     for before, after in ((original.inputs, result.inputs), (original.outputs, result.outputs)):
         if before != after:
             raise Mismatch("simplified", "border", f"got {[*map(str, after)]}, expected {[*map(str, before)]}")

@@ -10,6 +10,7 @@ from tests.fuzz.reduce import reduced
 
 # Few seeds where C is compiled or kernels are interpreted, many where graphs are only rewritten and plans only made.
 SEEDS = {
+    "simplify": range(110, 140),
     "passes-cpu": range(30), "passes-cuda": range(30, 50), "plan-fp16": range(50, 70), "plan-fp32": range(70, 80),
     "cpu": range(80, 94), "cuda": range(100, 106),
 }  # fmt: skip
