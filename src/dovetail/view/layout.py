@@ -12,7 +12,6 @@ kernels are laid out in a second or two:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +23,8 @@ _GAP_X, _GAP_Y = 22, 30
 _WAYPOINT = 14  # width that an edge takes where it passes a layer
 _WAYPOINTS_PER_NODE = 6
 _SWEEPS = 8
-_ASPECT = 1.7
+_ASPECT = 2.1
+_MAX_COLUMNS, _LEAST_ROWS = 90, 5
 _GUTTER = 36
 _TRACK = 7
 _MAX_TRACKS = 40
@@ -242,18 +242,28 @@ def _fold(
 
 
 def _cuts(rows: list[list[int]], centre: list[float], widths: list[int], crossing: list[int]) -> list[int]:
-    """First layers of columns, so that the whole is about as wide as a screen; cuts lie near their ideal places, where few edges cross."""
-    pitch = HEIGHT + _GAP_Y
-    ends = [[(centre[v] - widths[v] / 2, centre[v] + widths[v] / 2) for v in row] for row in rows if row]
-    spread = [max(high for _, high in row) - min(low for low, _ in row) for row in ends]
-    typical = sorted(spread)[int(0.9 * (len(spread) - 1))] + _GUTTER
-    columns = max(1, round(math.sqrt(_ASPECT * len(rows) * pitch / typical)))
-    per_column = math.ceil(len(rows) / columns)
-    if per_column < 6:
-        return [0]
-    starts, slack = [0], max(1, per_column // 5)
-    while len(rows) - starts[-1] > per_column + slack:
-        ideal = starts[-1] + per_column
-        near = range(max(starts[-1] + 1, ideal - slack), min(len(rows) - 1, ideal + slack) + 1)
-        starts.append(min(near, key=lambda row: (crossing[row], abs(row - ideal))))
+    """First layers of columns: of all numbers of columns the one with which the whole is seen largest on a screen."""
+    low = [min(centre[v] - widths[v] / 2 for v in row) for row in rows]
+    high = [max(centre[v] + widths[v] / 2 for v in row) for row in rows]
+    best: tuple[float, list[int]] = (0.0, [0])
+    for columns in range(1, max(1, min(_MAX_COLUMNS, len(rows) // _LEAST_ROWS)) + 1):
+        starts = _starts(len(rows), columns, crossing)
+        ends = [*starts[1:], len(rows)]
+        width = sum(max(high[a:b]) - min(low[a:b]) + 1.5 * _GUTTER for a, b in zip(starts, ends, strict=True))
+        height = max(b - a for a, b in zip(starts, ends, strict=True)) * (HEIGHT + _GAP_Y)
+        scale = min(_ASPECT / width, 1 / height)
+        if scale > best[0] * 1.02:  # a column more must be worth it
+            best = (scale, starts)
+    return best[1]
+
+
+def _starts(rows: int, columns: int, crossing: list[int]) -> list[int]:
+    """First layers of a number of columns of like length; cuts lie near their ideal places, where few edges cross."""
+    slack = max(1, rows // columns // 6)
+    starts = [0]
+    for number in range(1, columns):
+        ideal = round(rows * number / columns)
+        near = range(max(starts[-1] + 1, ideal - slack), min(rows - 1, ideal + slack) + 1)
+        if near:
+            starts.append(min(near, key=lambda row, ideal=ideal: (crossing[row], abs(row - ideal))))  # type: ignore[misc]
     return starts

@@ -49,6 +49,9 @@ const percent = (x) => (x === null || x === undefined ? "–" : `${x >= 0.0995 ?
 const shape = (dims) => (dims ? `[${dims.join(", ")}]` : "[?]");
 const plural = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
+/** The path of a node without its last part, which exporters name after the operator. */
+const scope = (name) => name.replace(/^\//, "").replace(/(.)\/[^/]+$/, "$1");
+
 /** The end of a path: its last parts, as many as fit. */
 function tail(name, length = 30) {
   if (name.length <= length) return name;
