@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
+import dovetail
 from dovetail.core.errors import RuleError, UsageError
 from dovetail.model.model import Model
 from dovetail.model.rules import apply_rules, registered, rewrite, select, shipped_rules, unregister
@@ -269,3 +270,46 @@ def test_nodes_with_bodies_may_be_matched() -> None:
     nodes = [helper.make_node("If", ["c"], ["i"], "choice", then_branch=body, else_branch=body), node("Relu", "i", "y")]
     model = graph(nodes, SHAPES, ["y"], {"c": np.array(True)})
     assert applied(model, rule(lambda op, c: op.Relu(op.If(c)), lambda op, c, match: match.decline("seen"))).near_misses
+
+
+def test_initializers_that_callers_may_override_are_no_constants() -> None:
+    model = graph([node("Mul", "x k", "y")], SHAPES, ["y"], {"k": np.float32(2)})
+    model.graph.input.append(helper.make_tensor_value_info("k", 1, []))
+    double = rule(lambda op, x: op.Mul(x, 2.0), lambda op, x: op.Add(x, x))
+    (miss,) = applied(model, double).near_misses
+    assert "which is computed at run time, expected the constant 2.0" in miss.reason
+    model.ir_version = 3  # where every initializer is listed among the inputs
+    before = copied(model)
+    assert applied(model, double).matches[0].relied_on == ("k",)
+    assert [v.name for v in model.graph.input] == ["x"] and not model.graph.initializer
+    assert_same(before, model, X)
+
+
+def test_weights_in_files_stay_there_and_are_read_where_a_rule_asks(tmp_path: Path) -> None:
+    weights = {"w": np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32), "s": np.full(64, 3, np.float32)}
+    nodes = [node("MatMul", "x w", "m"), node("Mul", "m s", "y")]
+    onnx.save(graph(nodes, SHAPES, ["y"], weights), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+
+    def replacement(op: Any, x: Any, w: Any, s: Any) -> Any:
+        assert (s.array == 3).all()
+        return op.MatMul(x, op.Mul(w, s))
+
+    model = Model.load(tmp_path / "m.onnx")
+    scaled = rule(lambda op, x, w, s: op.Mul(op.MatMul(x, w), s), replacement)
+    log = apply_rules(model, ["none", scaled])
+    assert log.matches[0].relied_on == ("s",)
+    assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in model.proto.graph.initializer)
+    engine = dovetail.build(tmp_path / "m.onnx", rules=["none", scaled], tune=False, threads=1)
+    np.testing.assert_allclose(engine.run(X)["y"], X["x"] @ (weights["w"] * 3), rtol=1e-5, atol=1e-5)
+
+
+def test_a_shape_of_the_build_is_what_rules_see() -> None:
+    seen: list[Any] = []
+
+    def replacement(op: Any, x: Any, match: Any) -> Any:
+        seen.append(x.shape)
+        return match.decline("looking")
+
+    apply_rules(Model.load(model_of_relu()), ["none", rule(relu, replacement)], shapes={"x": (7, 4)})
+    dovetail.build(model_of_relu(), shapes={"x": (5, 4)}, rules=["none", rule(relu, replacement)], tune=False, threads=1)
+    assert seen == [(7, 4), (5, 4)]
