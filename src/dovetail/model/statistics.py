@@ -139,7 +139,8 @@ def _histogram(array: Array, low: float, high: float) -> list[int]:
 
 
 def _channels(array: Array, axis: int | None) -> dict[str, Any]:
-    if axis is None or array.ndim < 2 or not array.size or array.dtype == object or array.dtype.kind in "SU":
+    text = array.dtype == object or array.dtype.kind in "SU"
+    if axis is None or text or not array.size or array.ndim < 2 or not -array.ndim <= axis < array.ndim:
         return {"zero_channels": None, "channels": None}
     count = array.shape[axis]
     dead = np.ones(count, bool)
