@@ -14,6 +14,7 @@ import onnx
 from dovetail.core.errors import ExportError, UsageError
 from dovetail.export.tensorflow_graphs import Frozen, nearest
 from dovetail.export.tensorflow_gru import rewrite_keras_gru
+from dovetail.export.tensorflow_math import OPSET, TRANSLATIONS
 from dovetail.export.tensorflow_runtime import quiet, tensorflow_module, tf2onnx_module
 from dovetail.export.tensorflow_translations import (
     default_of,
@@ -243,6 +244,8 @@ def _opset_in(reason: str) -> int | None:
 
 
 def _translated_since(op: str) -> int | None:
+    if op in TRANSLATIONS:
+        return OPSET
     versions = tf2onnx_module("handler").tf_op.get_opsets().get("", [])
     return next((version for version, table in enumerate(versions) if op in table), None)
 

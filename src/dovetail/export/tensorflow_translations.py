@@ -10,6 +10,7 @@ import onnx
 
 from dovetail.core.errors import UsageError
 from dovetail.export.onnx_calls import Known, Operand, proto_attributes
+from dovetail.export.tensorflow_math import OPSET, TRANSLATIONS
 from dovetail.export.tensorflow_runtime import require_module
 from dovetail.export.translation_calls import Argument, call
 from dovetail.export.translations import TENSORFLOW, Translation, chosen
@@ -18,12 +19,14 @@ from dovetail.frontend.reader import element_type
 
 
 def handlers(opset: int) -> dict[str, Any]:
-    """Handlers of the registered translations that an export to an opset uses, for `tf2onnx.tfonnx.process_tf_graph`.
+    """Handlers of the translations that an export to an opset uses, for `tf2onnx.tfonnx.process_tf_graph`: this package's, and users'.
 
     Raises:
         UsageError: one is registered with an overload, which TensorFlow's operators do not have.
     """
     found: dict[str, Any] = {}
+    if opset >= OPSET:
+        found = {name: (_handler(made, name, opset), []) for name, made in TRANSLATIONS.items()}
     for made in chosen(opset):
         space, _, name = made.op.partition("::")
         if space != TENSORFLOW:
