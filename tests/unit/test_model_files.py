@@ -68,6 +68,11 @@ def test_weights_are_replaced_in_memory(stored: Path, tmp_path: Path) -> None:
     copy.save(tmp_path / "twice.onnx")
     np.testing.assert_array_equal(numpy_helper.to_array(onnx.load(tmp_path / "twice.onnx").graph.initializer[0]), W * 2)
     np.testing.assert_array_equal(model.weights["w"], W)
+    copy.weights["v"] = W[:1]
+    assert dict(copy.weights).keys() == {"w", "v"} and copy.weights.nbytes("v") == 128
+    del copy.proto.graph.initializer[0]
+    assert list(copy.weights) == ["v"] and "w" not in copy.weights
+    np.testing.assert_array_equal(copy.weights["v"], W[:1])
 
 
 @pytest.mark.parametrize("external", [None, True, False])

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail.frontend.importer import import_onnx
+from dovetail.model.rules.definition import define
 from dovetail.model.simplifier import simplify
 from dovetail.ops.evaluate import evaluate
 
@@ -229,7 +230,7 @@ def test_each_reader_keeps_a_dequantisation_of_its_own() -> None:
     assert left(model(nodes, {"x": IMAGE}, **weights))["DequantizeLinear"] == 2
 
 
-@pytest.mark.parametrize("opset", [6, 7, 9, 10, 11, 13, 18, 21, 23])
+@pytest.mark.parametrize("opset", [6, 7, 9, 10, 11, 13, 18, 21, 23, 26])
 def test_all_opsets(opset: int) -> None:
     """What is an attribute in one opset is an input in another."""
     nodes, weights = [node("Identity", "x", "a"), node("Dropout", "a", "b", **({"is_test": 1} if opset < 7 else {}))], {}
@@ -327,3 +328,29 @@ def test_only_and_skip() -> None:
     assert left(proto, skip=["merge_duplicates"]) == {"Exp": 2, "Add": 1}
     with pytest.raises(dovetail.UsageError, match=r"simplify: got \['nonsense'\], expected names of rewrites"):
         simplify(dovetail.Model(proto), skip=["nonsense"])
+
+
+def test_rewrite_rules_see_what_was_exported_and_what_is_left() -> None:
+    def squared(op: Any, x: Any) -> Any:
+        return op.Mul(x, x)
+
+    def power(op: Any, x: Any) -> Any:
+        return op.Pow(x, 2.0)
+
+    rule = define([squared], power, "square")
+    # As exported x has two names: the rule fits once the Identity is gone.
+    proto = model([node("Identity", "x", "a"), node("Mul", "x a", "b"), node("Exp", "b")], {"x": ("N", 4)})
+    assert left(proto) == {"Mul": 1, "Exp": 1}
+    assert left(proto, rules=[rule]) == {"Pow": 1, "Exp": 1}
+    made = simplify(dovetail.Model(proto), rules=[rule])
+    assert made.counts["rules"] == 1 and made.rules.fired == ("square",)
+    assert left(proto, rules=[rule], skip=["rules"]) == {"Mul": 1, "Exp": 1}
+
+
+def test_what_was_simplified_once_does_not_change_again() -> None:
+    nodes = [node("Pad", "x p", "a"), node("Conv", "a w", "b"), node("Mul", "b m", "d"), node("Identity", "d")]
+    proto = model(nodes, {"x": IMAGE}, p=ints(0, 0, 1, 1, 0, 0, 1, 1), w=f32(6, 4, 3, 3), m=f32(6, 1, 1))
+    once = simplify(dovetail.Model(proto)).model
+    again = simplify(once)
+    assert not again.applied
+    assert again.model.proto == once.proto

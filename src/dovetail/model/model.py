@@ -13,7 +13,7 @@ import onnx
 from dovetail.core.binding import Binding
 from dovetail.core.errors import ModelError
 from dovetail.frontend.declared import InputTypes
-from dovetail.frontend.reader import ModelSource, OnnxSource, read_model
+from dovetail.frontend.reader import ModelSource, OnnxSource, read_model, read_tensor
 from dovetail.ir.graph import Graph, Module
 from dovetail.ir.types import TensorType
 from dovetail.model.editing import Editing
@@ -99,8 +99,9 @@ class Model(Editing, OnnxSource):
         Raises:
             ModelError: what ONNX's checker found, or what cannot be read.
         """
-        for name in self.weights:
-            self.weights[name]
+        for tensor in all_tensors(self._proto):
+            if is_external(tensor):
+                read_tensor(tensor, self._folder)
         try:
             onnx.checker.check_model(with_weights_as_inputs(self._proto), full_check=full)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:

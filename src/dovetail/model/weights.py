@@ -28,14 +28,18 @@ class Weights(Mapping[str, Array]):
 
     def __init__(self, model: onnx.ModelProto, folder: Path | None) -> None:
         self._graph, self._folder = model.graph, folder
+        self._places: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> Array:
-        array = read_tensor(self._tensors()[name], self._folder)
+        found = self._find(name)
+        if found is None:
+            raise KeyError(name)
+        array = read_tensor(found, self._folder)
         array.flags.writeable = False
         return array
 
     def __setitem__(self, name: str, value: Array) -> None:
-        found = self._tensors().get(name)
+        found = self._find(name)
         array = np.asarray(value)
         tensor = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         if found is None:
@@ -51,10 +55,19 @@ class Weights(Mapping[str, Array]):
 
     def nbytes(self, name: str) -> int:
         """Size of a weight, without reading it."""
-        return stored_bytes(self._tensors()[name])
+        found = self._find(name)
+        if found is None:
+            raise KeyError(name)
+        return stored_bytes(found)
 
-    def _tensors(self) -> dict[str, onnx.TensorProto]:
-        return {t.name: t for t in self._graph.initializer}
+    def _find(self, name: str) -> onnx.TensorProto | None:
+        """The tensor of that name, which may have moved since it was asked for last."""
+        tensors = self._graph.initializer
+        place = self._places.get(name, len(tensors))
+        if place >= len(tensors) or tensors[place].name != name:
+            self._places = {t.name: i for i, t in enumerate(tensors)}
+            place = self._places.get(name, len(tensors))
+        return tensors[place] if place < len(tensors) else None
 
 
 def stored_bytes(tensor: onnx.TensorProto) -> int:
