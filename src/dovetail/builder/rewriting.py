@@ -170,7 +170,7 @@ def rewritten(model: ModelSource, rules: Sequence[Rule], shapes: ShapeOverride |
     convert = converter(model)
     model = model if convert is None else convert(model)
     if isinstance(model, Definition) or not rules:
-        return Rules(model, model)
+        return Rules(model, model, shapes=shapes)
     proto, folder = read_model(model)
     own = isinstance(model, str | bytes | os.PathLike)
     before = b"".join(n.SerializeToString(deterministic=True) for n in proto.graph.node)
