@@ -7,15 +7,20 @@ MODEL ?= torchvision_resnet50
 THREADS ?= 1
 DEMO := build/demo
 WORKERS ?= auto
+TORCH_VENV ?= .venv-torch
+TORCH_BIN := $(TORCH_VENV)/bin
+TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
 TENSORFLOW_VENV ?= .venv-tensorflow
 TENSORFLOW_BIN := $(TENSORFLOW_VENV)/bin
 GPU_TESTS ?= tests/gpu
 
-.PHONY: help demo test test-browser test-tensorflow check bench bench-gpu conformance gpu clean
+.PHONY: help demo test test-browser test-tensorflow test-torch check bench bench-gpu conformance gpu clean
 
 help:
 	@echo "make demo         install, build $(MODEL), run it, benchmark it against the installed peers"
 	@echo "make test         install what the tests need and run them all"
+	@echo "make test-torch   the tests of the export from PyTorch and of torch.compile, in an environment of their own"
 	@echo "make test-tensorflow  the tests of the export from TensorFlow, in an environment of their own"
 	@echo "make test-browser  the tests of reports in a headless Chromium, alone"
 	@echo "make check        ruff, mypy --strict, import-linter"
@@ -48,6 +53,19 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# torch first and by its version, then torchvision as it is, whatever torch it was compiled for: the tests declare what it misses.
+$(TORCH_VENV)/.test: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python"; exit 1; }
+	test -x $(TORCH_BIN)/python || $(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(TORCH_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(TORCHVISION)'
+	$(TORCH_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch,edit]' '$(TORCH)' 'pillow>=10' 'timm>=1.0,<2' \
+		'transformers>=4.50,<6' 'pytest>=8,<10' 'pytest-xdist>=3.6,<4' 'hypothesis>=6.100,<7'
+	@touch $@
+
+test-torch: $(TORCH_VENV)/.test
+	PYTHONPATH=src:. $(TORCH_BIN)/python -m pytest -n 2 --dist loadfile -W default --disable-warnings tests/torch
 
 # TensorFlow and tf2onnx pin what others do not: an environment of its own, and nothing of the tests outside of this folder.
 $(TENSORFLOW_VENV)/.test: pyproject.toml
@@ -82,5 +100,5 @@ bench-gpu:
 	PYTHONPATH=src:. $(PYTHON) -m bench.gpu --out build/bench-gpu
 
 clean:
-	rm -rf build $(VENV) $(TENSORFLOW_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build $(VENV) $(TORCH_VENV) $(TENSORFLOW_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,7 @@
 """`dovetail export`: models by name, inputs, weights; and modules in build and compare."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,3 +172,62 @@ def test_modules_and_programs_go_into_build_and_compare() -> None:
             dovetail.build(model, **options)
     with pytest.raises(dovetail.UsageError, match="pass inputs="):
         dovetail.compare(module, engine)
+
+
+TINY = ("num_hidden_layers=2", "hidden_size=32", "num_attention_heads=4", "intermediate_size=64", "vocab_size=50")
+
+
+def tiny() -> list[str]:
+    return [word for text in TINY for word in ("--arg", text)]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_a_transformers_config(exporter: str, vision: None, folder: Path, call: Callable) -> None:
+    pytest.importorskip("transformers")
+    outcome = call("export", "transformers:bert", "-o", "m.onnx", *tiny(), "--input", "input_ids:i64[batch,seq]",
+                   "--input", "attention_mask:i64[batch,seq]", "--exporter", exporter, "--json")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    data = outcome.json
+    assert data["inputs"] == {"input_ids": "i64[batch,seq]", "attention_mask": "i64[batch,seq]"}
+    assert list(data["outputs"]) == ["last_hidden_state", "pooler_output"] and data["renamed"] == []
+    assert {d["case"] for d in data["differences"]} == {"example inputs", "batch=3, seq=10"}
+    engine = dovetail.build("m.onnx", tune=False, verify="off")
+    ids = np.array([[3, 7, 49, 1, 0]])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    assert dovetail.compare("m.onnx", engine, feeds).ok
+
+
+def test_a_folder_of_transformers_with_weights_and_a_class(vision: None, folder: Path, call: Callable) -> None:
+    library = pytest.importorskip("transformers")
+    sizes = {name: int(value) for name, value in (text.split("=") for text in TINY)}
+    config = library.BertConfig(**sizes, num_labels=3)
+    torch.manual_seed(1)
+    model = library.BertForSequenceClassification(config)
+    model.save_pretrained("saved")
+    outcome = call("export", "transformers:saved", "-o", "m.onnx", "--model-class", "BertForSequenceClassification", *OLD)
+    assert outcome.code == 0 and "weights: those in saved" in outcome.out, outcome.err
+    np.testing.assert_array_equal(dovetail.Model.load("m.onnx").weights["classifier.bias"], model.classifier.bias.detach().numpy())
+    for spec, more, message in (
+        ("transformers:brt", (), "has no model type 'brt'; the nearest: bert"),
+        ("transformers:saved", ("--model-class", "BertForSequenceClass"), "the nearest: BertForSequenceClassification"),
+        ("transformers:x.json", (), "x.json is no JSON"),
+    ):
+        outcome = call("export", spec, "-o", "n.onnx", *more)
+        assert outcome.code == 2 and message in outcome.err, outcome.err
+
+
+def test_a_torchvision_that_does_not_fit_its_torch_says_so(folder: Path) -> None:
+    command = "import sys; from dovetail.cli import main; sys.exit(main(['export', 'torchvision:resnet18', '-o', 'm.onnx']))"
+    probe = "import torch; print(hasattr(torch.ops.torchvision, 'nms'))\ntry:\n import torchvision\nexcept RuntimeError as e: print(e)"
+    if "does not exist" not in subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False).stdout:
+        pytest.skip("this torchvision fits its torch")
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "not built for each other; install the pair" in done.stderr, done.stderr
+
+
+def test_a_timm_model(vision: None, folder: Path, call: Callable) -> None:
+    pytest.importorskip("timm")
+    outcome = call("export", "timm:test_convnext", "-o", "m.onnx", *OLD)
+    assert outcome.code == 0 and "x: f32[1,3," in outcome.out, outcome.err
+    outcome = call("export", "timm:test_convnxt", "-o", "m.onnx")
+    assert outcome.code == 2 and "the nearest: test_convnext" in outcome.err

@@ -17,7 +17,7 @@ from dovetail.core.optional import require
 from dovetail.export.exported import Scratch
 from dovetail.export.torch_dynamic import resized, sizes_of
 from dovetail.export.torch_names import array_of, without_prefix
-from dovetail.export.torch_subject import Subject
+from dovetail.export.torch_subject import Subject, parameters
 
 LARGE_BYTES = 1_800_000_000
 """Weights of more than this stay in files: one protobuf message holds less than 2 GiB."""
@@ -124,8 +124,9 @@ def torchscript(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, st
         raise UsageError("exporter: got 'torchscript' for an ExportedProgram, expected 'dynamo'; or export the module that it came from")
     scratch = Scratch()
     path = scratch.path / "model.onnx"
-    # This exporter loses count of axes beside lists, dicts and numbers: it gets a module that takes the tensors alone.
-    flat = bool(subject.kwargs) or not all(isinstance(a, torch.Tensor) for a in subject.args)
+    # This exporter loses count of axes beside lists, dicts and numbers, and fills in defaults: it gets a module that takes tensors alone.
+    plain = not subject.kwargs and all(isinstance(a, torch.Tensor) for a in subject.args)
+    flat = not plain or parameters(subject.module) != list(subject.structure)
     module = _flat(torch, subject) if flat else subject.module
     args = tuple(subject.leaves.values()) if flat else subject.args
     with _quiet() as notes, _explained("torchscript", opset, subject.module), install("torchscript", opset) as table:

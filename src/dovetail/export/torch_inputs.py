@@ -17,7 +17,7 @@ from dovetail.export.torch_subject import parameters
 
 _SPEC = re.compile(r"(?P<name>[^:\[\]]+):(?P<dtype>[A-Za-z]\w*)?\[(?P<dims>[^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(@(\d+))?")
-_DEFAULT_SIZE = 2
+_FIRST_SIZE, _SIZE = 2, 8
 _TORCH = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8",
     "u8": "uint8", "bool": "bool",
@@ -58,27 +58,35 @@ def input_spec(text: str) -> InputSpec:
     for axis, word in enumerate(words):
         span = _RANGE.fullmatch(word)
         if span is not None:
-            shape.append(int(span[4] or max(int(span[1]), min(int(span[2]), _DEFAULT_SIZE))))
+            shape.append(int(span[4] or max(int(span[1]), min(int(span[2]), _FIRST_SIZE if axis == 0 else _SIZE))))
             axes[axis] = f"{re.sub(r'[^0-9A-Za-z_]', '_', match['name'])}_{axis}"
         elif word.isdigit():
             shape.append(int(word))
         elif word.isidentifier():
-            shape.append(_DEFAULT_SIZE)
+            shape.append(_FIRST_SIZE if axis == 0 else _SIZE)
             axes[axis] = word
         else:
             raise UsageError(f"--input: got the size {word!r} in {text!r}, expected a number, a name (batch), or a range (1..32)")
     return InputSpec(match["name"], kind, tuple(shape), axes)
 
 
-def tensors_of(specs: Sequence[InputSpec], seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Seeded tensors: normal floats, integers of 0 and 1, mixed booleans."""
+def tensors_of(specs: Sequence[InputSpec], seed: int) -> dict[str, Any]:
+    """Seeded tensors: normal floats, integers of 0 and 1, mixed booleans; axes of one name get one size.
+
+    Masks are true but for the last place of the last row: where a mask leaves nothing, models compute what nobody has defined.
+    """
     torch = require("torch", "torch", "exporting from PyTorch")
     rng = np.random.default_rng(seed)
     made = {}
+    sizes: dict[str, int] = {}
     for spec in specs:
-        shape = tuple((sizes or {}).get(spec.axes.get(i, ""), size) for i, size in enumerate(spec.shape))
+        shape = tuple(sizes.setdefault(spec.axes[i], size) if i in spec.axes else size for i, size in enumerate(spec.shape))
         if spec.dtype.is_float:
             tensor = torch.from_numpy(np.asarray(rng.standard_normal(shape), np.float32).reshape(shape))
+        elif "mask" in spec.name:
+            tensor = torch.ones(shape, dtype=torch.int64)
+            if tensor.numel() and tensor.shape[-1] > 1:
+                tensor.view(-1)[-1] = 0
         else:
             tensor = torch.from_numpy(np.asarray(rng.integers(0, 2, shape)).reshape(shape))
         made[spec.name] = tensor.to(getattr(torch, _TORCH[spec.dtype.name]))

@@ -21,6 +21,10 @@ from dovetail.plugins.registry import loaded_file
 
 _WHY = "exporting from PyTorch"
 _WITH_BACKBONE = ("fasterrcnn", "fcos", "keypointrcnn", "maskrcnn", "retinanet", "ssd", "deeplab", "fcn", "lraspp")
+_UNFIT = (
+    "torchvision and torch are not built for each other; install the pair that belongs together, such as: "
+    "pip install --force-reinstall 'dovetail[vision]', or both from the same index of PyTorch"
+)
 KINDS = "torchvision:NAME, timm:NAME, transformers:CONFIG, package.module:callable, file.py:callable, or saved.pt2"
 
 
@@ -122,9 +126,7 @@ def _import_torchvision() -> Any:
         if isinstance(cause, RuntimeError) and "torchvision::" in str(cause):
             torch = require("torch", "torch", _WHY)
             raise UsageError(
-                f"torchvision is installed, but its compiled operators do not load with torch {torch.__version__} ({cause}): the two are "
-                "not built for each other; install the pair that belongs together, such as: pip install 'dovetail[vision]' "
-                "--force-reinstall, or both from the same index of PyTorch"
+                f"torchvision is installed, but its compiled operators do not load with torch {torch.__version__} ({cause}): {_UNFIT}"
             ) from cause
         raise
 
@@ -305,7 +307,12 @@ def _made(what: str, make: Callable[[], Any]) -> Any:
     except OSError as error:
         raise UsageError(f"{what}: its weights or files cannot be fetched ({error}); give --weights FILE, or --weights random") from error
     except Exception as error:  # whatever the model's own code raises
-        raise UsageError(f"{what}: making it failed ({type(error).__name__}: {error}); options are given as --arg NAME=VALUE") from error
+        root: BaseException = error
+        while (deeper := root.__cause__ or root.__context__) is not None:
+            root = deeper
+        cause = "" if root is error else f", because of {type(root).__name__}: {root}"
+        hint = _UNFIT if "torchvision::" in str(root) else "options are given as --arg NAME=VALUE"
+        raise UsageError(f"{what}: making it failed ({type(error).__name__}: {error}{cause}); {hint}") from error
 
 
 def _nearest(name: str, known: list[str]) -> str:
