@@ -156,4 +156,5 @@ def test_no_other_library_is_imported_to_look_at_a_model(stored: Path) -> None:
         model.save(sys.argv[1])
         assert not {"onnx_ir", "onnx_graphsurgeon", "torch", "onnxscript"} & set(sys.modules)
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(stored)], check=True, env={"PYTHONPATH": str(Path(dovetail.__file__).parents[1])})
+    root = str(Path(dovetail.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(stored)], check=True, env={"PYTHONPATH": root})
