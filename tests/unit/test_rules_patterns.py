@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from dovetail.model.rules.definition import define
 from tests.unit.rule_models import applied, assert_same, copied, graph, node, operators, rule
 
 X = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)}
@@ -252,3 +253,23 @@ def test_operators_of_other_domains() -> None:
     model = graph(nodes, SHAPES, ["y"], domains=("com.microsoft", "other"))
     log = applied(model, rule(lambda op, x: op.call("com.microsoft::Gelu", x), lambda op, x: op.Relu(x)))
     assert operators(model) == ["Relu", "Gelu"] and len(log.matches) == 1
+
+
+def test_several_patterns_are_alternatives() -> None:
+    def max_of_zero(op: Any, x: Any) -> Any:
+        return op.Max(x, 0.0)
+
+    def relu_with_scale(op: Any, x: Any, scale: Any) -> Any:
+        return op.Mul(op.Relu(x), scale)
+
+    def replacement(op: Any, x: Any, scale: Any = None) -> Any:
+        clipped = op.Clip(x, 0.0, None)
+        return clipped if scale is None else op.Mul(clipped, scale)
+
+    either = define([max_of_zero, relu_with_scale], replacement, "either")
+    nodes = [node("Max", "x zero", "a"), node("Relu", "a", "b"), node("Mul", "b two", "y")]
+    model = graph(nodes, SHAPES, ["y"], {"zero": np.float32(0), "two": np.float32(2)})
+    before = copied(model)
+    assert len(applied(model, either).matches) == 2
+    assert operators(model) == ["Clip", "Clip", "Mul"]
+    assert_same(before, model, X)
