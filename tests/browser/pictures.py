@@ -26,11 +26,11 @@ def graph(page: Any) -> None:
 def kernel(page: Any) -> None:
     """A kernel: where it is, why it was chosen, its source."""
     page.click("#tab-graph")
-    page.fill("#search", "winograd layer3.1")
+    page.fill("#search", "winograd layer3.3")
     page.press("#search", "Enter")
     page.fill("#search", "")
     page.keyboard.press("Escape")
-    page.evaluate("document.querySelector('#panel').scrollTop = 420")
+    page.evaluate("document.querySelector('#panel').scrollTop = 640")
 
 
 def kernels(page: Any) -> None:
@@ -72,7 +72,7 @@ def main() -> None:
             show(page)
             page.wait_for_timeout(300)
             target = args.output / f"{show.__name__}.jpg"
-            page.screenshot(path=target, type="jpeg", quality=72)
+            page.screenshot(path=target, type="jpeg", quality=64)
             print(f"{target}: {target.stat().st_size // 1024} KiB")
         browser.close()
 

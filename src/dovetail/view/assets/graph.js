@@ -149,7 +149,7 @@ function summary(node) {
   const one = mine.length === 1;
   node.sum = {
     slowest: first, us, share: us === null ? null : us / (doc.totals.profile.total_us || 1),
-    title: one ? first.label : tail(node.label || first.place, 24), sub: one ? tail(scope(first.place), 18) : plural(mine.length, "kernel"),
+    title: one ? first.title : tail(node.label || first.place, 24), sub: one ? tail(scope(first.place), 18) : plural(mine.length, "kernel"),
     tag: one ? first.tactic : [...new Set(mine.map((x) => x.base))].slice(0, 2).join(", "),
   };
   return node.sum;

@@ -19,7 +19,7 @@ steps.forEach((step, id) => {
   step.base = step.kind === "kernel" ? step.tactic.split(".")[0] : step.kind;
   step.part = step.kind === "kernel" ? step.tactic.split(".")[1] ?? "" : "";
   const ops = step.kind === "kernel" && group ? group.ops : [step.kind === "kernel" ? step.tactic : step.kernel];
-  step.label = brief(ops);
+  step.title = step.label = brief(ops);
   step.place = step.nodes.length ? step.nodes[0] : "added by the compiler";
   step.intensity = step.bytes ? step.flops / step.bytes : 0;
   step.gflops = step.us ? step.flops / step.us / 1e3 : null;
