@@ -275,6 +275,14 @@ def test_initial_states_of_zeros_are_left_out() -> None:
     assert left(proto)["ConstantOfShape"] == 1
 
 
+def test_equal_weights_are_shared_unless_they_are_merely_untrained() -> None:
+    nodes = [node("Mul", "x v", "a"), node("Mul", "a w", "b"), node("Add", "b r", "d"), node("Add", "d s", "e"), node("Mul", "e t")]
+    trained, ones = f32(4, 4), np.full((4, 4), 2, np.float32)
+    proto = model(nodes, {"x": ("N", 4, 4)}, v=trained, w=trained, r=ones, s=ones, t=ones)
+    result = simplify(dovetail.Model(proto)).model
+    assert list(result.weights) == ["v", "r", "s", "t"]
+
+
 def test_inputs_that_nothing_reads_stay() -> None:
     result = simplify(dovetail.Model(model([node("Relu", "x")], {"x": (2,), "unused": (3,)}))).model
     assert [b.name for b in result.inputs] == ["x", "unused"]

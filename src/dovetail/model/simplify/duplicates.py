@@ -45,7 +45,10 @@ def merge_duplicates(scope: Scope) -> list[str]:
 
 
 def merge_weights(scope: Scope) -> list[str]:
-    """Of initializers with the same type and contents, the first stays."""
+    """Of initializers with the same type and contents, the first stays.
+
+    Float arrays of one number throughout are not told apart by that: ones and zeros of an untrained model differ once it is refitted.
+    """
     if scope.initializers_are_inputs:
         return []
     groups: dict[Any, list[onnx.TensorProto]] = defaultdict(list)
@@ -60,13 +63,21 @@ def merge_weights(scope: Scope) -> list[str]:
     texts = []
     for group in same_start.values():
         first: dict[Any, str] = {}
-        for tensor in group if len(group) > 1 else ():
+        for tensor in group if len(group) > 1 and not _is_uniform(scope, group[0]) else ():
             known = first.setdefault(_digest(scope, tensor), tensor.name)
             if known != tensor.name:
                 replacements[tensor.name] = known
                 texts.append(f"{tensor.name} is {known}")
     scope.replace_all(replacements)
     return texts
+
+
+def _is_uniform(scope: Scope, tensor: onnx.TensorProto) -> bool:
+    """Whether a float array has several elements that are all the same."""
+    data = scope.array(tensor.name).reshape(-1)
+    if data.dtype.kind in "iub" or data.size < 2 or (data[:_START] != data[0]).any():
+        return False
+    return all((data[start : start + _CHUNK] == data[0]).all() for start in range(0, data.size, _CHUNK))
 
 
 def _digest(scope: Scope, tensor: onnx.TensorProto, most: int | None = None) -> str:
