@@ -168,6 +168,22 @@ def test_a_line_that_fails_while_it_is_traced() -> None:
     assert "has no attribute 'nothing'" in str(error)
 
 
+def test_the_command_line_gives_failures_as_json(tmp_path, capsys) -> None:
+    from dovetail.cli import main
+
+    (tmp_path / "bessel.py").write_text(
+        "import torch\nclass Bessel(torch.nn.Module):\n    def forward(self, x):\n        return torch.special.bessel_y0(x)\n\n"
+        "def make():\n    return Bessel(), (torch.ones(2),)\n"
+    )
+    command = ["export", f"{tmp_path}/bessel.py:make", "-o", str(tmp_path / "m.onnx"), "--exporter", "torchscript", "--json"]
+    assert main(command) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["error"]["type"] == "ExportError"
+    assert [f["op"] for f in told["failures"]] == ["aten::special_bessel_y0"]
+    assert [w["kind"] for w in told["failures"][0]["ways"]] == ["opset", "rewrite", "translation", "plugin"]
+    assert not (tmp_path / "m.onnx").exists()
+
+
 def test_ways_of_an_operator_of_another_framework() -> None:
     found = ways(OpFailure("Lgamma", "tensorflow", "tf2onnx", 18))
     assert [(w.kind, w.applies) for w in found] == [("opset", False), ("rewrite", False), ("translation", True), ("plugin", True)]

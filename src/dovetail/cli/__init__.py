@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dovetail.core.errors import Error, UsageError
+from dovetail.core.errors import Error, ExportError, UsageError
 
 OK, FAILED, USAGE, INTERNAL = 0, 1, 2, 3
 
@@ -130,6 +130,7 @@ def _guarded(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, error: Exception, code: int) -> int:
     if getattr(args, "json", False):
-        print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}, indent=2))
+        failures = {"failures": error.json()["failures"]} if isinstance(error, ExportError) else {}
+        print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)} | failures}, indent=2))
     print(f"error: {error}", file=sys.stderr)
     return code
