@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dovetail.core.errors import UsageError
 from dovetail.view.page import SCRIPTS, json_block, page, split_sources, write_text
 
 DOCUMENT = {"title": "</title><script>alert(1)</script> @SCRIPT@", "schema": 1, "names": ["</script>", "<!--", "]]>", "\u2028", "\ud800"]}
@@ -42,7 +43,7 @@ def test_sources_are_cut_by_kernel() -> None:
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_text(tmp_path / "r.html", "päge \ud800")
     assert (tmp_path / "r.html").read_bytes() == "päge ?".encode()
-    with pytest.raises(OSError):
+    with pytest.raises(UsageError, match="cannot be written"):
         write_text(tmp_path / "no" / "r.html", "x")
     (tmp_path / "dir.html").mkdir()
     with pytest.raises(OSError):

@@ -284,7 +284,7 @@ class Engine:
 
         Raises:
             OSError: it cannot be written.
-            UsageError: inputs cannot be made up.
+            UsageError: inputs cannot be made up, or no file can be written in that folder.
         """
         from dovetail.api.pages import save_page
 

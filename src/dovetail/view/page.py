@@ -86,6 +86,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
+        UsageError: no file can be written in that folder.
         OSError: it cannot be written; nothing is left behind.
     """
     with replacing(Path(path)) as file:
