@@ -179,8 +179,8 @@ def test_the_command_line_gives_failures_as_json(tmp_path, capsys) -> None:
     assert main(command) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["error"]["type"] == "ExportError"
-    assert [f["op"] for f in told["failures"]] == ["aten::special_bessel_y0"]
-    assert [w["kind"] for w in told["failures"][0]["ways"]] == ["opset", "rewrite", "translation", "plugin"]
+    assert [f["op"] for f in told["error"]["failures"]] == ["aten::special_bessel_y0"]
+    assert [w["kind"] for w in told["error"]["failures"][0]["ways"]] == ["opset", "rewrite", "translation", "plugin"]
     assert not (tmp_path / "m.onnx").exists()
 
 
