@@ -126,6 +126,16 @@ def test_nan_in_the_same_places_is_equal_elsewhere_infinite() -> None:
     assert moved is not None and math.isinf(moved.relative_l2) and moved.changed == 2
 
 
+def test_other_types_have_a_distance_other_shapes_none() -> None:
+    a = np.array([1.0, 1 / 3], np.float32)
+    half = a.astype(np.float16)
+    found = compare_weights({"w": a, "v": a}, {"w": half, "v": a.reshape(1, 2)})
+    assert found.retyped["v"] == ("float32[2]", "float32[1, 2]", None)
+    distance = found.retyped["w"][2]
+    assert distance == pytest.approx(np.linalg.norm(half.astype(np.float64) - a) / np.linalg.norm(a), rel=1e-6)
+    assert found.json()["retyped"]["w"][2] == distance
+
+
 def test_names_types_and_values() -> None:
     ones = np.ones((2, 2), np.float32)
     found = compare_weights(
@@ -134,5 +144,5 @@ def test_names_types_and_values() -> None:
         equal=["hashed"],
     )
     assert (found.removed, found.added, found.same) == (("gone",), ("new",), 2)
-    assert found.retyped == {"wide": ("float32[2, 2]", "float16[2, 2]")} and [c.name for c in found.changed] == ["moved"]
+    assert found.retyped == {"wide": ("float32[2, 2]", "float16[2, 2]", 0.0)} and [c.name for c in found.changed] == ["moved"]
     assert found.changed[0].relative_l2 == 1 and not found.equal

@@ -124,7 +124,7 @@ def _weights(weights: Mapping[str, Any]) -> list[str]:
     found = weights["found"]
     lines += _listed("changed  ", [_value(c, found) for c in weights["changed"]])
     lines += _listed("changed  ", [f"{name}: by its hash; the values are not stored" for name in weights["unread"]])
-    lines += _listed("type     ", [f"{n}: {a} -> {b}{_match(n, found)}" for n, (a, b) in weights["retyped"].items()])
+    lines += _listed("type     ", [_retyped(n, *types) + _match(n, found) for n, types in weights["retyped"].items()])
     moved = [n for n in weights["removed"] if n in set(weights["used"])]
     if moved:
         lines.append(f"  {len(moved)} of those that are only in a went into weights of b")
@@ -141,6 +141,10 @@ def _value(change: Mapping[str, Any], found: Mapping[str, str]) -> str:
     size = f"{change['changed']} of {change['size']} elements"
     text = f"{change['name']}: relative L2 {_number(change['relative_l2'])}, max abs {change['max_abs']:.2e}, {size}"
     return text + _match(change["name"], found)
+
+
+def _retyped(name: str, a: str, b: str, distance: float | str | None) -> str:
+    return f"{name}: {a} -> {b}" + ("" if distance is None else f", relative L2 {_number(distance)}")
 
 
 def _match(name: str, found: Mapping[str, str]) -> str:

@@ -35,7 +35,7 @@ class WeightChange:
 
     def json(self) -> dict[str, Any]:
         """Plain data with stable keys; infinities as text."""
-        distance = self.relative_l2 if math.isfinite(self.relative_l2) else str(self.relative_l2)
+        distance = _plain(self.relative_l2)
         return {"name": self.name, "relative_l2": distance, "max_abs": self.max_abs, "changed": self.changed, "size": self.size}
 
 
@@ -45,7 +45,7 @@ class WeightDifference:
 
     Attributes:
         removed, added: names that only a, or only b has.
-        retyped: by name, dtype and shape in a, and in b, as text.
+        retyped: by name, dtype and shape in a, and in b, as text, and the relative L2 distance, where the shapes are equal.
         changed: values that differ, the farthest first.
         same: how many are equal in every bit.
         found: by name of b that is not in a, or has other values there, what it is in a's weights, as text.
@@ -55,7 +55,7 @@ class WeightDifference:
 
     removed: tuple[str, ...]
     added: tuple[str, ...]
-    retyped: Mapping[str, tuple[str, str]]
+    retyped: Mapping[str, tuple[str, str, float | None]]
     changed: tuple[WeightChange, ...]
     same: int
     found: Mapping[str, str]
@@ -71,7 +71,8 @@ class WeightDifference:
         """Plain data with stable keys."""
         return {
             "equal": self.equal, "same": self.same, "removed": list(self.removed), "added": list(self.added),
-            "retyped": {name: list(types) for name, types in self.retyped.items()}, "changed": [c.json() for c in self.changed],
+            "retyped": {name: [a, b, None if far is None else _plain(far)] for name, (a, b, far) in self.retyped.items()},
+            "changed": [c.json() for c in self.changed],
             "found": dict(self.found), "used": list(self.used), "unread": list(self.unread),
         }  # fmt: skip
 
@@ -85,7 +86,7 @@ def compare_weights(
         equal: names that are known to be equal, and need not be read.
         unread: names that are known to differ, and cannot be read.
     """
-    retyped: dict[str, tuple[str, str]] = {}
+    retyped: dict[str, tuple[str, str, float | None]] = {}
     changes: list[WeightChange] = []
     same = len(equal)
     for name in a:
@@ -93,7 +94,9 @@ def compare_weights(
             continue
         x, y = a[name], b[name]
         if x.dtype != y.dtype or x.shape != y.shape:
-            retyped[name] = (_type(x), _type(y))
+            comparable = x.shape == y.shape and object not in (x.dtype, y.dtype)
+            apart = weight_change(name, x, y) if comparable else None
+            retyped[name] = (_type(x), _type(y), None if not comparable else apart.relative_l2 if apart else 0.0)
         elif (change := weight_change(name, x, y)) is not None:
             changes.append(change)
         else:
@@ -123,7 +126,7 @@ def weight_change(name: str, a: Array, b: Array) -> WeightChange | None:
         wide_x, wide_y = x.real.astype(np.float64), y.real.astype(np.float64)
         finite = np.isfinite(wide_x) & np.isfinite(wide_y)
         norm += float(np.square(wide_x[finite]).sum())
-        if np.array_equal(x, y, equal_nan=x.dtype.kind in "fc"):
+        if x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype.kind in "fc"):
             continue
         apart = np.abs(wide_y[finite] - wide_x[finite])
         strange = (wide_x != wide_y) & ~finite & ~(np.isnan(wide_x) & np.isnan(wide_y))
@@ -135,6 +138,10 @@ def weight_change(name: str, a: Array, b: Array) -> WeightChange | None:
         return None
     distance = math.inf if odd else math.sqrt(squares) / (math.sqrt(norm) or 1.0)
     return WeightChange(name, distance, largest, changed, a.size)
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def _type(array: Array) -> str:
