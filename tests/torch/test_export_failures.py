@@ -190,6 +190,13 @@ def test_ways_of_an_operator_of_another_framework() -> None:
     assert '@dovetail.plugin("Lgamma")' in found[3].code
 
 
+def test_inputs_that_may_be_absent() -> None:
+    way = ways(OpFailure("mine::f", "pytorch", "dynamo", 18, inputs=("a", "b"), attributes=(("k", "1"),), optional=("b",)))[3]
+    assert "def f_plugin(a, b=None, *, k=1):" in way.code
+    assert 'return op("mine::F", a, b, k=k)' in way.code
+    compile(way.code, "stub", "exec")
+
+
 def test_names() -> None:
     assert [identifier(n) for n in ("self", "aten::add.Tensor", "lambda", "op", "2d", "GridSample")] == [
         "x", "add", "lambda_", "op_", "op_2d", "grid_sample",

@@ -108,6 +108,7 @@ def _signature(schema: Any) -> dict[str, Any]:
         "inputs": tuple(a.name for a in tensors),
         "attributes": tuple((a.name, repr(a.default_value) if a.has_default_value() else "") for a in others),
         "order": tuple(a.name for a in schema.arguments),
+        "optional": tuple(a.name for a in tensors if str(a.type).startswith("Optional")),
         "results": len(schema.returns),
     }
 

@@ -64,15 +64,24 @@ def translation_stub(
     return f'@dovetail.export.symbolic("{op}", opset={opset})\ndef {identifier(op)}({parameters}):\n    {body}'
 
 
-def plugin_stub(op: str, inputs: Sequence[str], attributes: Attributes, results: int, order: Sequence[str] = ()) -> str:
-    """A plugin for an operator, and for one of PyTorch the translation that exports it as a node of a domain of its own."""
+def plugin_stub(
+    op: str, inputs: Sequence[str], attributes: Attributes, results: int, order: Sequence[str] = (), optional: Sequence[str] = ()
+) -> str:
+    """A plugin for an operator, and for one of PyTorch the translation that exports it as a node of a domain of its own.
+
+    Args:
+        op, inputs, attributes, results, order: as of `translation_stub`.
+        optional: inputs that may be absent; at the end, they have the default None.
+    """
     operands, options = [identifier(name) for name in inputs], _options(attributes)
     qualified = "::" in op
     name = camel(op) if qualified else op
     after = ["*", *options] if qualified and options else [] if qualified else ["**attributes"]
+    required = max((i for i, n in enumerate(inputs) if n not in optional), default=-1)
+    parameters = [text if i <= required else f"{text}=None" for i, text in enumerate(operands)]
     plugin = (
         f'@dovetail.plugin("{name}")\n'
-        f"def {identifier(op)}_plugin({', '.join(operands + after)}):\n"
+        f"def {identifier(op)}_plugin({', '.join(parameters + after)}):\n"
         "    return ...  # NumPy arrays in, NumPy arrays out"
     )
     if not qualified:

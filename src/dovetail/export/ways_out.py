@@ -44,6 +44,8 @@ class OpFailure:
     """The operators that the framework itself can take it apart into, where all of them export."""
     order: tuple[str, ...] = ()
     """All arguments in the operator's own order; default: inputs, then attributes."""
+    optional: tuple[str, ...] = ()
+    """Inputs that may be absent."""
     calls: int = 1
     """How often the model has it."""
 
@@ -136,4 +138,5 @@ def _plugin(failure: OpFailure) -> WayOut:
         text = "let the node stay in the model (--continue-on-error), and run it in Dovetail by a function of yours."
     else:
         text = "export it as a node of a domain of its own, and run that node in Dovetail by a function of yours."
-    return WayOut("plugin", True, text, plugin_stub(failure.op, failure.inputs, failure.attributes, failure.results, failure.order))
+    code = plugin_stub(failure.op, failure.inputs, failure.attributes, failure.results, failure.order, failure.optional)
+    return WayOut("plugin", True, text, code)
