@@ -15,11 +15,12 @@ TENSORFLOW_VENV ?= .venv-tensorflow
 TENSORFLOW_BIN := $(TENSORFLOW_VENV)/bin
 GPU_TESTS ?= tests/gpu
 
-.PHONY: help demo test test-browser test-tensorflow test-torch check bench bench-gpu conformance gpu clean
+.PHONY: help demo test test-core test-browser test-tensorflow test-torch check bench bench-gpu conformance gpu clean
 
 help:
 	@echo "make demo         install, build $(MODEL), run it, benchmark it against the installed peers"
-	@echo "make test         install what the tests need and run them all"
+	@echo "make test         install what the tests need and run them all: the next three"
+	@echo "make test-core    all tests but those of the exports, in one environment without PyTorch and TensorFlow"
 	@echo "make test-torch   the tests of the export from PyTorch and of torch.compile, in an environment of their own"
 	@echo "make test-tensorflow  the tests of the export from TensorFlow, in an environment of their own"
 	@echo "make test-browser  the tests of reports in a headless Chromium, alone"
@@ -51,7 +52,10 @@ demo: $(VENV)/.demo
 	$(BIN)/dovetail bench $(DEMO)/model.plan --model $(DEMO)/model.onnx --inputs $(DEMO)/x.npz \
 		--vs onnxruntime,openvino --threads $(THREADS) --plot $(DEMO)/latency.svg
 
-test: $(VENV)/.test
+# The largest part comes last, so that its summary is the last word.
+test: test-torch test-tensorflow test-core
+
+test-core: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # torch first and by its version, then torchvision as it is, whatever torch it was compiled for: the tests declare what it misses.
