@@ -173,11 +173,10 @@ def rewritten(model: ModelSource, rules: Sequence[Rule], shapes: ShapeOverride |
         return Rules(model, model, shapes=shapes)
     proto, folder = read_model(model)
     own = isinstance(model, str | bytes | os.PathLike)
-    before = b"".join(n.SerializeToString(deterministic=True) for n in proto.graph.node)
     rewriting = rewrite_proto(proto, folder, rules, shapes, copy=not own)
     if not rewriting.log:
         return Rules(model, model, rewriting.log, shapes, rules)
-    identity = hashlib.sha256(before)
+    identity = hashlib.sha256(rewriting.original.encode())
     for name, array in rewriting.lost.items():
         identity.update(name.encode() + np.ascontiguousarray(array).tobytes())
     source = Rewritten(rewriting.proto, folder, rewriting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,12 +57,14 @@ class Rewriting:
         reads: the weights that rules relied on, with their values.
         lost: initializers that nothing reads any more because of rules, with their values.
         proto: the model with the new nodes.
+        original: hash of the nodes that the model had; "" where none changed.
     """
 
     log: RuleLog = field(default_factory=RuleLog)
     reads: dict[str, tuple[Array, tuple[str, ...]]] = field(default_factory=dict)
     lost: dict[str, Array] = field(default_factory=dict)
     proto: onnx.ModelProto = field(default_factory=onnx.ModelProto)
+    original: str = ""
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -285,6 +288,10 @@ class _Driver:
             log.near_misses += sorted(mine, key=lambda m: -m.matched)[:KEPT]
         log.near_misses.sort(key=lambda m: -m.matched / max(m.size, 1))
         if log.matches:
+            nodes = hashlib.sha256()
+            for node in self.proto.graph.node:
+                nodes.update(node.SerializeToString(deterministic=True))
+            self.result.original = nodes.hexdigest()
             if self.copy:
                 self.result.proto = onnx.ModelProto()
                 self.result.proto.CopyFrom(self.proto)
