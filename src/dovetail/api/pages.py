@@ -54,7 +54,7 @@ class Measured:
 
 def contents_of_file(file: EngineFile, target: str) -> Contents:
     """The contents of an engine file for one of its targets; nothing of it is run."""
-    return Contents(file.plan(target), file.graph, file.source(target), file.info, file.build)
+    return Contents(file.plan(target), file.graph, file.source(target), file.info_of(target), file.build)
 
 
 def contents_of_engine(engine: Engine) -> Contents:

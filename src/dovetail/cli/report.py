@@ -85,7 +85,7 @@ def _open(args: argparse.Namespace, update: object) -> tuple[Contents, Engine | 
         if args.device or args.inputs:  # asked to run it
             raise
         return contents_of_file(file, args.target or file.targets[0]), None, " ".join(str(error).split())
-    return contents_of_file(file, engine.plan.target), engine, ""
+    return contents_of_engine(engine), engine, ""  # of a file that is not trusted, what was made again
 
 
 def _operators(path: str, contents: Contents) -> dict[str, str]:

@@ -77,8 +77,8 @@ def _fused(args: argparse.Namespace) -> onnx.ModelProto:
     from dovetail.api import pages
     from dovetail.view.netron import fused_model
 
-    file = EngineFile(args.file)
-    target, measured, reason = file.targets[0], None, "--no-run was given"
+    title = Path(args.file).name
+    reason = "--no-run was given"
     if not args.no_run:
         try:
             engine = open_engine(args, args.file)
@@ -87,7 +87,7 @@ def _fused(args: argparse.Namespace) -> onnx.ModelProto:
                 raise
             reason = str(error)
         else:
-            target = engine.plan.target
             measured = pages.measure(engine, data.inputs(args, engine.inputs), whole=False)
-    contents = pages.contents_of_file(file, target)
-    return fused_model(pages.make_document(contents, Path(args.file).name, measured, reason))
+            return fused_model(pages.make_document(pages.contents_of_engine(engine), title, measured))
+    file = EngineFile(args.file)
+    return fused_model(pages.make_document(pages.contents_of_file(file, file.targets[0]), title, None, reason))
