@@ -55,6 +55,7 @@ def test_a_torchvision_model_becomes_an_engine(exporter: str, vision: None, fold
     assert data["exporter"] == exporter and data["inputs"] == {"x": "f32[batch,3,64,64]"} and data["outputs"] == {"output": "f32[batch,10]"}
     assert len(data["differences"]) == 2 and all(d["relative_l2"] < 1e-4 for d in data["differences"])
     assert data["weights"] == 210 and data["renamed"] == [] and any("random, seed 0" in n for n in data["notes"])
+    assert any("statistics of seeded noise" in n for n in data["notes"]) and data["differences"][0]["max_abs"] > 1e-10
     engine = dovetail.build("m.onnx", tune=False, verify="off")
     import torchvision
 

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     refuse_tensorflow_arguments(args)
     from dovetail.export import pytorch
     from dovetail.export.torch_sources import load
+    from dovetail.export.torch_weights import settle_norms
 
     path = Path(args.output)
     if path.is_dir() or not path.parent.is_dir():
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         if report is not None:
             report("load", 1, 1)
         given, keywords, names, axes = _inputs(args, loaded)
+        if loaded.random and given is not None and settle_norms(loaded.model, given, keywords or {}, args.seed):
+            loaded.notes.append("batch norms have the statistics of seeded noise, so that values stay in scale")
         model = pytorch(
             loaded.model, given, keywords, dynamic=axes + args.dynamic, opset=args.opset, exporter=args.exporter,
             allow_fallback=args.allow_fallback, input_names=names, output_names=args.output_names, simplify=args.simplify,

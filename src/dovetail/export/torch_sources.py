@@ -37,12 +37,14 @@ class Loaded:
         specs: inputs that are known to fit; empty where nobody knows.
         args: example inputs that came with it, or None.
         notes: where its weights come from.
+        random: its weights are random.
     """
 
     model: Any
     specs: list[InputSpec] = field(default_factory=list)
     args: Any = None
     notes: list[str] = field(default_factory=list)
+    random: bool = False
 
 
 def load(
@@ -84,6 +86,7 @@ def load(
         loaded.notes.append(f"weights: {count} from {weights}")
     elif kind in _NAMED and named is None and not loaded.notes:
         loaded.notes.append(f"weights: random, seed {seed}; --weights FILE gives others")
+        loaded.random = True
     return loaded
 
 

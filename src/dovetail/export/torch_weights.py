@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dovetail.core.errors import UsageError
+from dovetail.core.log import logger
 from dovetail.core.optional import require
 
+_log = logger("export")
 _KEYS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -40,6 +42,46 @@ def load_weights(module: Any, path: Path) -> int:
         )  # fmt: skip
     module.load_state_dict(found, strict=False)
     return len(found)
+
+
+def settle_norms(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int) -> bool:
+    """Give batch norms with initial statistics those of seeded noise; returns whether there were any.
+
+    With random weights the initial ones (mean 0, variance 1) let values vanish or explode within a few layers, and what is left says
+    nothing about accuracy. Only inputs of floats can be noise; a module that fails on them stays as it is.
+    """
+    torch = require("torch", "torch", "exporting from PyTorch")
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    given = [*args, *kwargs.values()]
+    if not norms or not all(isinstance(t, torch.Tensor) and t.is_floating_point() and t.ndim for t in given):
+        return False
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(tensor: Any) -> Any:
+        return torch.randn((4, *tensor.shape[1:]), generator=generator, dtype=torch.float32).to(tensor.dtype)
+
+    before = [(m, m.training, m.momentum, {k: v.clone() for k, v in m.state_dict().items()}) for m in norms]
+    modes = [(m, m.training) for m in module.modules()]
+    settled = False
+    try:
+        module.eval()
+        for norm in norms:
+            norm.train()
+            norm.momentum = None
+            norm.reset_running_stats()
+        with torch.no_grad():
+            module(*map(noise, args), **{k: noise(t) for k, t in kwargs.items()})
+        settled = True
+    except Exception as error:  # inputs that do not fit are reported, with their place, by the export itself
+        _log.debug("batch norms keep their initial statistics: %s", error)
+    finally:
+        for norm, _, momentum, state in before:
+            norm.momentum = momentum
+            if not settled:
+                norm.load_state_dict(state)
+        for part, training in modes:
+            part.training = training
+    return settled
 
 
 def _read(path: Path) -> dict[str, Any]:
