@@ -272,6 +272,13 @@ def test_whatever_takes_a_model_takes_one_of_tensorflow(keras):
     assert [b.name for b in dovetail.Model.load(function).outputs] == ["output_0"]
 
 
+def test_an_input_of_unknown_rank_needs_a_shape():
+    function = tf.function(lambda x: x * 2.0, input_signature=[tf.TensorSpec(None, tf.float32, "x")])
+    with pytest.raises(UsageError, match=r"rank of input 'x' is not known; give its shape: --shapes x:"):
+        export.tensorflow(function)
+    assert export.tensorflow(function, shapes={"x": (None, 3)}).report.outputs == {"output_0": "f32[batch, 3]"}
+
+
 def test_training_mode_is_refused():
     scale = tf.ones(3)
 

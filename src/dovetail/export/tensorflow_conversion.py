@@ -130,9 +130,20 @@ def convert(
         except Exception as error:  # tf2onnx raises what its many parts raise
             text = f"{type(error).__name__}: {str(error).strip()[:400]}"
             raise ExportError(f"{frozen.name}: tf2onnx {tf2onnx_version()} fails: {text}") from error
+    _restore_ranks(model, frozen, tensors)
     missing = _untranslated(model, graph, failed)
     _keep_imports(model)
     return model, missing
+
+
+def _restore_ranks(model: onnx.ModelProto, frozen: Frozen, tensors: dict[str, str]) -> None:
+    """Give outputs whose shape was lost one of the rank that the function said; ONNX wants one of every output."""
+    for value in model.graph.output:
+        rank = frozen.ranks.get(tensors.get(value.name, value.name))
+        if not value.type.tensor_type.HasField("shape") and rank is not None:
+            value.type.tensor_type.shape.SetInParent()
+            for _ in range(rank):
+                value.type.tensor_type.shape.dim.add()
 
 
 def _tensors(names: Sequence[str], ends: Sequence[str], tensors: dict[str, str], option: str) -> list[str]:

@@ -61,10 +61,13 @@ def _function(concrete: Any, function: Callable[..., Any], wanted: Wanted, track
 
     names = dict(zip([t.name for t in concrete.inputs[:own]], labels, strict=True))
     names |= dict(zip([t.name for t in concrete.outputs], made, strict=True))
-    return freeze_function(concrete, run, kind="function", name=_label(function), names=names, wanted=wanted, trackable=trackable)
+    return freeze_function(concrete, run, kind="function", name=_label(trackable or function), names=names, wanted=wanted, trackable=trackable)
 
 
 def _label(source: Any) -> str:
+    owner = getattr(source, "__self__", None)
+    if owner is not None:
+        return type(owner).__name__
     name = getattr(source, "__name__", None) or getattr(getattr(source, "python_function", None), "__name__", None)
     return str(name or type(source).__name__)
 

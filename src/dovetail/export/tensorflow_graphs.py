@@ -42,6 +42,8 @@ class Frozen:
     """The function's own graph, whose operations know the source lines that made them; None where it was read from a file."""
     shared_batch: bool = False
     """Whether the first axis of every input is the same batch, as in a Keras model."""
+    ranks: dict[str, int | None] = field(default_factory=dict)
+    """Of outputs, as the function says."""
     large: bool = False
     """Whether its constants may be too many for one serialised proto."""
     notes: list[str] = field(default_factory=list)
@@ -104,7 +106,8 @@ def freeze_function(
             graph, tables = loader.from_trackable(trackable or tf.Module(), concrete, inputs, outputs, large)
     except (ValueError, TypeError, RuntimeError, tf.errors.OpError) as error:
         raise ExportError(f"{name}: TensorFlow cannot freeze its variables: {_first_line(error)}") from error
-    return Frozen(kind, name, inputs, outputs, names, run, graph, None, tables, concrete.graph, large=large)
+    ranks = {t.name: t.shape.rank for t in concrete.outputs}
+    return Frozen(kind, name, inputs, outputs, names, run, graph, None, tables, concrete.graph, ranks=ranks, large=large)
 
 
 def _refuse_training(graph: Any, name: str) -> None:
@@ -273,7 +276,7 @@ def with_shapes(frozen: Frozen, shapes: Shapes) -> None:
     """Give placeholders of a graph other shapes.
 
     Raises:
-        UsageError: an unknown input, a wrong rank or size.
+        UsageError: an unknown input, a wrong rank or size; a rank that nobody says.
     """
     tf = tensorflow_module()
     tensors = {frozen.names.get(t, t): t for t in frozen.inputs}
@@ -289,6 +292,10 @@ def with_shapes(frozen: Frozen, shapes: Shapes) -> None:
         if not old.is_compatible_with(new):
             raise UsageError(f"shapes: got {list(shape)} for {name!r}, expected what fits {_shape_text(old)}")
         node.attr["shape"].shape.CopyFrom(new.as_proto())
+    for node in frozen.graph.node:
+        if node.op == "Placeholder" and f"{node.name}:0" in frozen.inputs and node.attr["shape"].shape.unknown_rank:
+            label = frozen.names.get(f"{node.name}:0", node.name)
+            raise UsageError(f"{frozen.name}: the rank of input {label!r} is not known; give its shape: --shapes {label}:[…]")
     if shapes:
         for node in frozen.graph.node:
             # Shapes inferred for the old ones would contradict the new ones.
