@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail.api.report import certificate_text, report
+from dovetail.api.report import certificate_text, report, rules_text
 from dovetail.benchmark import machine
 from dovetail.core.dims import Expr, symbols
 from dovetail.engine.file import EngineFile
@@ -89,7 +89,7 @@ def make_document(contents: Contents, title: str, measured: Measured | None = No
         contents.plan, contents.graph, built, title=title, info=contents.info, build=contents.build,
         profile=measured.profile if measured else None, latency=measured.latency if measured else None,
         machine=measured.machine if measured else None, not_run=not_run, certificate=certificate_text(built["certificate"]),
-        onnx_ops=contents.onnx_ops,
+        onnx_ops=contents.onnx_ops, rules=rules_text(built.get("rules")),
     )  # fmt: skip
 
 

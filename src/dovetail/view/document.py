@@ -26,6 +26,7 @@ def document(
     plan: Plan, graph: str, report: Mapping[str, Any], *, title: str, info: Mapping[str, Any], build: Mapping[str, Any],
     profile: Mapping[str, Any] | None = None, latency: Mapping[str, Any] | None = None, machine: Machine | None = None,
     not_run: str = "", certificate: str = "", onnx_ops: Mapping[str, str] | None = None,
+    rules: Sequence[str] = (),
 ) -> Data:
     """The document of an engine.
 
@@ -39,6 +40,7 @@ def document(
         machine: the roof over its speed.
         certificate: the certificate in words.
         onnx_ops: operators of the model's nodes by their names, where the model is there.
+        rules: what rewrite rules did, in lines.
     """
     sizes: Mapping[str, int] = report["sizes"]
     fused = fused_graph(plan, graph, sizes)
@@ -74,6 +76,7 @@ def document(
         "memory": memory_map(plan, fused, sizes) | {"bound_bytes": report["memory"]["bound_bytes"]},
         "certificate": {"text": certificate, **report["certificate"]},
         "onnx_ops": {name: op for name, op in (onnx_ops or {}).items() if name in named},
+        "rules": list(rules),
         "constants": [_weight(w.name, w.dtype, w.shape) for w in plan.weights],
         **{key: report.get(key) for key in _COPIED},
     }  # fmt: skip

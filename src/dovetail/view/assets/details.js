@@ -45,6 +45,7 @@ function decisionsView() {
   if (doc.guards?.length) boxes.push(card("Values that the build relied on", "A refit must keep these weights.", small(["weight", "rewrite", "value"], doc.guards.map(([w, why, shown]) => [mono(w), why, shown]))));
   boxes.push(card("Build", doc.engine.model, small(["stage", "seconds"], Object.entries(doc.engine.build_seconds).filter(([, x]) => x >= 0.001).sort((x, y) => y[1] - x[1]).map(([stage, x]) => [stage, short(x)])),
     h("p", {}, Object.entries(doc.engine.versions).map(([name, v]) => `${name} ${v}`).join(", "))));
+  if (doc.rules.length) boxes.push(card("Rewrite rules", null, small(["what they did"], doc.rules.map((line) => [line]))));
   if (doc.engine.symbols.length) boxes.push(card("Shape symbols", "Times, memory and arithmetic are for the sizes given here.", small(["symbol", "from", "to", "here"], doc.engine.symbols.map(([n, low, high]) => [n, low, high ?? "no bound", doc.engine.sizes[n]]))));
   if (doc.engine.plugins.length) boxes.push(card("Plugins", null, small(["plugin", "version"], doc.engine.plugins.map((p) => [`${p.namespace || ""} ${p.name}`, p.version]))));
   boxes.push(wide(card("Not fused", `${plural(doc.not_fused.length, "pair")} of neighbours that stayed apart, with the reason.`, small(["nodes", "reason"], pairs(doc.not_fused)))));
