@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail.frontend.importer import import_onnx
+from dovetail.model.equivalence import check
 from dovetail.model.rules.definition import define
 from dovetail.model.simplifier import simplify
 from dovetail.ops.evaluate import evaluate
@@ -362,3 +363,18 @@ def test_what_was_simplified_once_does_not_change_again() -> None:
     again = simplify(once)
     assert not again.applied
     assert again.model.proto == once.proto
+
+
+def test_half_precision_models_pass_their_check() -> None:
+    """A folded weight is rounded anew: by up to half a unit in the last place of its own type."""
+    weights = {"w": f32(6, 4, 3, 3), "b": f32(6), "m": f32(6, 1, 1)}
+    nodes = [node("Conv", "x w b", "a"), node("BatchNormalization", "a b b b b", "d"), node("Mul", "d m")]
+    proto = model(nodes, {"x": (2, 4, 8, 8)}, **{n: v.astype(np.float16) for n, v in weights.items()})
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2, 6, 6, 6]))
+    result = simplify(dovetail.Model(proto)).model
+    assert [n.op_type for n in result.proto.graph.node] == ["Conv"]
+    assert 1e-5 < check(proto, result) < 1e-2
+    result.weights[result.proto.graph.node[0].input[2]] = np.zeros(6, np.float16)
+    with pytest.raises(dovetail.VerificationError):
+        check(proto, result)

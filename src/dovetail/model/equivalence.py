@@ -28,7 +28,8 @@ MAPPED_LIMIT_BYTES = 512 << 20
 
 # The result may be this many times as far from the original as rounding moves the original: folding rounds each weight anew.
 _CONDITION = 8.0
-_ULP = 2.0**-23
+_ULPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_ROUNDED = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 @dataclass
@@ -162,10 +163,10 @@ def evaluate_model(model: ModelSource, feeds: Arrays) -> list[Any]:
 
 
 def _rounded_model(model: Model) -> Model:
-    """The model with every fp32 initializer moved by about a unit in the last place, up or down; those in files stay as they are."""
+    """The model with every float initializer moved by about a unit in the last place, up or down; those in files stay as they are."""
     moved = model.copy()
     for tensor in moved.proto.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and not is_external(tensor):
+        if tensor.data_type in _ROUNDED and not is_external(tensor):
             (array,) = _rounded_arrays({tensor.name: onnx.numpy_helper.to_array(tensor)}).values()
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     return moved
@@ -175,9 +176,11 @@ def _rounded_arrays(arrays: Arrays) -> Arrays:
     rng = np.random.default_rng(0)
     moved = {}
     for name, array in arrays.items():
-        if array.dtype == np.float32:
+        step = _ULPS.get(array.dtype.name)
+        if step is not None:
             up = rng.integers(0, 2, array.shape, np.uint8).astype(np.bool_)
-            array = np.where(up, array * np.float32(1 + _ULP), array * np.float32(1 - _ULP))
+            wide = array.astype(np.float32)
+            array = np.where(up, wide * np.float32(1 + step), wide * np.float32(1 - step)).astype(array.dtype)
         moved[name] = array
     return moved
 
