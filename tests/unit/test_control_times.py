@@ -83,3 +83,23 @@ def test_regions(op, time, target):
         found, r = engine.run({"x": x}), wanted(op, time, x)
         np.testing.assert_allclose(found["r"], r, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found["y"], x + r.sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_that_no_dim_can_say_are_bound_in_the_run_although_shapes_tell_them() -> None:
+    """Whether a size is even is known from shapes; as an extent it becomes a symbol, which the shapes program cannot hand on."""
+    even = onnx.parser.parse_model("""
+    <ir_version: 9, opset_import: ["": 18]>
+    g (float[N,3] x) => (float[P,3] y)
+    <int64[1] two = {2}, int64[1] zero = {0}> {
+      s = Shape <start = 0, end = 1> (x)
+      r = Mod (s, two)
+      e = Equal (r, zero)
+      c = Cast <to = 7> (e)
+      p = Concat <axis = 0> (zero, zero, c, zero)
+      y = Pad (x, p)
+    }
+    """)
+    engine = dovetail.build(even, tune=False)
+    for size in (2, 3, 1, 8, 0):
+        x = np.random.default_rng(size).standard_normal((size, 3)).astype(np.float32)
+        assert np.array_equal(engine.run({"x": x})["y"], np.pad(x, ((0, 1 - size % 2), (0, 0))))

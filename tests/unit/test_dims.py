@@ -96,3 +96,13 @@ def test_symbols_reach_into_opaque_operations() -> None:
     n, h, w = sym("N"), sym("H"), sym("W")
     assert dims.symbols(dims.minimum(n // 2, h * w) + 1) == {"N", "H", "W"}
     assert dims.symbols(n - n) == frozenset()
+
+
+def test_remainders_that_are_written_out_have_bounds() -> None:
+    n, m = dims.sym("N"), dims.sym("M")
+    for a in (n + 3, 2 * n + m, n * m):
+        rest = a - (a // 2) * 2
+        assert dims.bounds(rest) == (0, 1) and dims.bounds(2 - rest) == (1, 2)
+        missing = (2 - rest) - ((2 - rest) // 2) * 2
+        assert dims.bounds(missing) == (0, 1) and dims.bounds(n + 5 * missing) == (0, None)
+    assert dims.bounds(n - (m // 2) * 2) == (None, None)

@@ -96,6 +96,28 @@ def bounds(d: Dim) -> tuple[int | None, int | None]:
         small, large = ends if factor > 0 else ends[::-1]
         low = None if low is None or small is None else low + small
         high = None if high is None or large is None else high + large
+    return (low, high) if low is not None and high is not None else _with_remainders(d, low, high)
+
+
+def _with_remainders(d: Expr, low: int | None, high: int | None) -> tuple[int | None, int | None]:
+    """Bounds of a sum in which remainders are written out: c * (p - k * (p // k)) is c times 0 to k - 1."""
+    for monomial, factor in d.terms:
+        atom = monomial[0] if len(monomial) == 1 else None
+        if not isinstance(atom, Opaque) or atom.op != "//":
+            continue
+        p, k = atom.args
+        if not isinstance(k, int) or k <= 0 or factor % k:
+            continue
+        c = -factor // k
+        rest = d - c * p + c * k * opaque("//", p, k)
+        if isinstance(rest, Expr) and len(rest.terms) >= len(d.terms):
+            continue  # p is no part of the sum
+        small, large = bounds(rest)
+        ends = sorted((0, c * (k - 1)))
+        if small is not None:
+            low = small + ends[0] if low is None else max(low, small + ends[0])
+        if large is not None:
+            high = large + ends[1] if high is None else min(high, large + ends[1])
     return low, high
 
 
