@@ -21,8 +21,8 @@ from typing import Any
 from dovetail.model.writing import replacing
 
 SCRIPTS = (
-    "text.js", "store.js", "colours.js", "canvas.js", "graph.js", "minimap.js", "panel.js", "table.js", "roofline.js", "memory.js",
-    "details.js", "app.js",
+    "text.js", "store.js", "colours.js", "canvas.js", "graph.js", "paint.js", "minimap.js", "panel.js", "table.js", "roofline.js",
+    "memory.js", "details.js", "app.js",
 )  # fmt: skip
 """Parts of the page's script, in order; they share one scope."""
 

@@ -11,13 +11,21 @@ const VIEWS = {
 };
 
 function tile(name, value, note, mood = "") {
-  return h("div", { class: `tile ${mood}`, title: [name, note].filter(Boolean).join(": ") }, h("div", { class: "name" }, name), h("div", { class: "value" }, value), h("div", { class: "note" }, note));
+  return h(
+    "div",
+    { class: `tile ${mood}`, title: [name, note].filter(Boolean).join(": ") },
+    h("div", { class: "name" }, name),
+    h("div", { class: "value" }, value),
+    h("div", { class: "note" }, note),
+  );
 }
 
 function header() {
   const t = doc.totals;
   const e = doc.engine;
-  const sizes = Object.entries(e.sizes).map(([name, n]) => `${name}=${n}`).join(", ");
+  const sizes = Object.entries(e.sizes)
+    .map(([name, n]) => `${name}=${n}`)
+    .join(", ");
   const asked = `asked for ${doc.requested.device} ${doc.requested.precision}, got ${doc.actual.target} ${doc.actual.precision}${doc.actual.tuned === false ? ", not tuned" : ""}`;
   const ports = `${e.inputs.map((v) => `${v.name} ${v.dtype}${shape(v.shape)}`).join(", ")} → ${e.outputs.map((v) => `${v.name} ${v.dtype}${shape(v.shape)}`).join(", ")}`;
   const latency = t.latency && (t.latency.device_median_ms ?? t.latency.median_ms);
@@ -25,26 +33,73 @@ function header() {
   const checked = c.level && c.level !== "off";
   const error = checked && c.engine.checked ? Math.max(...c.engine.outputs.map((o) => o.relative_l2), 0) : null;
   byId("head").replaceChildren(
-    h("div", { class: "title" }, h("h1", {}, doc.title), h("span", { class: "sub", title: ports }, [asked, sizes && `at ${sizes}`, ports].filter(Boolean).join("  ·  ")),
-      h("button", { class: "square", title: "Light or dark", "aria-label": "Light or dark", click: toggleTheme }, "◐")),
-    h("div", { class: "tiles" },
-      latency ? tile("Latency, median", time(latency * 1e3), `p99 ${time((t.latency.device_p99_ms ?? t.latency.p99_ms) * 1e3)}, ${t.profile.device === "cpu" ? plural(t.profile.threads, "thread") : t.profile.device}`)
+    h(
+      "div",
+      { class: "title" },
+      h("h1", {}, doc.title),
+      h("span", { class: "sub", title: ports }, [asked, sizes && `at ${sizes}`, ports].filter(Boolean).join("  ·  ")),
+      h("button", { class: "square", title: "Light or dark", "aria-label": "Light or dark", click: toggleTheme }, "◐"),
+    ),
+    h(
+      "div",
+      { class: "tiles" },
+      latency
+        ? tile(
+            "Latency, median",
+            time(latency * 1e3),
+            `p99 ${time((t.latency.device_p99_ms ?? t.latency.p99_ms) * 1e3)}, ${t.profile.device === "cpu" ? plural(t.profile.threads, "thread") : t.profile.device}`,
+          )
         : tile("Latency", "not run", t.not_run, "warn"),
-      tile("Arithmetic", t.flops ? flops(t.flops) : "none", latency && t.flops ? `${short(t.flops / latency / 1e6)} GFLOP/s` : Object.keys(t.flops_by_dtype).join(", ")),
+      tile(
+        "Arithmetic",
+        t.flops ? flops(t.flops) : "none",
+        latency && t.flops ? `${short(t.flops / latency / 1e6)} GFLOP/s` : Object.keys(t.flops_by_dtype).join(", "),
+      ),
       latency && t.roof_us !== null && tile("Of the roofline", percent(t.roof_us / (latency * 1e3)), `least time ${time(t.roof_us)}`),
-      tile("Kernels", [String(t.steps), h("small", {}, ` steps`)], `${t.kernels} distinct, ${t.host_calls || "none"} on host`, t.host_calls ? "warn" : ""),
+      tile(
+        "Kernels",
+        [String(t.steps), h("small", {}, ` steps`)],
+        `${t.kernels} distinct, ${t.host_calls || "none"} on host`,
+        t.host_calls ? "warn" : "",
+      ),
       tile("Bytes moved", bytes(t.bytes), "caches left aside"),
-      tile("Activations", bytes(doc.memory.total_bytes), doc.memory.bound_bytes ? `×${(doc.memory.total_bytes / doc.memory.bound_bytes).toFixed(2)} of the lower bound` : ""),
+      tile(
+        "Activations",
+        bytes(doc.memory.total_bytes),
+        doc.memory.bound_bytes ? `×${(doc.memory.total_bytes / doc.memory.bound_bytes).toFixed(2)} of the lower bound` : "",
+      ),
       tile("Weights", bytes(t.weight_bytes), plural(doc.constants.length, "tensor")),
-      checked ? tile("Accuracy", error === null ? "kernels only" : [error.toExponential(1), h("small", {}, " rel. L2")], `${c.kernels.checked} of ${c.kernels.distinct} fusions checked`, c.stale ? "warn" : c.ok === false ? "bad" : "good")
-        : tile("Accuracy", "not verified", "built with --verify off", "warn")));
+      checked
+        ? tile(
+            "Accuracy",
+            error === null ? "kernels only" : [error.toExponential(1), h("small", {}, " rel. L2")],
+            `${c.kernels.checked} of ${c.kernels.distinct} fusions checked`,
+            c.stale ? "warn" : c.ok === false ? "bad" : "good",
+          )
+        : tile("Accuracy", "not verified", "built with --verify off", "warn"),
+    ),
+  );
 }
 
 function tabs() {
   const nav = byId("tabs");
-  const buttons = Object.entries(VIEWS).map(([name, view]) => h("button", { role: "tab", id: `tab-${name}`, "aria-controls": "main", click: () => show(name) }, view.title, view.count !== undefined && h("span", { class: "count" }, view.count.toLocaleString("en"))));
-  const input = h("input", { type: "search", id: "search", placeholder: "Search nodes, kernels, values  ( / )", "aria-label": "Search nodes, kernels, tactics and values", spellcheck: "false",
-    input: (event) => find(event.target.value), keydown: searchKey });
+  const buttons = Object.entries(VIEWS).map(([name, view]) =>
+    h(
+      "button",
+      { role: "tab", id: `tab-${name}`, "aria-controls": "main", click: () => show(name) },
+      view.title,
+      view.count !== undefined && h("span", { class: "count" }, view.count.toLocaleString("en")),
+    ),
+  );
+  const input = h("input", {
+    type: "search",
+    id: "search",
+    placeholder: "Search nodes, kernels, values  ( / )",
+    "aria-label": "Search nodes, kernels, tactics and values",
+    spellcheck: "false",
+    input: (event) => find(event.target.value),
+    keydown: searchKey,
+  });
   const hits = h("span", { class: "hits", id: "hits" });
   nav.replaceChildren(...buttons, h("div", { class: "search" }, hits, input));
   nav.addEventListener("keydown", (event) => {
@@ -54,12 +109,18 @@ function tabs() {
     show(names[(names.indexOf(state.tab) + move + names.length) % names.length]);
     byId(`tab-${state.tab}`).focus();
   });
-  on("find", () => { hits.textContent = state.found ? plural(state.found.size, "hit") : ""; });
+  on("find", () => {
+    hits.textContent = state.found ? plural(state.found.size, "hit") : "";
+  });
 }
 
 /** Enter goes through what was found, backwards with Shift. */
 function searchKey(event) {
-  if (event.key === "Escape") { event.target.value = ""; find(""); event.target.blur(); }
+  if (event.key === "Escape") {
+    event.target.value = "";
+    find("");
+    event.target.blur();
+  }
   if (event.key !== "Enter" || !state.found?.size) return;
   const ids = [...state.found];
   const at = ids.indexOf(state.step);
@@ -99,8 +160,10 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !typing) return select(-1, "key");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const digit = Number(event.key);
-  if (event.key === "/") { event.preventDefault(); byId("search").focus(); }
-  else if (event.key === "+" || event.key === "=") graph.surface?.zoom(1.3);
+  if (event.key === "/") {
+    event.preventDefault();
+    byId("search").focus();
+  } else if (event.key === "+" || event.key === "=") graph.surface?.zoom(1.3);
   else if (event.key === "-") graph.surface?.zoom(1 / 1.3);
   else if (event.key === "0") graph.surface?.fit();
   else if (digit >= 1 && digit <= Object.keys(VIEWS).length) show(Object.keys(VIEWS)[digit - 1]);
@@ -110,11 +173,16 @@ setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
 header();
 tabs();
-on("select", () => { showPanel(); remember(); });
+on("select", () => {
+  showPanel();
+  remember();
+});
 const [tab, step] = location.hash.slice(1).split("/");
 show("graph");
 if (VIEWS[tab] && tab !== "graph") show(tab);
 requestAnimationFrame(() => {
   if (step !== undefined && steps[Number(step)]) select(Number(step), "address");
-  requestAnimationFrame(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); });
+  requestAnimationFrame(() => {
+    document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  });
 });

@@ -41,7 +41,12 @@ class Surface {
 
   /** The world's rectangle that is seen. */
   seen() {
-    return { left: -this.x / this.scale, top: -this.y / this.scale, right: (this.w - this.x) / this.scale, bottom: (this.h - this.y) / this.scale };
+    return {
+      left: -this.x / this.scale,
+      top: -this.y / this.scale,
+      right: (this.w - this.x) / this.scale,
+      bottom: (this.h - this.y) / this.scale,
+    };
   }
 
   world(event) {
@@ -99,7 +104,11 @@ class Surface {
     if (other) {
       const apart = (p) => Math.hypot(p.clientX - other.clientX, p.clientY - other.clientY) || 1;
       const box = this.canvas.getBoundingClientRect();
-      this.zoom(apart(event) / apart(before), (event.clientX + other.clientX) / 2 - box.left, (event.clientY + other.clientY) / 2 - box.top);
+      this.zoom(
+        apart(event) / apart(before),
+        (event.clientX + other.clientX) / 2 - box.left,
+        (event.clientY + other.clientY) / 2 - box.top,
+      );
     } else if (this.dragged || Math.hypot(event.clientX - before.clientX, event.clientY - before.clientY) > 3) {
       this.dragged = true;
       this.pan(event.clientX - before.clientX, event.clientY - before.clientY);

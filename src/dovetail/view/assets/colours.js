@@ -1,11 +1,23 @@
 // What colours mean: time, tactic, element type, or share of the roofline.
 
 const PALETTE = ["#4e86c6", "#e8924a", "#5aa469", "#a77bca", "#4fb3b0", "#d96a8a", "#c9a93b", "#8c7a6b", "#7f8ee0", "#93b05a"];
-const TYPES = { f32: "#4e86c6", tf32: "#7f8ee0", f16: "#5aa469", bf16: "#4fb3b0", f64: "#a77bca", i8: "#e8924a", u8: "#e8924a", f8e4m3: "#c9a93b", f8e5m2: "#c9a93b" };
+const TYPES = {
+  f32: "#4e86c6",
+  tf32: "#7f8ee0",
+  f16: "#5aa469",
+  bf16: "#4fb3b0",
+  f64: "#a77bca",
+  i8: "#e8924a",
+  u8: "#e8924a",
+  f8e4m3: "#c9a93b",
+  f8e5m2: "#c9a93b",
+};
 const HOST = "#d9534f";
 
 const tactics = [...new Set(steps.filter((step) => step.kind === "kernel").map((step) => step.base))];
-const timeOf = Object.fromEntries(tactics.map((name) => [name, steps.reduce((t, step) => t + (step.base === name ? step.us || 1e-9 : 0), 0)]));
+const timeOf = Object.fromEntries(
+  tactics.map((name) => [name, steps.reduce((t, step) => t + (step.base === name ? step.us || 1e-9 : 0), 0)]),
+);
 tactics.sort((a, b) => timeOf[b] - timeOf[a]);
 
 const MODES = {
@@ -60,7 +72,10 @@ function legend() {
   if (state.colour === "time") return [h("span", { class: "key" }, "0", ramp(["heat0", "heat1", "heat2"]), time(slowest())), ...host];
   if (state.colour === "roof") return [h("span", { class: "key" }, "0 %", ramp(["bad", "warn", "good"]), "100 % of the roofline"), ...host];
   if (state.colour === "type") {
-    return [...[...new Set(steps.filter((x) => x.kind === "kernel").map((x) => x.dtype))].map((n) => key(TYPES[n] || PALETTE[7], n)), ...host];
+    return [
+      ...[...new Set(steps.filter((x) => x.kind === "kernel").map((x) => x.dtype))].map((n) => key(TYPES[n] || PALETTE[7], n)),
+      ...host,
+    ];
   }
   return [...tactics.map((name) => key(tacticColour(name), name)), ...host];
 }

@@ -14,7 +14,14 @@ function paintMap(map) {
   map.height = map.clientHeight * ratio;
   const c = map.getContext("2d");
   const k = mapScale(map);
-  c.setTransform(ratio * k, 0, 0, ratio * k, (ratio * (map.clientWidth - view.width * k)) / 2, (ratio * (map.clientHeight - view.height * k)) / 2);
+  c.setTransform(
+    ratio * k,
+    0,
+    0,
+    ratio * k,
+    (ratio * (map.clientWidth - view.width * k)) / 2,
+    (ratio * (map.clientHeight - view.height * k)) / 2,
+  );
   for (const node of view.nodes) {
     c.fillStyle = node.kind === "steps" ? boxColour(summary(node)) : css("faint");
     c.globalAlpha = state.found && !(node.steps || []).some((id) => state.found.has(id)) ? 0.2 : 1;
@@ -30,5 +37,8 @@ function mapTo(event, map) {
   const box = map.getBoundingClientRect();
   const k = mapScale(map);
   const { width, height } = graph.surface;
-  graph.surface.centre((event.clientX - box.left - (box.width - width * k) / 2) / k, (event.clientY - box.top - (box.height - height * k) / 2) / k);
+  graph.surface.centre(
+    (event.clientX - box.left - (box.width - width * k) / 2) / k,
+    (event.clientY - box.top - (box.height - height * k) / 2) / k,
+  );
 }

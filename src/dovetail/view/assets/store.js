@@ -11,13 +11,13 @@ function sourceOf(entry) {
   return sourceTexts[entry] || "";
 }
 
-const unnamed = (value) => value.name.includes("~");  // memory that a tactic's own kernels share
+const unnamed = (value) => value.name.includes("~"); // memory that a tactic's own kernels share
 
 steps.forEach((step, id) => {
   const group = doc.groups[step.group];
   step.id = id;
   step.base = step.kind === "kernel" ? step.tactic.split(".")[0] : step.kind;
-  step.part = step.kind === "kernel" ? step.tactic.split(".")[1] ?? "" : "";
+  step.part = step.kind === "kernel" ? (step.tactic.split(".")[1] ?? "") : "";
   const ops = step.kind === "kernel" && group ? group.ops : [step.kind === "kernel" ? step.tactic : step.kernel];
   step.title = step.label = brief(ops);
   step.place = step.nodes.length ? step.nodes[0] : "added by the compiler";
@@ -44,8 +44,19 @@ function brief(ops) {
 // What can be found by name, made when the first search asks.
 let haystacks = null;
 function haystack(id) {
-  haystacks ??= steps.map((step) => [step.kernel, step.tactic, step.label, step.dtype, ...step.nodes, ...step.constants,
-    ...[...step.reads, ...step.writes].map((v) => doc.values[v].name)].join("\n").toLowerCase());
+  haystacks ??= steps.map((step) =>
+    [
+      step.kernel,
+      step.tactic,
+      step.label,
+      step.dtype,
+      ...step.nodes,
+      ...step.constants,
+      ...[...step.reads, ...step.writes].map((v) => doc.values[v].name),
+    ]
+      .join("\n")
+      .toLowerCase(),
+  );
   return haystacks[id];
 }
 

@@ -33,12 +33,18 @@ const byId = (id) => document.getElementById(id);
 function short(x) {
   if (!Number.isFinite(x)) return String(x);
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(x) || 1)));
-  return x.toFixed(Math.min(digits, 6)).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+  return x
+    .toFixed(Math.min(digits, 6))
+    .replace(/(\.\d*?)0+$/, "$1")
+    .replace(/\.$/, "");
 }
 
 function scaled(x, step, units) {
   let at = 0;
-  while (Math.abs(x) >= step && at < units.length - 1) { x /= step; at += 1; }
+  while (Math.abs(x) >= step && at < units.length - 1) {
+    x /= step;
+    at += 1;
+  }
   return `${short(x)} ${units[at]}`;
 }
 
