@@ -259,7 +259,9 @@ def _describe(proto: onnx.ModelProto, given: Subject, report: ExportReport) -> N
     report.weights = len(names & given.weights.keys())
     report.weights_bytes = sum(stored_bytes(t) for t in proto.graph.initializer)
     tied = {t.data_ptr() for n, t in given.weights.items() if n in names}
-    report.renamed = [n for n, t in given.weights.items() if n not in names and t.is_floating_point() and t.data_ptr() not in tied]
+    state = (given.module if given.program is None else given.program).state_dict
+    kept = set(state() if callable(state) else state)  # buffers that no state dict has need no name
+    report.renamed = [n for n, t in given.weights.items() if n in kept - names and t.is_floating_point() and t.data_ptr() not in tied]
     read = set(read_names(proto.graph.node)) | {v.name for v in proto.graph.output}
     ignored = [name for name in report.inputs if name not in read]
     if ignored:

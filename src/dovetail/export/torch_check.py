@@ -28,6 +28,7 @@ TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "float16": 5e-3, "bfloat16": 2e-
 EXAMPLE = "example inputs"
 """The case that is compared first."""
 
+_BAKED = "the export has taken a size for a constant: look in forward for sizes made Python numbers, or try the other exporter"
 _CONDITION = 8.0
 _PROTO_LIMIT = (1 << 31) - 1
 
@@ -117,7 +118,7 @@ def _one_case(
         actual = run(feeds)
     except Exception as error:  # each evaluator has its own kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        why = "" if case == EXAMPLE else "; the export has taken a size for a constant: look in forward for sizes made Python numbers"
+        why = "" if case == EXAMPLE else f"; {_BAKED}"
         raise ExportError(f"{subject.name}: the ONNX model does not run ({case}, {found.evaluator}): {reason}{why}") from error
     floor: list[Any] | None = None
     for i, (value, want, got) in enumerate(zip(proto.graph.output, map(array_of, tensors(expected)), actual, strict=True)):

@@ -277,9 +277,10 @@ def _quiet() -> Iterator[list[str]]:
         internal._jit_onnx_log = prints
         for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)
-    seen = dict.fromkeys(
-        f"{Path(w.filename).name}:{w.lineno}: {str(w.message).strip().splitlines()[0]}"
-        for w in caught
-        if w.category.__name__ == "TracerWarning"
-    )
-    notes += [f"the trace took a value for a constant, {text}" for text in seen]
+    seen = list(dict.fromkeys(f"{Path(w.filename).name}:{w.lineno}" for w in caught if w.category.__name__ == "TracerWarning"))
+    if seen:
+        more = f" and {len(seen) - 4} more" if len(seen) > 4 else ""
+        notes.append(
+            f"the trace took a value for a constant at {', '.join(seen[:4])}{more}: other inputs may need another; make axes "
+            "that vary dynamic, so that they are compared"
+        )
