@@ -41,7 +41,7 @@ function graphView() {
   });
   map.addEventListener("pointermove", (event) => event.buttons && mapTo(event, map));
   on("select", (from) => {
-    if (from !== "graph" && state.step >= 0) reveal(state.step);
+    if (from !== "graph" && state.step >= 0) requestAnimationFrame(() => reveal()); // the panel takes its room first
     graph.surface.draw();
   });
   on("find", () => graph.surface.draw());
@@ -149,11 +149,12 @@ function hoverGraph(event, n) {
   );
 }
 
-/** Bring a step into view, on the level that is shown. */
-function reveal(step) {
+/** Bring what is selected into view, on the level that is shown. */
+function reveal() {
   const n = chosenNode();
   const view = current();
   const node = view.nodes[n];
+  graph.surface.resize();
   if (!node || !graph.surface.w) return;
   graph.surface.centre(node.x + view.node_width / 2, node.y + view.node_height / 2, Math.max(graph.surface.scale, 0.8));
 }

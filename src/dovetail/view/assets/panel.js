@@ -230,22 +230,26 @@ function selectText() {
 const KEYWORDS =
   "for if else while return static const void int int32_t int64_t uint8_t uint32_t uint64_t float double char long restrict inline typedef " +
   "struct union def in range import from as not and or None True False tl triton";
-const TOKENS = new RegExp(
-  [
-    /(\/\/[^\n]*|\/\*[^]*?\*\/|#(?!include|define|pragma)[^\n]*)/.source,
-    /("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')/.source,
-    `\\b(${KEYWORDS.replaceAll(" ", "|")})\\b`,
-    /\b(\d[\w.]*)\b/.source,
-  ].join("|"),
-  "g",
-);
+/** What is coloured in C, or in Python: comments, strings, words, numbers. */
+const tokens = (comments) =>
+  new RegExp(
+    [
+      comments,
+      /("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')/.source,
+      `\\b(${KEYWORDS.replaceAll(" ", "|")})\\b`,
+      /\b(\d[\w.]*)\b/.source,
+    ].join("|"),
+    "g",
+  );
+const C_TOKENS = tokens(/(\/\/[^\n]*|\/\*[^]*?\*\/)/.source);
+const PYTHON_TOKENS = tokens(/(#[^\n]*)/.source);
 
 /** Source text as elements, at most as much as a browser shows at ease. */
 function highlighted(text) {
   const shown = text.slice(0, 60000);
   const parts = [];
   let at = 0;
-  for (const match of shown.matchAll(TOKENS)) {
+  for (const match of shown.matchAll(/^(@|def )/.test(text) ? PYTHON_TOKENS : C_TOKENS)) {
     parts.push(shown.slice(at, match.index), h("span", { class: "cskn"[[1, 2, 3, 4].findIndex((i) => match[i] !== undefined)] }, match[0]));
     at = match.index + match[0].length;
   }
