@@ -103,3 +103,14 @@ def test_sizes_that_no_dim_can_say_are_bound_in_the_run_although_shapes_tell_the
     for size in (2, 3, 1, 8, 0):
         x = np.random.default_rng(size).standard_normal((size, 3)).astype(np.float32)
         assert np.array_equal(engine.run({"x": x})["y"], np.pad(x, ((0, 1 - size % 2), (0, 0))))
+
+
+def test_data_dependent_sizes_of_what_a_rewrite_has_made_constant() -> None:
+    empty = onnx.parser.parse_model("""
+    <ir_version: 9, opset_import: ["": 17]>
+    g (float[1,32] x) => (int64[2,K] y) <float[0,32] none = {}> {
+      less = Less (none, x)
+      y = NonZero (less)
+    }
+    """)
+    assert dovetail.build(empty, tune=False).run({"x": np.ones((1, 32), np.float32)})["y"].shape == (2, 0)

@@ -352,9 +352,11 @@ class Graph:
         time = max((v.time for v in node.operands), default=Time.WEIGHT)
         for symbol in node.symbols() if node.regions else node._mentioned:
             time = max(time, self.symbol_times.get(symbol, Time.SHAPE))
-        # The shapes program calls references alone: regions run at load or in the run, where there are kernels for their nodes. And it
-        # hands on values, no symbols: what defines some does so in the run.
-        return Time.RUN if time == Time.SHAPE and (node.regions or node.attrs.get("symbols")) else time
+        # Neither of the two other programs hands on symbols: what defines some does so in the run, whatever it reads.
+        if node.attrs.get("symbols"):
+            return Time.RUN
+        # The shapes program calls references alone: regions run at load or in the run, where there are kernels for their nodes.
+        return Time.RUN if node.regions and time == Time.SHAPE else time
 
     def update_times(self) -> None:
         """Recompute the time of every value, in order."""
