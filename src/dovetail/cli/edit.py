@@ -8,7 +8,7 @@
 Every result passes onnx's checker and has its types inferred again. Where an edit must not change what the model computes
 (rename, rewrite, io-layout, convert-opset, set-dtype, batch, mark-output, unmark-output, to-input, externalise, inline), it is
 compared with the original on seeded inputs before it is written; --no-check skips that. Weights in files of their own are not read
-until then.
+until then. --json prints what changed as one JSON object.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def _function(concrete: Any, function: Callable[..., Any], wanted: Wanted, track
 
     names = dict(zip([t.name for t in concrete.inputs[:own]], labels, strict=True))
     names |= dict(zip([t.name for t in concrete.outputs], made, strict=True))
-    return freeze_function(concrete, run, kind="function", name=_label(trackable or function), names=names, wanted=wanted, trackable=trackable)
+    label = _label(trackable or function)
+    return freeze_function(concrete, run, kind="function", name=label, names=names, wanted=wanted, trackable=trackable)
 
 
 def _label(source: Any) -> str:
