@@ -20,11 +20,13 @@ def is_plan(path: str | Path) -> bool:
     """Whether a file is an engine (a zip container).
 
     Raises:
-        ModelError: no such file, or a folder.
+        ModelError: no such file, or one that cannot be read.
     """
     try:
         with open(path, "rb") as file:
             return file.read(4) == _ZIP
+    except IsADirectoryError:
+        return False  # whoever reads the model says what the folder may be
     except OSError as error:
         raise ModelError(f"{path}: cannot be read, {error.strerror}; check the path") from error
 

@@ -20,16 +20,20 @@ def load_arrays(path: str | Path) -> Arrays:
     """The arrays of an .npz file by name. Pickled objects are refused.
 
     Raises:
-        UsageError: not an .npz file.
-        OSError: the file cannot be read.
+        UsageError: one .npy array, which has no name.
+        BindingError: not an .npz file, or it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if isinstance(stored, np.ndarray):
-                raise UsageError(f"{path}: got one .npy array, expected an .npz with one array per input name")
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise UsageError(f"{path}: got one array without a name (.npy), expected an .npz; write it with numpy.savez(path, NAME=array)")
+        with stored:
             return {name: stored[name] for name in stored.files}
+    except OSError as error:
+        raise BindingError(f"{path}: cannot be read, {error.strerror or error}; check the path") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BindingError(f"{path}: got data that is not a readable .npz ({error}); write it with numpy.savez") from error
+        why = "not an .npz, or pickled objects" if "pickle" in str(error) else str(error)
+        raise BindingError(f"{path}: got data that is not a readable .npz ({why}); write it with numpy.savez") from error
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import ModelError, UsageError
+from dovetail.frontend.foreign_files import describe_file, describe_folder
 from dovetail.ir.graph import Module
 
 
@@ -83,6 +84,7 @@ def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
         UsageError: a network defined in Python, where only ONNX will do; or nothing that is a model.
     """
     folder: Path | None = None
+    name = "model"
     if isinstance(source, Definition):
         raise UsageError(f"model: got a {type(source).__name__}, expected ONNX (path, bytes or ModelProto); this reads ONNX only")
     if not is_model(source):
@@ -98,22 +100,27 @@ def read_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
     elif isinstance(source, onnx.ModelProto):
         model = source
     else:
+        path: Path | None = None
         if isinstance(source, bytes):
-            data, name = source, "model"
+            data = source
         else:
             path = Path(source)
             folder, name = path.parent, str(path)
             try:
                 data = path.read_bytes()
+            except IsADirectoryError:
+                raise ModelError(f"{path}: {describe_folder(path)}") from None
             except OSError as error:
                 raise ModelError(f"{path}: cannot be read, {error.strerror}; check the path") from error
         model = onnx.ModelProto()
         try:
             model.ParseFromString(data)
         except (DecodeError, ValueError) as error:
-            raise ModelError(f"{name}: got data that is not an ONNX model ({error}); export the model again") from error
+            raise ModelError(f"{name}: {describe_file(path, data, str(error))}") from error
+        if not data:
+            raise ModelError(f"{name}: {describe_file(path, data, '')}")
     if not model.HasField("graph") or not model.opset_import:
-        raise ModelError("model: got no graph or no opset in it, expected an ONNX ModelProto; the file may be truncated")
+        raise ModelError(f"{name}: got no graph or no opset in it, expected an ONNX ModelProto; the file may be truncated")
     _check_names(model.graph)
     return model, folder
 

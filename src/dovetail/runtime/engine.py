@@ -404,7 +404,8 @@ class ExecutionContext:
                 value = inputs[name]
             except KeyError:
                 raise BindingError(
-                    f"inputs: got no {name!r}, expected {', '.join(p[0] for p in self._ports)}"
+                    f"inputs: got no {name!r} among {sorted(map(str, inputs))}, "
+                    f"expected {', '.join(p[0] for p in self._ports)}"
                 ) from None
             if i in self._orders:
                 value = in_memory_order(f"input {name!r}", value, self._orders[i])
