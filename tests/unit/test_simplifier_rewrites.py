@@ -378,3 +378,32 @@ def test_half_precision_models_pass_their_check() -> None:
     result.weights[result.proto.graph.node[0].input[2]] = np.zeros(6, np.float16)
     with pytest.raises(dovetail.VerificationError):
         check(proto, result)
+
+
+@pytest.mark.parametrize("first, middle, last", [
+    (TensorProto.INT64, TensorProto.DOUBLE, TensorProto.INT64),  # large numbers are rounded on the way
+    (TensorProto.INT16, TensorProto.FLOAT, TensorProto.STRING),  # "7.0" is not "7"
+])  # fmt: skip
+def test_casts_that_show_in_the_result_stay(first: int, middle: int, last: int) -> None:
+    proto = model([node("Cast", "x", "a", to=middle), node("Cast", "a", to=last)], {"x": (2,)})
+    proto.graph.input[0].type.tensor_type.elem_type = first
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", last, [2]))
+    assert len(simplify(dovetail.Model(proto)).model.proto.graph.node) == 2
+
+
+def test_weights_of_two_bodies_may_have_the_same_names() -> None:
+    def body(name: str, **weights: np.ndarray) -> onnx.GraphProto:
+        nodes = [node("Add", "x w", f"{name}_a"), node("Mul", f"{name}_a v", f"{name}_y")]
+        tensors = [numpy_helper.from_array(v, n) for n, v in weights.items()]
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [4])], tensors)
+
+    one, other = f32(4), f32(4)
+    for then, otherwise in (((one, other), (one, one)), ((one, one), (one, other))):
+        bodies = {"then_branch": body("t", w=then[0], v=then[1]), "else_branch": body("e", w=otherwise[0], v=otherwise[1])}
+        proto = model([node("If", "c", **bodies)], {"x": (4,), "c": ()})
+        result = simplify(dovetail.Model(proto))
+        assert result.counts == {"merge_weights": 1}
+        for taken in (True, False):
+            feeds = {"x": f32(4), "c": np.array(taken)}
+            want, got = (evaluate(import_onnx(m), feeds)["y"] for m in (proto, result.model))
+            np.testing.assert_array_equal(got, want)

@@ -133,8 +133,9 @@ def merge_casts(scope: Scope) -> list[str]:
         if before is None:
             continue
         first, second = scope.dtype(before.input[0]), scope.dtype(before.output[0])
-        if first is None or second is None or not _lossless(first.numpy, second.numpy):
-            continue
+        last = scope.dtype(node.output[0])
+        if first is None or second is None or last is None or last.name == "str" or not _lossless(first.numpy, second.numpy):
+            continue  # text of a number says which type it was of
         node.input[0] = before.input[0]
         texts.append(f"{describe(node)} after {describe(before)}")
     return texts
@@ -142,7 +143,8 @@ def merge_casts(scope: Scope) -> list[str]:
 
 def _lossless(first: np.dtype[Any], second: np.dtype[Any]) -> bool:
     plain = all(d.kind in "biuf" for d in (first, second))
-    return plain and first != second and np.can_cast(first, second, "safe")
+    rounds = first.kind in "iu" and second.kind == "f" and first.itemsize >= second.itemsize  # which NumPy calls safe for int64
+    return plain and first != second and not rounds and np.can_cast(first, second, "safe")
 
 
 def merge_slices(scope: Scope) -> list[str]:

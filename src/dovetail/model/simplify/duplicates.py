@@ -82,11 +82,14 @@ def _is_uniform(scope: Scope, tensor: onnx.TensorProto) -> bool:
 
 def _digest(scope: Scope, tensor: onnx.TensorProto, most: int | None = None) -> str:
     """Equal for tensors of equal contents (up to `most` bytes); each is read once, in pieces."""
-    found = scope.readings.digests.get((tensor.name, most))
+    # Weights of two bodies may have one name: only those of the main graph are known by theirs.
+    found = scope.readings.digests.get((tensor.name, most)) if scope.outer is None else None
     if found is None:
         data = np.ascontiguousarray(scope.array(tensor.name)).reshape(-1).view(np.uint8)[:most]
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, data.size, _CHUNK):
             digest.update(data[start : start + _CHUNK].data)
-        found = scope.readings.digests[tensor.name, most] = digest.hexdigest()
+        found = digest.hexdigest()
+        if scope.outer is None:
+            scope.readings.digests[tensor.name, most] = found
     return found
