@@ -38,6 +38,7 @@ def test_sources_are_cut_by_kernel() -> None:
     text = "// head\nvoid k_aa(int x) {\n  k();\n}\n\nvoid k_bb(int x) {\n  use(k_aa);\n}\n"
     found = split_sources(text, ["k_aa", "k_bb", "k_cc"])
     assert found == {"k_aa": "void k_aa(int x) {\n  k();\n}", "k_bb": "void k_bb(int x) {\n  use(k_aa);\n}"}
+    assert split_sources("", []) == split_sources("int x;", ["k_aa"]) == {}  # all steps on the host
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

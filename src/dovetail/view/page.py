@@ -77,7 +77,7 @@ def split_sources(text: str, entries: Iterable[str]) -> dict[str, str]:
             if name in known and name not in found:
                 found[name] = ""
                 starts.append((number, name))
-    for (first, name), (last, _) in zip(starts, [*starts[1:], (len(lines), "")], strict=True):
+    for (first, name), (last, _) in zip(starts, [*starts, (len(lines), "")][1:], strict=True):
         found[name] = "\n".join(lines[first:last]).rstrip()
     return found
 
