@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dovetail import runtime
+from dovetail.core import files
 from dovetail.core.env import override
 from dovetail.core.errors import (
     DeviceError,
@@ -307,12 +308,11 @@ def test_a_full_disk_leaves_nothing_behind(saved, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_device_without_space_fails_cleanly(tmp_path, monkeypatch):
-    def into_full(suffix, prefix, folder):
-        temporary = tmp_path / "temporary"
-        temporary.touch()
-        return os.open("/dev/full", os.O_WRONLY), str(temporary)
+    def into_full(handle, mode):
+        os.close(handle)
+        return open("/dev/full", mode)
 
-    monkeypatch.setattr(container.tempfile, "mkstemp", into_full)
+    monkeypatch.setattr(files.os, "fdopen", into_full)
     with pytest.raises(OSError, match="No space left"):
         container.write(tmp_path / "f.plan", {"a": bytes(1 << 20)}, {})
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == []

@@ -59,7 +59,8 @@ class Profile:
             title: what the engine is called there.
 
         Raises:
-            OSError: the file cannot be written; nothing is left behind.
+            UsageError: no file can be written in that folder.
+            OSError: the disk is full; nothing is left behind.
         """
         from dovetail.view.page import write_text
         from dovetail.view.trace import chrome_trace

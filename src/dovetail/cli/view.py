@@ -17,9 +17,9 @@ import onnx
 from dovetail.cli import data, options, output
 from dovetail.cli.artifact import is_plan, open_engine
 from dovetail.core.errors import DeviceError, UsageError
+from dovetail.core.files import replacing
 from dovetail.engine.file import EngineFile
 from dovetail.frontend.reader import read_model
-from dovetail.model.writing import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,6 @@ import mmap
 import os
 import re
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dovetail.core.errors import PlanFormatError, PlanVersionError
+from dovetail.core.files import replacing
 from dovetail.engine.codec import parse_json
 from dovetail.engine.plan import FORMAT_VERSION
 
@@ -227,7 +227,8 @@ def write(path: str | Path | BinaryIO, members: Mapping[str, Content], manifest:
     equal bytes.
 
     Raises:
-        OSError: the disk is full or the folder not writable; nothing is left behind.
+        UsageError: no file can be written in that folder.
+        OSError: the disk is full; nothing is left behind.
     """
     infos = {name: member_info(content) for name, content in sorted(members.items())}
     full = {
@@ -246,19 +247,10 @@ def write(path: str | Path | BinaryIO, members: Mapping[str, Content], manifest:
     if not isinstance(path, str | Path):
         _write(path, text, members)
         return
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}-", path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _write(file, text, members)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with replacing(path) as file:
+        _write(file, text, members)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(file: BinaryIO, manifest: bytes, members: Mapping[str, Content]) -> None:
@@ -405,9 +397,3 @@ def _combined(chunks: Iterable[str]) -> str:
 
 def _is_digest(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

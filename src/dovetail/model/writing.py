@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx
 
 from dovetail.core.errors import ModelError, UsageError
+from dovetail.core.files import replacing
 from dovetail.frontend.reader import element_type, read_tensor
 from dovetail.model.weights import all_tensors, is_external, read_in, skeleton, stored_bytes
 
@@ -54,18 +51,17 @@ def write_model(model: onnx.ModelProto, folder: Path | None, path: Path, externa
         return None
     written = skeleton(model)
     data = path.with_name(f"{path.name}.data")
-    with replacing(path) as file:
-        with replacing(data) as weights:
-            for tensor in all_tensors(written):
-                read_in(tensor, folder)
-            kept = {t.name: t for t in written.graph.initializer}
-            del written.graph.initializer[:]
-            for tensor in model.graph.initializer:  # in their order
-                if tensor.name in kept:
-                    added = written.graph.initializer.add()
-                    added.CopyFrom(_loaded(tensor, folder))
-                else:
-                    _reference(written.graph.initializer.add(), tensor, data.name, *_append(weights, tensor, folder))
+    with replacing(path) as file, replacing(data) as weights:
+        for tensor in all_tensors(written):
+            read_in(tensor, folder)
+        kept = {t.name: t for t in written.graph.initializer}
+        del written.graph.initializer[:]
+        for tensor in model.graph.initializer:  # in their order
+            if tensor.name in kept:
+                added = written.graph.initializer.add()
+                added.CopyFrom(_loaded(tensor, folder))
+            else:
+                _reference(written.graph.initializer.add(), tensor, data.name, *_append(weights, tensor, folder))
         file.write(written.SerializeToString())
     return written
 
@@ -117,30 +113,3 @@ def _reference(result: onnx.TensorProto, tensor: onnx.TensorProto, location: str
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         entry = result.external_data.add()
         entry.key, entry.value = key, str(value)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when all went well; else nothing is left of it.
-
-    Raises:
-        UsageError: no file can be written in that folder.
-    """
-    try:
-        handle, scratch = tempfile.mkstemp(".tmp", f".{path.name}-", path.parent)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written, {error.strerror}; choose another folder") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,10 +15,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from dovetail.model.writing import replacing
+from dovetail.core.files import replacing
 
 SCRIPTS = (
     "text.js", "store.js", "colours.js", "canvas.js", "graph.js", "paint.js", "minimap.js", "panel.js", "table.js", "roofline.js",
@@ -89,5 +88,5 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         UsageError: no file can be written in that folder.
         OSError: it cannot be written; nothing is left behind.
     """
-    with replacing(Path(path)) as file:
+    with replacing(path) as file:
         file.write(text.encode("utf-8", "replace"))
