@@ -113,6 +113,12 @@ def test_inputs_that_the_model_refuses_are_said_to_be() -> None:
         dovetail.bisect(model(), verify="full")
 
 
+@pytest.mark.parametrize("search", [dovetail.bisect, dovetail.reduce])
+def test_options_that_no_build_takes_are_no_failures(search) -> None:
+    with pytest.raises(UsageError, match="precision: got 'fp33'"):
+        search(model(), precision="fp33")
+
+
 def test_the_smallest_part_that_fails(monkeypatch) -> None:
     monkeypatch.setitem(context._lowerings, "Exp", lambda ctx, node, index: ctx.operand(node, 0, index))
     x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dovetail.api.building import build
-from dovetail.api.comparison import TOLERANCES, Comparison, compare
+from dovetail.api.comparison import Comparison, compare, default_tolerance
 from dovetail.api.engine import Engine
 from dovetail.core.errors import Error, UsageError
 from dovetail.frontend.reader import ModelSource
@@ -96,7 +96,7 @@ def bisect(
     if "verify" in options:
         raise UsageError("bisect: got verify=, expected options of the engine that is wrong; every build is compared with the model here")
     options = {"tune": False, **options, "verify": "off"}
-    allowed = TOLERANCES[options.get("precision", "fp32")] if tolerance is None else tolerance
+    allowed = default_tolerance(options) if tolerance is None else tolerance
     search = _Search(model, inputs, allowed, tried or (lambda text: None), options)
     return search.find()
 

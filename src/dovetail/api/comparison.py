@@ -29,6 +29,11 @@ TOLERANCES = {"fp32": 1e-4, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
 """Relative L2 difference that counts as equal, by the precision of the less precise side."""
 
 
+def default_tolerance(options: Mapping[str, Any]) -> float:
+    """The tolerance of an engine that is built with these options; a precision that there is none of is refused by the build."""
+    return TOLERANCES.get(options.get("precision", "fp32"), TOLERANCES["fp32"])
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far a value of b is from the same value of a.

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 
 from dovetail.api.building import build
-from dovetail.api.comparison import TOLERANCES, compare
+from dovetail.api.comparison import compare, default_tolerance
 from dovetail.core.dtypes import dtype
-from dovetail.core.errors import Error, UsageError
+from dovetail.core.errors import BindingError, Error, ShapeError, UsageError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
 from dovetail.model.edit.draft import reads
@@ -83,23 +83,26 @@ def reduce(
 
     Raises:
         UsageError: the whole model does not fail, or the values inside of it are not known.
+        BindingError: inputs of other names, types or shapes than the model's.
         ModelError: it cannot be read.
     """
     whole = Model.load(model)
     feeds = dict(inputs) if inputs is not None else generate(whole.inputs, {})
-    search = _Search(whole, feeds, fails or _default(tolerance, options), tried or (lambda text: None))
+    search = _Search(whole, feeds, fails or _default(whole, tolerance, options), tried or (lambda text: None))
     return search.find()
 
 
-def _default(tolerance: float | None, options: Mapping[str, Any]) -> Fails:
-    """Whether an engine cannot be built, run, or is off."""
+def _default(whole: Model, tolerance: float | None, options: Mapping[str, Any]) -> Fails:
+    """Whether an engine cannot be built, run, or is off; options that not even the whole model takes are the caller's mistake."""
     settings = {"tune": False, "verify": "off", **options}
-    allowed = TOLERANCES[settings.get("precision", "fp32")] if tolerance is None else tolerance
+    allowed = default_tolerance(settings) if tolerance is None else tolerance
 
     def fails(model: Model, feeds: Arrays) -> str | None:
         try:
             engine = build(model, **settings)
         except Error as error:
+            if model is whole and isinstance(error, UsageError):
+                raise
             return f"the build raises {type(error).__name__}"
         try:
             comparison = compare(model, engine, feeds, tolerance=allowed)
@@ -122,13 +125,13 @@ class _Search:
         self.reason = ""
 
     def find(self) -> Reduced:
+        values = self._values()
         self.tries += 1
         found = self.fails(self.whole, self.feeds)
         if found is None:
             raise UsageError("reduce: got a model that does not fail on these inputs, expected one that does; give other inputs")
         self.reason = found
         self.told(f"all {len(self.graph.node)} nodes: {found}")
-        values = self._values()
         ends = [(i, name) for i, node in enumerate(self.graph.node) for name in node.output if name in values]
         best: tuple[Model, dict[str, Any]] = (self.whole, dict(self.feeds))
         end = self._first_wrong(ends)
@@ -150,6 +153,8 @@ class _Search:
         graph.output.extend(onnx.ValueInfoProto(name=n) for node in self.graph.node for n in node.output if n and n not in known)
         try:
             found = evaluate(import_onnx(everything), dict(self.feeds))
+        except (BindingError, ShapeError):
+            raise  # no part of the model is to blame for inputs that do not fit
         except Error as error:
             self.told(f"values inside of the model are not known ({error}): only its end is cut off")
             names = {name for node in self.graph.node for name in node.output if name}
