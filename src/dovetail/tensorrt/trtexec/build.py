@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dovetail.core.errors import BuildError, EngineError, UsageError
+from dovetail.core.files import replacing
 from dovetail.core.version import __version__
 from dovetail.tensorrt.builder import Builder
 from dovetail.tensorrt.calibrator import IInt8EntropyCalibrator2
@@ -122,13 +122,9 @@ def plan_version(path: str, reported: str) -> str:
 
 
 def _replace(path: str, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    scratch = f"{path}.{os.getpid()}.tmp"
-    try:
-        Path(scratch).write_bytes(data)
-        os.replace(scratch, path)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+    """Write a file whole or not at all; /dev/null stays what it is."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 # ---- from a model ----
