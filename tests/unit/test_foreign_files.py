@@ -41,7 +41,7 @@ def test_folders(tmp_path):
     with pytest.raises(ModelError, match="got a folder, expected an ONNX file"):
         read_model(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"x")
-    with pytest.raises(ModelError, match="a SavedModel of TensorFlow.*dovetail export"):
+    with pytest.raises(ModelError, match=r"a SavedModel of TensorFlow.*dovetail export"):
         read_model(tmp_path)
 
 

@@ -63,6 +63,12 @@ def test_a_wrong_rule_is_caught_and_named() -> None:
     with pytest.raises(VerificationError, match="the rewrite rule 'culprit' at n_m changed what the model computes") as raised:
         dovetail.build(quick_gelu(), rules=both, **OPTIONS)
     assert "innocent" not in str(raised.value)
+    assert "please report" not in str(raised.value), "the user's rule is no bug of a kernel"
+
+
+def test_without_verification_the_report_claims_none() -> None:
+    text = str(dovetail.build(quick_gelu(), rules=[rule(pattern, wrong, "culprit")], verify="off", **OPTIONS).report())
+    assert "culprit x1; verified against nothing: verification is off" in text
 
 
 def test_an_approximation_is_named_and_may_be_accepted() -> None:

@@ -89,6 +89,9 @@ def test_numbers_take_the_type_of_their_neighbours() -> None:
         (lambda op, x: op.Relux(x), "got the operator 'Relux', which ONNX has not"),
         (lambda op, x: op.Elu(x, beta=1.0), "got the attribute 'beta', expected one of alpha"),
         (lambda op, x: op.Add(x, "y"), "got 'y' as input 1"),
+        (lambda op, x: op.Mul(x, op.Constant(2.0)), r"Constant: got 1 inputs, expected op\.constant\(value\), or the number where it is"),
+        (lambda op, x: op.Add(x), r"Add: got 1 inputs, expected A, B \(opset"),
+        (lambda op, x: op.Unsqueeze(x, axes=[0]), r"'axes'.*in this opset 'axes' is its input 1: op\.Unsqueeze\(data, axes\)"),
     ],
 )
 def test_wrong_replacements_are_named_and_change_nothing(replacement: Any, message: str) -> None:

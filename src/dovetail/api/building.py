@@ -20,6 +20,7 @@ from dovetail.builder.options import BuildOptions, isa_of
 from dovetail.builder.rewriting import Rules, rewritten
 from dovetail.builder.select import Chooser, by_rule
 from dovetail.builder.verify import WeightHashes, content_hash, verify_built
+from dovetail.builder.verify_engine import REPORT
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core.errors import DeviceError, UsageError, VerificationError
 from dovetail.core.log import logger
@@ -150,7 +151,9 @@ def build(
         )  # fmt: skip
     except VerificationError as error:
         found = rewriting.suspects()
-        raise (VerificationError(f"{error}; {found}") if found else error) from error.__cause__
+        # What a rule of the user did is no bug of a kernel, and is not to be reported as one.
+        said = str(error).removesuffix(f"; {REPORT}") if "changed what the model computes" in found else str(error)
+        raise (VerificationError(f"{said}; {found}") if found else error) from error.__cause__
 
 
 def finish(

@@ -89,7 +89,7 @@ def make_document(contents: Contents, title: str, measured: Measured | None = No
         contents.plan, contents.graph, built, title=title, info=contents.info, build=contents.build,
         profile=measured.profile if measured else None, latency=measured.latency if measured else None,
         machine=measured.machine if measured else None, not_run=not_run, certificate=certificate_text(built["certificate"]),
-        onnx_ops=contents.onnx_ops, rules=rules_text(built.get("rules")),
+        onnx_ops=contents.onnx_ops, rules=rules_text(built.get("rules"), built["certificate"].get("level", "off") != "off"),
     )  # fmt: skip
 
 

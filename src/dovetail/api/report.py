@@ -71,7 +71,7 @@ class Report:
         )
         if d["plugins"]:
             lines.append(f"plugins: {', '.join(plugin_text(p) for p in d['plugins'])}")
-        lines += rules_text(d.get("rules"))
+        lines += rules_text(d.get("rules"), d["certificate"].get("level", "off") != "off")
         lines += _section("on the reference", [f"{s['node']}: {s['reason']}" for s in d["host_steps"]])
         lines += _section("copies", [": ".join(map(str, c)) for c in d["copies"]])
         lines.append(certificate_text(d["certificate"]))
@@ -189,14 +189,15 @@ def ranges_text(data: Mapping[str, Any]) -> list[str]:
     return [head, *_section("kept in fp32 for their range", kept)]
 
 
-def rules_text(data: Mapping[str, Any] | None) -> list[str]:
-    """What rewrite rules did, where they did something or nearly did."""
+def rules_text(data: Mapping[str, Any] | None, verified: bool = True) -> list[str]:
+    """What rewrite rules did, where they did something or nearly did; and against what the engine was checked, if it was."""
     if not data or not (data["matches"] or data["near_misses"]):
         return []
     lines = rule_lines(dict(data), _SHOWN, skipped=False)
     if data["matches"]:
         why = f", because {data['reason']}" if data.get("reason") else ""
-        lines[0] += f"; verified against {data.get('checked_against', 'nothing')}{why}"
+        checked = data.get("checked_against", "nothing") if verified else "nothing: verification is off"
+        lines[0] += f"; verified against {checked}{why if verified else ''}"
     return lines
 
 

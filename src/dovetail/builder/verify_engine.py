@@ -48,6 +48,9 @@ _ULP = {"fp32": 2.0**-23, "tf32": 2.0**-11}
 CEILING = 0.1
 """Where an output in a lower precision than fp32 is off by more than this, no rounding excuses it, unless the model chooses."""
 
+REPORT = "build with verify='full' to check every kernel, and please report it with the model"
+"""What to do about an engine that is off where nothing else explains it."""
+
 # Where two candidates are close, rounding makes these choose another one, which may be anything.
 _CHOOSING = frozenset({"TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Compress", "Unique"})
 
@@ -213,9 +216,8 @@ def _is_smooth(graph: Graph, want: Any) -> bool:
 
 def _advice(module: Module, feeds: Sequence[Arrays], precision: str, rounding: Rounding, tolerance: float) -> str:
     """What went wrong first, and what to do about it."""
-    report = "build with verify='full' to check every kernel, and please report it with the model"
     if precision not in NARROW:
-        return report
+        return REPORT
     simplify(module)
     recognise(module)
     for feed in feeds:
@@ -229,9 +231,9 @@ def _advice(module: Module, feeds: Sequence[Arrays], precision: str, rounding: R
             return (
                 f"the first value that goes wrong is {found}: the model amplifies rounding; build with precision='fp32' or 'tf32', keep "
                 "the nodes that do so in fp32 by name (--fp32-nodes), or say what error you accept (--tolerance); where kernels are "
-                "suspected, " + report
+                "suspected, " + REPORT
             )
-    return report
+    return REPORT
 
 
 def distance(got: Any, want: Any, scale: float | None = None) -> float:

@@ -99,6 +99,7 @@ def _version() -> str:
 def _guarded(args: argparse.Namespace) -> int:
     """Run a verb; the exit code says what kind of failure there was."""
     try:
+        _writable(args)
         if getattr(args, "affinity", None):
             from dovetail.core.env import cpu_list
             from dovetail.device.cpu import set_affinity
@@ -118,7 +119,10 @@ def _guarded(args: argparse.Namespace) -> int:
             # The reader (head, less) has gone; what it did not read is not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OK
-        return _fail(args, error, FAILED)
+        return _fail(args, _file_error(error) if isinstance(error, OSError) else error, FAILED)
+    except MemoryError as error:
+        why = str(error) or "the allocation failed"
+        return _fail(args, Error(f"memory: {why}; use smaller shapes (--shapes), or a machine with more of it"), FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return FAILED
@@ -126,6 +130,35 @@ def _guarded(args: argparse.Namespace) -> int:
         traceback.print_exc()
         print("internal error: please report it with the trace above", file=sys.stderr)
         return INTERNAL
+
+
+def _writable(args: argparse.Namespace) -> None:
+    """Refuse results that cannot be written before any work is done for them.
+
+    Raises:
+        UsageError: a folder has the name of a file to write, or is in no folder that can be written.
+    """
+    for option in ("output", "trace", "plot", *(["outputs"] if args.verb == "run" else [])):
+        path = getattr(args, option, None)
+        if not isinstance(path, str):
+            continue
+        if os.path.isdir(path):
+            raise UsageError(f"--{option}: got {path!r}, which is a folder, expected the name of a file to write")
+        folder = os.path.dirname(os.path.abspath(path))
+        while not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+            raise UsageError(f"--{option}: got {path!r}, expected a place to write to, which {folder} is not; choose another folder")
+
+
+def _file_error(error: OSError) -> Error | OSError:
+    """An error of the system about a file, with the file in front; that of a file being written names the file that it would become."""
+    name = error.filename2 or error.filename
+    if not isinstance(name, str):
+        return error
+    if name.endswith(".tmp"):  # what would have become the file, had it been written
+        return Error(f"{os.path.dirname(name) or '.'}: no file can be written there, {error.strerror}; choose another folder")
+    return Error(f"{name}: cannot be read or written, {error.strerror}; check the path")
 
 
 def _fail(args: argparse.Namespace, error: Exception, code: int) -> int:

@@ -55,4 +55,12 @@ def inputs(args: argparse.Namespace, bindings: Sequence[BindingLike]) -> Arrays:
     """The arrays of `--inputs`, or seeded ones for the bindings at the sizes that `--shapes` names."""
     if args.inputs:
         return load_arrays(args.inputs)
-    return generate(bindings, dict(getattr(args, "shapes", None) or ()), args.seed)
+    shapes = dict(getattr(args, "shapes", None) or ())
+    for binding in bindings:
+        for axis, (fixed, given) in enumerate(zip(binding.shape or (), shapes.get(binding.name, ()), strict=False)):
+            if isinstance(fixed, int) and isinstance(given, int) and fixed != given:
+                raise UsageError(
+                    f"--shapes: got {given} for axis {axis} of {binding.name!r}, expected {fixed}, which the engine is built for; "
+                    "build it for other sizes"
+                )
+    return generate(bindings, shapes, args.seed)

@@ -9,15 +9,18 @@ Reads what the build recorded in the engine; an ONNX model is built first.
 from __future__ import annotations
 
 import argparse
+import difflib
 from typing import Any
 
 from dovetail.cli import options, output
 from dovetail.cli.artifact import is_plan, open_engine
 from dovetail.cli.progress import progress
-from dovetail.core.errors import PlanFormatError
+from dovetail.core.errors import PlanFormatError, UsageError
 from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan
 from dovetail.model.rules.log import text as rule_lines
+
+_PARTS = ("groups", "not_fused", "host_steps", "kept_in_fp32", "copies", "guards")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(report, dict):
         raise PlanFormatError(f"{args.engine}: got no build report in it, expected one; build the engine again")
     data = select(report, args.node)
+    told = [data[part] for part in _PARTS] + [data["rules"].get(part) for part in ("matches", "near_misses")]
+    if args.node and not any(told):
+        names = sorted({node for group in select(report)["groups"] for node in group["origin"]})
+        near = difflib.get_close_matches(args.node, names, 3, 0.3) or names[:3]
+        raise UsageError(f"--node: got {args.node!r}, which nothing in the engine mentions, expected a node such as {', '.join(near)}")
     output.show(args, {"engine": args.engine, **data}, text(data))
     return 0
 

@@ -40,7 +40,8 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
     if data["functions"]:
         lines.append("functions: " + ", ".join(data["functions"]))
     if data["layers"] and not data["flops_unknown"]:
-        lines += ["", *_layers(data, args.layers)]
+        layers = _layers(data, args.layers)
+        lines += ["", *layers] if layers else []
     return "\n".join([*lines, *weights_text(data["weights"], args.weights)])
 
 
@@ -82,6 +83,8 @@ def _layers(data: Mapping[str, Any], everything: bool) -> list[str]:
          _some(works[id(x)]), _share(works[id(x)], whole))
         for x in shown
     ]  # fmt: skip
+    if not rows:
+        return []  # nothing has parameters or contractions: the operators say it all
     left = len(layers) - len(shown)
     head = f"{len(layers)} layers" if everything else "the layers with the most work" + (f"; {left} more with --layers" if left else "")
     return [head, output.table(["layer", "operator", "output", "parameters", "FLOP", "share"], rows)]

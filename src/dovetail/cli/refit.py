@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.cli import options, output
+from dovetail.cli.artifact import is_plan
 from dovetail.core.errors import UsageError
 
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Check, write, and say what changed."""
     from dovetail.api.refitting import refit_file
 
+    if not is_plan(args.engine):
+        raise UsageError(f"{args.engine}: got a file that is no engine, expected one; build it: dovetail build {args.engine} -o M.plan")
     target = Path(args.output or args.engine)
     target.parent.mkdir(parents=True, exist_ok=True)
     changed = refit_file(

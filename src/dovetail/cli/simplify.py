@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.cli import options, output
-from dovetail.core.errors import ModelError
+from dovetail.core.errors import ModelError, UsageError
 from dovetail.model.equivalence import check
 from dovetail.model.model import Model
 from dovetail.model.rules.log import text as rule_lines
@@ -38,7 +38,8 @@ _REWRITES = (INLINE_FUNCTIONS, RULES, *REWRITES, *FUSIONS)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `dovetail simplify`."""
     parser.add_argument("model", help="ONNX file")
-    parser.add_argument("result", help="ONNX file to write")
+    parser.add_argument("result", nargs="?", help="ONNX file to write")
+    parser.add_argument("-o", "--output", metavar="SMALL.onnx", help="the same, as other verbs call it")
     options.add_shapes(parser)
     options.add_rules(parser)
     parser.add_argument("--skip", nargs="+", choices=_REWRITES, default=[], metavar="REWRITE",
@@ -56,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simplify, check, write, and print the table."""
+    if (args.result is None) == (args.output is None):
+        raise UsageError("simplify: got no file to write, or two, expected one: dovetail simplify model.onnx small.onnx")
+    args.result = args.result or args.output
     original = Model.load(args.model)
     made = simplify(original, shapes=options.shapes(args), skip=args.skip, only=args.only, rules=args.rules, fuse=args.fuse)
     error = None

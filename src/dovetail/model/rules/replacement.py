@@ -52,6 +52,8 @@ class ReplacementBuilder:
         for value in inputs:
             if isinstance(value, Declined):
                 raise RuleError(f"{title}: got a declined match as an input, expected `return match.decline(…)`")
+        if op_type == "Constant" and not domain and (inputs or not attributes):
+            raise RuleError(f"Constant: got {len(inputs)} inputs, expected op.constant(value), or the number where it is: op.Mul(x, 2.0)")
         names = [self._input(x, k, inputs, schema, title) for k, x in enumerate(inputs)]
         while names and not names[-1]:
             names.pop()
@@ -60,6 +62,9 @@ class ReplacementBuilder:
         for name, value in attributes.items():
             if value is not None:
                 node.attribute.append(self._attribute(name, value, schema, title))
+        if schema is not None and not schema.min_input <= len(inputs) <= schema.max_input:
+            expected = ", ".join(f"{f.name} (optional)" if "Optional" in str(f.option) else f.name for f in schema.inputs)
+            raise RuleError(f"{title}: got {len(inputs)} inputs, expected {expected or 'none'} (opset {self.match.opset})")
         return self._added(node, schema, inputs)
 
     def same(self, value: Value, *inputs: Any) -> Any:
@@ -158,7 +163,10 @@ class ReplacementBuilder:
         declared = schema.attributes.get(name) if schema is not None else None
         if schema is not None and declared is None:
             known = ", ".join(sorted(schema.attributes)) or "none"
-            raise RuleError(f"{title}: got the attribute {name!r}, expected one of {known} (opset {self.match.opset})")
+            places = [i for i, formal in enumerate(schema.inputs) if formal.name == name]
+            call = f"op.{title}({', '.join(f.name for f in schema.inputs)})"
+            hint = f"; in this opset {name!r} is its input {places[0]}: {call}" if places else ""
+            raise RuleError(f"{title}: got the attribute {name!r}, expected one of {known} (opset {self.match.opset}){hint}")
         kind = int(declared.type.value) if declared is not None else None
         if kind == AttributeProto.INT and isinstance(value, str | DType | np.dtype | type):
             value = helper.np_dtype_to_tensor_dtype(dtype(value).numpy)
