@@ -167,7 +167,7 @@ def test_the_verb(tmp_path, capsys, monkeypatch) -> None:
 def test_a_wrong_rule_of_the_users_is_found(tmp_path) -> None:
     rules = tmp_path / "rules.py"
     rules.write_text(
-        "import dovetail\n\n\n@dovetail.rewrite(lambda op, x: op.Exp(x))\ndef half(op, x):\n    return op.Mul(x, op.Constant(0.5))\n"
+        "import dovetail\n\n\n@dovetail.rewrite(lambda op, x: op.Exp(x))\ndef half(op, x):\n    return op.Mul(x, 0.5)\n"
     )
     found = dovetail.bisect(model(), rules=[str(rules)])
     assert (found.kind, found.what, found.number) == ("rewrite", "rewrite rule 'half'", 1) and "/e" in found.where

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from typing import Any
 
 from dovetail.core.errors import Error, UsageError
 from dovetail.core.optional import require
+from dovetail.core.python_files import module_name, run_file
 from dovetail.export.torch_inputs import InputSpec, input_spec
 from dovetail.export.torch_weights import load_weights
 from dovetail.plugins.registry import loaded_file
@@ -283,23 +282,16 @@ def _run_file(path: Path) -> Any:
     known = loaded_file(path)
     if known is not None:  # named with --plugins too: what it defines is defined once
         return known
-    name = f"dovetail_export_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise UsageError(f"{path}: it is no Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses, pickling and tracebacks look there
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        found.loader.exec_module(module)
+        return run_file(path, module_name("export", path))
     except Error:
         raise
     except Exception as error:  # whatever the user's file raises
         raise UsageError(f"{path}: running it failed ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(folder)
-    return module
 
 
 def _made(what: str, make: Callable[[], Any]) -> Any:

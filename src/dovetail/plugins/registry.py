@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from dovetail.core.errors import PluginError, UsageError
 from dovetail.core.log import logger
+from dovetail.core.python_files import module_name, run_file
 from dovetail.plugins.definition import Key, Plugin, define
 
 GROUP = "dovetail.plugins"
@@ -197,7 +197,7 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Plugin, ...]:
             _plugins.pop(key, None)
         kept = dict(_plugins)
         try:
-            _run(file, digest)
+            run_file(file, module_name("plugins", file, digest))
         except Exception as error:
             _plugins.clear()
             _plugins.update(before)
@@ -213,27 +213,7 @@ def loaded_file(path: str | os.PathLike[str]) -> ModuleType | None:
     known = _files.get(file)
     if known is None or not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != known[0]:
         return None
-    return sys.modules.get(_module_name(file, known[0]))
-
-
-def _module_name(file: Path, digest: str) -> str:
-    return f"dovetail_plugins_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{digest[:8]}"
-
-
-def _run(file: Path, digest: str) -> None:
-    import importlib.util
-
-    name = _module_name(file, digest)
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise PluginError("it is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pickling, dataclasses and tracebacks look there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    return sys.modules.get(module_name("plugins", file, known[0]))
 
 
 # --- what engines need ----------------------------------------------------------------------------

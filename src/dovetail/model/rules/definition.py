@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import os
-import re
-import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dovetail.core.errors import RuleError, UsageError
+from dovetail.core.python_files import module_name, run_file
 from dovetail.model.rules.terms import Pattern, trace
 
 NONE, SHIPPED = "none", "shipped"
@@ -233,7 +232,7 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
             _rules.pop(stale, None)
         kept = dict(_rules)
         try:
-            _run(file, digest)
+            run_file(file, module_name("rules", file, digest))
         except Exception as error:
             _rules.clear()
             _rules.update(before)
@@ -250,20 +249,6 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
     return made
 
 
-def _run(file: Path, digest: str) -> None:
-    name = f"dovetail_rules_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{digest[:8]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise RuleError(f"rules: {file} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # tracebacks and dataclasses look there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-
-
 def place_of(function: Callable[..., Any]) -> str:
     """Where a function is written: "file.py:12"."""
     code = getattr(function, "__code__", None)
@@ -278,6 +263,4 @@ def failed_at(error: BaseException, function: Callable[..., Any]) -> str:
 
 
 def _frames(error: BaseException) -> list[Any]:
-    import traceback
-
     return list(traceback.extract_tb(error.__traceback__))
