@@ -407,3 +407,17 @@ def test_weights_of_two_bodies_may_have_the_same_names() -> None:
             feeds = {"x": f32(4), "c": np.array(taken)}
             want, got = (evaluate(import_onnx(m), feeds)["y"] for m in (proto, result.model))
             np.testing.assert_array_equal(got, want)
+
+
+def test_names_that_a_body_takes_for_its_own_values_stay_its_own() -> None:
+    kinds = {"i": (TensorProto.INT64, []), "go": (TensorProto.BOOL, []), "k": (TensorProto.FLOAT, [4])}
+    inputs = [helper.make_tensor_value_info(n, *kind) for n, kind in kinds.items()]
+    outputs = [helper.make_tensor_value_info(n, *kinds[k]) for n, k in (("on", "go"), ("next", "k"))]
+    body = helper.make_graph([node("Identity", "go", "on"), node("Add", "k k", "next")], "body", inputs, outputs)
+    nodes = [node("Identity", "x", "k"), node("Exp", "k", "e"), node("Loop", "trips - e", body=body)]
+    proto = model(nodes, {"x": (4,)}, trips=np.array(3))
+    assert [n.op_type for n in simplify(dovetail.Model(proto)).model.proto.graph.node] == ["Exp", "Loop"]
+    feeds = {"x": f32(4)}
+    want, got = (evaluate(import_onnx(m), feeds)["y"] for m in (proto, simplify(dovetail.Model(proto)).model))
+    np.testing.assert_allclose(want, np.exp(feeds["x"]) * 8, rtol=1e-6)
+    np.testing.assert_array_equal(got, want)

@@ -15,9 +15,9 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import BindingError, Error, ShapeError, UsageError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource
-from dovetail.model.edit.draft import reads
 from dovetail.model.edit.extract import extract
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import reads
 from dovetail.model.sample_inputs import generate
 from dovetail.ops.evaluate import evaluate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,47 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def made_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every name that a graph defines itself: inputs, weights, outputs of its nodes."""
+    yield from (v.name for v in graph.input)
+    yield from (t.name for t in graph.initializer)
+    yield from (s.values.name for s in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (name for name in node.output if name)
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all graphs in the attributes of its nodes."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The names that a node needs: its inputs, and what its bodies (of If, Loop, Scan) capture."""
+    found = dict.fromkeys(name for name in node.input if name)
+    for graph in subgraphs(node):
+        own = set(made_names(graph))
+        captured = [name for inner in graph.node for name in reads(inner)] + [v.name for v in graph.output]
+        found |= dict.fromkeys(name for name in captured if name not in own)
+    return list(found)
+
+
+def redirect(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes and their bodies read a value instead of a key; what a body defines itself under that name stays."""
+    for node in nodes:
+        for position, name in enumerate(node.input):
+            if name in names:
+                node.input[position] = names[name]
+        for graph in subgraphs(node):
+            own = set(made_names(graph))
+            outer = {old: new for old, new in names.items() if old not in own}
+            redirect(graph.node, outer)
+            for output in graph.output:
+                output.name = outer.get(output.name, output.name)
 
 
 def read_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
@@ -113,7 +154,7 @@ class ProtoGraph:
         if not replacements:
             return
         final = {old: _follow(old, replacements) for old in replacements}
-        rename_reads(self.graph.node, final)
+        redirect(self.graph.node, final)
 
     def clean(self) -> None:
         """Remove dead nodes, unused initializers (and their inputs) and stale value_info."""
@@ -155,17 +196,3 @@ def _follow(name: str, replacements: dict[str, str]) -> str:
     while name in replacements:
         name = replacements[name]
     return name
-
-
-def rename_reads(nodes: Iterable[onnx.NodeProto], names: dict[str, str]) -> None:
-    """Let nodes, and those inside of their subgraphs, read the value of a key where they read the key."""
-    for node in nodes:
-        for position, name in enumerate(node.input):
-            if name in names:
-                node.input[position] = names[name]
-        for graph in subgraphs(node):
-            rename_reads(graph.node, names)
-            for output in graph.output:
-                # A subgraph may return an outer value as it is.
-                if output.name in names:
-                    output.name = names[output.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,49 +16,8 @@ from dovetail.frontend.reader import read_tensor
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.names import describe, expect
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import subgraphs
+from dovetail.model.proto_graph import all_graphs, made_names, reads
 from dovetail.model.weights import load_small, with_weights_as_inputs
-
-
-def made_names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name that a graph defines itself: inputs, weights, outputs of its nodes."""
-    yield from (v.name for v in graph.input)
-    yield from (t.name for t in graph.initializer)
-    yield from (s.values.name for s in graph.sparse_initializer)
-    for node in graph.node:
-        yield from (name for name in node.output if name)
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all graphs in the attributes of its nodes."""
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from all_graphs(inner)
-
-
-def reads(node: onnx.NodeProto) -> list[str]:
-    """The names that a node needs: its inputs, and what its bodies (of If, Loop, Scan) capture."""
-    found = dict.fromkeys(name for name in node.input if name)
-    for graph in subgraphs(node):
-        own = set(made_names(graph))
-        captured = [name for inner in graph.node for name in reads(inner)] + [v.name for v in graph.output]
-        found |= dict.fromkeys(name for name in captured if name not in own)
-    return list(found)
-
-
-def redirect(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
-    """Let nodes and their bodies read a value instead of a key; what a body defines itself under that name stays."""
-    for node in nodes:
-        for position, name in enumerate(node.input):
-            if name in names:
-                node.input[position] = names[name]
-        for graph in subgraphs(node):
-            own = set(made_names(graph))
-            outer = {old: new for old, new in names.items() if old not in own}
-            redirect(graph.node, outer)
-            for output in graph.output:
-                output.name = outer.get(output.name, output.name)
 
 
 class Draft:

@@ -10,8 +10,9 @@ from onnx import TensorProto, numpy_helper
 
 from dovetail.frontend.reader import dtype_name, read_tensor
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.draft import Draft, redirect
+from dovetail.model.edit.draft import Draft
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import redirect
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 """The floats that "all" inputs and outputs, or weights, are converted between."""

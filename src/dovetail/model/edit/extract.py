@@ -8,8 +8,9 @@ import onnx
 from onnx import TypeProto
 
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.draft import Draft, reads
+from dovetail.model.edit.draft import Draft
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import reads
 
 
 def extract(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.draft import Draft, redirect
+from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.names import nearest
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import redirect
 
 LAYOUTS = {
     "NHWC": (0, 2, 3, 1), "NCHW": (0, 3, 1, 2), "NWC": (0, 2, 1), "NCW": (0, 2, 1), "NDHWC": (0, 2, 3, 4, 1), "NCDHW": (0, 4, 1, 2, 3),

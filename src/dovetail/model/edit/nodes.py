@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.draft import Draft, redirect
+from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.names import describe, matching, nearest
 from dovetail.model.edit.replace import Attributes, check_operator
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import redirect
 
 
 def insert(

@@ -10,10 +10,10 @@ from onnx import TensorProto, version_converter
 
 from dovetail.frontend.reader import dtype_name
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.draft import Draft, all_graphs
+from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.names import describe
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import attribute
+from dovetail.model.proto_graph import all_graphs, attribute
 from dovetail.model.weights import LARGE_BYTES, stored_bytes
 
 # Opsets in which an operator that looks the same got another meaning.

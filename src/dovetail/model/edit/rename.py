@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 import onnx
 
 from dovetail.core.errors import UsageError
-from dovetail.model.edit.draft import Draft, all_graphs, made_names
+from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.names import expect
 from dovetail.model.edit.value_types import shape_of
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import all_graphs, made_names
 
 GROUPS = ("inputs", "outputs", "weights", "intermediate", "tensors", "nodes", "dims")
 """What a regular expression or a prefix can apply to; "tensors" are the first four."""

@@ -10,11 +10,11 @@ import onnx
 from dovetail.core.errors import UsageError
 from dovetail.frontend.reader import read_tensor
 from dovetail.model.edit import value_types as kinds
-from dovetail.model.edit.draft import Draft, all_graphs, made_names, redirect
+from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.extract import region
 from dovetail.model.edit.names import describe, nearest
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import subgraphs
+from dovetail.model.proto_graph import all_graphs, made_names, redirect, subgraphs
 
 Attributes = Mapping[str, Any]
 

@@ -23,6 +23,7 @@ from dovetail.model.rules.pattern import ConditionError, Failure, Matcher, opset
 from dovetail.model.rules.replacement import ReplacementBuilder, TooOld
 from dovetail.model.rules.scope import Scope, operator_types, scopes
 from dovetail.model.rules.types import Types
+from dovetail.model.weights import skeleton
 
 if TYPE_CHECKING:
     from dovetail.model.model import Model
@@ -127,7 +128,7 @@ class _Driver:
             if not plans:
                 break
             if self.work is self.proto:
-                self.work = _without_weights(self.proto)
+                self.work = skeleton(self.proto, 0)  # no weight is copied
                 continue  # the plans are numbers of nodes, but scopes hold the protos of one model
             commit(self.work, graphs, plans)
             self._note(plans)
@@ -306,15 +307,3 @@ def _needed(nodes: Sequence[onnx.NodeProto], results: Sequence[str]) -> list[onn
             kept.append(node)
             wanted |= set(node.input)
     return kept[::-1]
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model without the initializers of its main graph."""
-    copy = onnx.ModelProto(ir_version=model.ir_version)
-    copy.opset_import.extend(model.opset_import)
-    copy.functions.extend(model.functions)
-    graph = copy.graph
-    graph.name = model.graph.name
-    for name in ("node", "input", "output", "value_info", "sparse_initializer"):
-        getattr(graph, name).extend(getattr(model.graph, name))
-    return copy

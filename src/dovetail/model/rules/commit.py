@@ -15,7 +15,7 @@ from onnx import helper
 from dovetail.core.errors import RuleError
 from dovetail.frontend.protos import domain_of
 from dovetail.frontend.reader import read_tensor
-from dovetail.model.proto_graph import read_names, rename_reads
+from dovetail.model.proto_graph import read_names, redirect
 from dovetail.model.rules.match import Match
 from dovetail.model.rules.scope import Scope
 
@@ -90,7 +90,7 @@ def _commit_in(scope: Scope, plans: Sequence[Plan]) -> None:
         elif not gone & set(node.output):
             nodes.append(node)  # perhaps still needed: dead ones go below
         nodes += after.get(number, [])
-    rename_reads(nodes, {old: _follow(old, names) for old in names})
+    redirect(nodes, {old: _follow(old, names) for old in names})
     nodes = _alive(nodes, {id(scope.nodes[k]) for k in members}, scope)
     alive = {id(n) for n in nodes}
     for plan in plans:
@@ -112,7 +112,7 @@ def _now(result: str, plan: Plan, renamed: set[str]) -> str:
 
 
 def _rename(nodes: Sequence[onnx.NodeProto], old: str, new: str) -> None:
-    rename_reads(nodes, {old: new})
+    redirect(nodes, {old: new})
     for node in nodes:
         for position, name in enumerate(node.output):
             if name == old:

@@ -16,6 +16,7 @@ from dovetail.frontend.importer import ImportContext, main_context
 from dovetail.frontend.reader import ShapeOverride
 from dovetail.ir.graph import Value
 from dovetail.ir.types import TensorType
+from dovetail.model.proto_graph import subgraphs
 from dovetail.model.rules.scope import Scope
 
 _log = logger("rules")
@@ -122,6 +123,5 @@ class Types:
                     kind = dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
                     found.setdefault(info.name, TensorType(kind, shape))
             for node in graph.node:
-                for proto in node.attribute:
-                    pending += [proto.g] if proto.type == onnx.AttributeProto.GRAPH else list(proto.graphs)
+                pending += subgraphs(node)
         return found
