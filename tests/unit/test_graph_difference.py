@@ -106,6 +106,17 @@ def test_many_nodes_take_no_time() -> None:
     assert compare_graphs(a, b).same >= 4999
 
 
+def test_tensors_in_attributes_are_compared_by_type_and_values() -> None:
+    def holding(tensor: onnx.TensorProto) -> tuple[onnx.NodeProto, ...]:
+        return node("ConstantOfShape", "x", "c", "k", value=tensor), node("Add", "x c", "y", "add")
+
+    ones = helper.make_tensor("c", TensorProto.FLOAT, [4], [1.0] * 4)
+    assert compared(holding(ones), holding(numpy_helper.from_array(np.ones(4, np.float32)))).equal
+    bits = numpy_helper.from_array(np.ones(4, np.float32).view(np.int32))
+    (change,) = compared(holding(ones), holding(bits)).changed
+    assert "float[4]" in change.what[0] and "int32[4]" in change.what[0]
+
+
 # ---------------------------------------------------------------------- weights
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
 def test_distances_of_weights(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +135,12 @@ def test_nan_in_the_same_places_is_equal_elsewhere_infinite() -> None:
     assert weight_change("w", a, a.copy()) is None
     moved = weight_change("w", a, np.array([1, np.nan, 2], np.float32))
     assert moved is not None and math.isinf(moved.relative_l2) and moved.changed == 2
+
+
+def test_large_integers_and_imaginary_parts_count() -> None:
+    for a, b in ((np.array([2**60, 1]), np.array([2**60 + 1, 1])), (np.array([1 + 2j, 3]), np.array([1 + 1j, 3]))):
+        change = weight_change("w", a, b)
+        assert change is not None and change.changed == 1
 
 
 def test_other_types_have_a_distance_other_shapes_none() -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import onnx
 
 from dovetail.frontend.protos import domain_of
+from dovetail.frontend.reader import dtype_name, read_tensor
 from dovetail.ir.graph import Graph, Module, Node
 from dovetail.model.proto_graph import subgraphs
+from dovetail.model.weights import is_external
 
 _ALIGNED = 3000
 
@@ -245,8 +247,10 @@ def _trimmed(names: Sequence[str]) -> tuple[str, ...]:
 def _text(attribute: onnx.AttributeProto) -> str:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, onnx.TensorProto):
-        digest = hashlib.sha256(value.raw_data or value.SerializeToString()).hexdigest()[:8]
-        return f"tensor {list(value.dims)} {digest}"
+        plain = value.data_type != onnx.TensorProto.STRING and not is_external(value)  # the same numbers may be stored in two ways
+        held = read_tensor(value, None).tobytes() if plain else value.SerializeToString()
+        digest = hashlib.sha256(held).hexdigest()[:8]
+        return f"{dtype_name(value.data_type)}{list(value.dims)} {digest}"
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, int | float):
