@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import linecache
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -153,6 +155,19 @@ def test_branches_and_loops_by_values() -> None:
     assert [f.kind for f in error.failures] == ["control_flow"]
     assert line_of(Loop, "while") in error.failures[0].where[0]
     assert "while_loop" in str(error)
+
+
+@pytest.mark.parametrize(("name", "exporter"), [("Branch", "dynamo"), ("Squash", "torchscript")])
+def test_nothing_but_the_error_is_printed(name: str, exporter: str, tmp_path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nclass Branch(torch.nn.Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x\n\n"
+        "class Squash(torch.nn.Module):\n    def forward(self, x):\n        return torch.asinh(x)\n"
+    )
+    command = [sys.executable, "-m", "dovetail", "export", f"{tmp_path}/net.py:{name}", "-o", str(tmp_path / "m.onnx"), "--opset", "12"]
+    done = subprocess.run([*command, "--input", "x:f32[2,4]", "--exporter", exporter], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith(f"error: {name}: not exported to ONNX"), done.stderr
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_an_axis_that_the_module_fixes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -262,19 +264,22 @@ def _explained(exporter: str, opset: int, module: Any) -> Iterator[None]:
 def _quiet() -> Iterator[list[str]]:
     """Silence exporters; gives what their warnings say about the model: values of a trace that were taken for constants."""
     notes: list[str] = []
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._export", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "torch._export", "torch.fx", "onnx_ir")]
     levels = [log.level for log in loggers]
     internal = require("torch", "torch", _WHY)._C
-    prints = internal._jit_onnx_log  # the whole graph, where an operator is not translated; the exporter turns its own switch on again
+    # The whole graph, where an operator is not translated; the exporter turns its own switch on, and newer ones print beside it.
+    prints, switch = internal._jit_onnx_log, internal._jit_set_onnx_log_enabled
     try:
-        internal._jit_onnx_log = lambda *_: None
+        switch(False)
+        internal._jit_onnx_log = internal._jit_set_onnx_log_enabled = lambda *_: None
         for log in loggers:
             log.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(record=True) as caught:
+        # torch.export prints graphs to stderr where it fails; what matters of them is in the error.
+        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("always")
             yield notes
     finally:
-        internal._jit_onnx_log = prints
+        internal._jit_onnx_log, internal._jit_set_onnx_log_enabled = prints, switch
         for log, level in zip(loggers, levels, strict=True):
             log.setLevel(level)
     seen = list(dict.fromkeys(f"{Path(w.filename).name}:{w.lineno}" for w in caught if w.category.__name__ == "TracerWarning"))

@@ -93,6 +93,8 @@ def _file_hint(spec: str) -> str:
     path = Path(spec)
     if path.suffix in (".pt", ".pth", ".bin"):
         return "; a file of weights has no model in it: name the model, and give the file as --weights"
+    if path.suffix in (".onnx", ".plan"):
+        return f"; {'an ONNX model is' if path.suffix == '.onnx' else 'an engine is made of'} what export writes: nothing to do here"
     return f"; which callable of it, {spec}:NAME?" if path.suffix == ".py" else ""
 
 
