@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.core.errors import BindingError, UsageError
+from dovetail.core.files import replacing
 from dovetail.model.sample_inputs import Arrays, BindingLike, generate
 
 
@@ -37,18 +36,15 @@ def load_arrays(path: str | Path) -> Arrays:
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write arrays to an .npz by name, through a temporary file: nothing half-written is left behind."""
+    """Write arrays to an .npz by name, whole or not at all; strings as NumPy's own, which need no pickle."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(suffix=".npz.tmp", dir=final.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **dict(arrays))  # type: ignore[arg-type]  # names are data, not options
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, final)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    # Not by numpy.savez, to which names such as "file" are options.
+    with replacing(final) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, value in arrays.items():
+            array = np.asarray(value)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array.astype(np.str_) if array.dtype == object else array, allow_pickle=False)
 
 
 def inputs(args: argparse.Namespace, bindings: Sequence[BindingLike]) -> Arrays:
