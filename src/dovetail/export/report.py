@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dovetail.model.equivalence import difference
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -23,6 +25,18 @@ class Difference:
     case: str
     relative_l2: float
     max_abs: float
+
+    @classmethod
+    def between(cls, output: str, case: str, want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> Difference:
+        """How far `got` is from `want`."""
+        relative = difference(want, got)
+        if want.shape != got.shape or want.dtype != got.dtype:
+            return cls(output, case, relative, float("inf"))
+        if want.dtype.kind not in "fiuV":
+            return cls(output, case, relative, 0.0 if relative == 0 else float("inf"))
+        a, b = want.astype(np.float64), got.astype(np.float64)
+        known = np.isfinite(a) & np.isfinite(b)
+        return cls(output, case, relative, float(np.abs(a[known] - b[known]).max(initial=0.0)))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dovetail.export.report import Difference
 from dovetail.export.tensorflow_conversion import CUSTOM_DOMAIN, all_nodes
 from dovetail.export.tensorflow_graphs import Arrays, Frozen
 from dovetail.frontend.importer import import_onnx
-from dovetail.model.equivalence import DeclaredInput, difference
+from dovetail.model.equivalence import DeclaredInput
 from dovetail.model.sample_inputs import generate
 from dovetail.ops.evaluate import evaluate
 from dovetail.ops.samples import sizes_to_try
@@ -76,7 +76,7 @@ def compare(frozen: Frozen, model: onnx.ModelProto, case: Case) -> tuple[list[Di
         expected, actual = np.asarray(want[value.name]), np.asarray(got[value.name])
         if value.name in case.as_nchw:
             actual = np.moveaxis(actual, 1, -1)
-        row = _difference(value.name, words, expected, actual)
+        row = Difference.between(value.name, words, expected, actual)
         found.append(row)
         if not _close(expected, row, case.tolerance, frozen.tflite is not None):
             bad.append(f"{row.output} {row.relative_l2:.3g} (largest absolute {row.max_abs:.3g})")
@@ -165,16 +165,6 @@ def _run(model: onnx.ModelProto, feeds: Arrays) -> tuple[Arrays, str, list[str]]
     from onnx.reference import ReferenceEvaluator
 
     return dict(zip(names, ReferenceEvaluator(model).run(None, feeds), strict=True)), "ONNX's reference evaluator", notes
-
-
-def _difference(name: str, case: str, want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> Difference:
-    relative = difference(want, got)
-    if want.shape != got.shape or want.dtype != got.dtype:
-        return Difference(name, case, relative, float("inf"))
-    if want.dtype.kind not in "fiuV" or not want.size:
-        return Difference(name, case, relative, 0.0 if relative == 0 else float("inf"))
-    apart = np.abs(want.astype(np.float64) - got.astype(np.float64))
-    return Difference(name, case, relative, float(np.nanmax(np.where(np.isfinite(want.astype(np.float64)), apart, 0.0))))
 
 
 def _close(want: np.ndarray[Any, Any], row: Difference, tolerance: float | None, quantised: bool) -> bool:

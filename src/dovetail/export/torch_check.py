@@ -18,6 +18,7 @@ from dovetail.export.torch_dynamic import other_sizes, resized, sizes_of
 from dovetail.export.torch_names import array_of
 from dovetail.export.torch_subject import Subject, tensors
 from dovetail.frontend.importer import import_onnx
+from dovetail.model.equivalence import difference as relative_difference
 from dovetail.ops.evaluate import evaluate
 
 Arrays = dict[str, Any]
@@ -30,7 +31,6 @@ EXAMPLE = "example inputs"
 
 _BAKED = "the export has taken a size for a constant: look in forward for sizes made Python numbers, or try the other exporter"
 _CONDITION = 8.0
-_PROTO_LIMIT = (1 << 31) - 1
 
 
 @dataclass
@@ -99,7 +99,7 @@ def compare(
         try:
             wanted = subject.run(leaves)
         except Exception as error:  # what a module raises is its own affair; the next sizes may fit
-            refusal = refusal or str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            refusal = refusal or (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         case = ", ".join(f"{name}={size}" for name, size in other.items())
         _one_case(subject, proto, run, case, leaves, wanted, tolerance, found)
@@ -122,11 +122,11 @@ def _one_case(
         raise ExportError(f"{subject.name}: the ONNX model does not run ({case}, {found.evaluator}): {reason}{why}") from error
     floor: list[Any] | None = None
     for i, (value, want, got) in enumerate(zip(proto.graph.output, map(array_of, tensors(expected)), actual, strict=True)):
-        difference = _difference(value.name, case, want, got)
+        difference = Difference.between(value.name, case, want, np.asarray(got))
         if not difference.relative_l2 <= tolerance:
             if floor is None:
                 floor = [array_of(t) for t in tensors(_moved(subject, leaves))]
-            moved = _difference(value.name, case, want, floor[i])
+            moved = Difference.between(value.name, case, want, floor[i])
             if not difference.relative_l2 <= _CONDITION * moved.relative_l2:
                 shapes = f", shape {got.shape} for {want.shape}" if np.shape(got) != want.shape else ""
                 raise ExportError(
@@ -149,7 +149,7 @@ def _deterministic(subject: Subject, expected: Any) -> None:
     """
     again = subject.run()
     for i, (a, b) in enumerate(zip(tensors(expected), tensors(again), strict=True)):
-        error = _difference("", "", array_of(a), array_of(b)).relative_l2
+        error = relative_difference(array_of(a), array_of(b))
         if not error <= 1e-3:
             raise ExportError(
                 f"{subject.name}: output {i} differs by {error:.2g} between two runs on the same inputs in evaluation mode, expected the "
@@ -210,19 +210,3 @@ def _evaluator(proto: onnx.ModelProto, folder: Path | None) -> tuple[str, Callab
         return [values[n] for n in names]
 
     return "Dovetail's reference", run
-
-
-def _difference(name: str, case: str, want: Any, got: Any) -> Difference:
-    """Relative L2 and the largest absolute difference; infinite if shape, type or the places of NaN differ."""
-    got = np.asarray(got)
-    if want.shape != got.shape or want.dtype != got.dtype:
-        return Difference(name, case, float("inf"), float("inf"))
-    if want.size == 0:
-        return Difference(name, case, 0.0, 0.0)
-    a, b = want.astype(np.float64).reshape(-1), got.astype(np.float64).reshape(-1)
-    odd = ~np.isfinite(a)
-    if not np.array_equal(a[odd], b[odd], equal_nan=True):
-        return Difference(name, case, float("inf"), float("inf"))
-    gap, norm = np.abs(a[~odd] - b[~odd]), float(np.linalg.norm(a[~odd]))
-    distance = float(np.linalg.norm(gap))
-    return Difference(name, case, distance / norm if norm else distance, float(gap.max(initial=0.0)))

@@ -17,11 +17,11 @@ from dovetail.frontend.reader import ModelSource, dtype_name, read_model
 from dovetail.model.model import Model
 from dovetail.model.sample_inputs import Arrays, generate
 from dovetail.model.weights import all_tensors, is_external, read_in, stored_bytes
+from dovetail.model.writing import PROTO_LIMIT
 from dovetail.ops.evaluate import evaluate
 from dovetail.ops.samples import sizes_to_try
 from dovetail.plugins import registered
 
-_PROTO_LIMIT = (1 << 31) - 1
 _TOLERANCE = 1e-4
 MAPPED_LIMIT_BYTES = 512 << 20
 """Weights in files beyond this size are not loaded as a whole to run a model."""
@@ -154,7 +154,7 @@ def evaluate_model(model: ModelSource, feeds: Arrays) -> list[Any]:
         for tensor in all_tensors(loaded):
             read_in(tensor, folder)
         proto = loaded
-    if peers.version("onnxruntime") is None or proto.ByteSize() > _PROTO_LIMIT:
+    if peers.version("onnxruntime") is None or proto.ByteSize() > PROTO_LIMIT:
         from onnx.reference import ReferenceEvaluator
 
         return list(ReferenceEvaluator(proto).run(None, feeds))
