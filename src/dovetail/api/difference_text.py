@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dovetail.api.comparison import Comparison
+from dovetail.core.text import size_text
 
 _SHOWN = 8
 
@@ -103,7 +104,7 @@ def _engine(engine: Mapping[str, Any]) -> list[str]:
 
 def _fact(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
-        return f"{value / 2**20:.2f} MiB"
+        return size_text(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{count} in {kind}" for kind, count in value.items()) or "none"
     return str(value)

@@ -10,6 +10,7 @@ from typing import Any
 from dovetail.core.dims import run_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import PlanFormatError, ShapeError
+from dovetail.core.text import size_text
 from dovetail.engine import memory
 from dovetail.engine.plan import Plan, Program
 from dovetail.model.rules.log import text as rule_lines
@@ -66,8 +67,8 @@ class Report:
         lines += ranges_text(d)
         used = d["memory"]
         lines.append(
-            f"memory: activations {_size(used['arena_bytes'])} (lower bound {_size(used['bound_bytes'])}, "
-            f"x{used['ratio']:.2f}){_at(d['sizes'])}, weights {_size(used['weight_bytes'])}"
+            f"memory: activations {size_text(used['arena_bytes'])} (lower bound {size_text(used['bound_bytes'])}, "
+            f"x{used['ratio']:.2f}){_at(d['sizes'])}, weights {size_text(used['weight_bytes'])}"
         )
         if d["plugins"]:
             lines.append(f"plugins: {', '.join(plugin_text(p) for p in d['plugins'])}")
@@ -220,12 +221,3 @@ def certificate_text(data: Mapping[str, Any]) -> str:
 
 def _at(sizes: Mapping[str, int]) -> str:
     return f" at {', '.join(f'{k}={v}' for k, v in sizes.items())}" if sizes else ""
-
-
-def _size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.4g} {unit}"
-        amount /= 1024
-    return f"{amount:.4g} GiB"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dovetail.core.text import size_text
 from dovetail.model.equivalence import difference
 
 
@@ -99,7 +100,7 @@ class ExportReport:
             f"{self.source}: opset {self.opset}, {self.nodes} nodes, by the {self.exporter} exporter ({versions})",
             *(f"  input    {name}: {kind}" for name, kind in self.inputs.items()),
             *(f"  output   {name}: {kind}" for name, kind in self.outputs.items()),
-            f"  weights  {self.weights} under the original's names, {self.weights_bytes / 2**20:.1f} MiB" + self._renamed(),
+            f"  weights  {self.weights} under the original's names, {size_text(self.weights_bytes)}" + self._renamed(),
             "  nodes    " + ", ".join(f"{op} {count}" for op, count in self.operators.items()),
         ]
         width = max((len(d.output) for d in self.differences), default=0)

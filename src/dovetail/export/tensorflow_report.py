@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from importlib import metadata
 
+from dovetail.core.text import size_text
 from dovetail.export.report import ExportReport
 from dovetail.export.tensorflow_conversion import all_nodes
 from dovetail.export.tensorflow_graphs import Frozen, operators
@@ -37,7 +38,7 @@ class TensorflowReport(ExportReport):
             f"{self.source}: {self.kind} to opset {self.opset} ({used})",
             *(f"  input    {name}: {kind}" for name, kind in self.inputs.items()),
             *(f"  output   {name}: {kind}" for name, kind in self.outputs.items()),
-            f"  weights  {self.weights} of {_size(self.weights_bytes)}",
+            f"  weights  {self.weights} of {size_text(self.weights_bytes)}",
         ]
         for name in self.unused_inputs:
             lines.append(f"  unused   input {name}: nothing reads it; " + ("kept, as asked" if self.unused_kept else "dropped"))
@@ -50,10 +51,6 @@ class TensorflowReport(ExportReport):
         ]
         lines += [f"  note     {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count >= 1 << 20 else f"{count / 2**10:.1f} KiB"
 
 
 def _table(before: dict[str, int], after: dict[str, int]) -> list[str]:

@@ -10,6 +10,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dovetail.core.text import size_text
+
 _SHOWN = 20
 _NODES = 3
 _LINE = "1px solid rgba(128,128,128,.35)"
@@ -85,15 +87,6 @@ def _names(names: Sequence[str]) -> str:
 
 def _verdict(ok: bool, text: str) -> str:
     return _tag("div", ("✓ " if ok else "✗ ") + _text(text), f"color:{_GOOD if ok else _BAD};font-weight:600;margin:.2em 0")
-
-
-def size_text(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} GiB"
 
 
 def bindings_table(inputs: Sequence[Any], outputs: Sequence[Any]) -> str:
