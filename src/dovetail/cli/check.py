@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from dovetail.frontend.importer import import_onnx
     from dovetail.model.model import Model
     from dovetail.model.rules import apply_rules
+    from dovetail.model.training import training_nodes
 
     model = Model.load(args.model)
     log = apply_rules(model, args.rules, shapes=options.shapes(args))
@@ -37,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         "supported": True,
         "problems": [],
         "rules": log.json(),
+        "training": training_nodes(proto),
     }
+    trained = [f"  training {node}: export the model in evaluation mode" for node in data["training"]]
     applied = f"\n{log}" if log or args.rules else ""
     try:
         module = import_onnx(model, options.shapes(args))
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         f"  work     {flops / 1e9:.2f} GFLOP in contractions{at}",
         *(f"  input    {name}: {type_}" for name, type_ in data["inputs"].items()),
         *(f"  output   {name}: {type_}" for name, type_ in data["outputs"].items()),
+        *trained,
     ]
     output.show(args, data, "\n".join(text) + applied)
     return 0

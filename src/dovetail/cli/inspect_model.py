@@ -33,6 +33,7 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         *(f"  input   {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}" for v in data["inputs"]),
         *(f"  output  {v['name']}: {v['dtype']}{output.shape_text(v['shape'])}" for v in data["outputs"]),
         f"  {amount(data['parameters'])} parameters; {_work(data)}",
+        *(f"  training mode: {node}; export the model in evaluation mode" for node in data["training"]),
         *suspicions_text(data["suspicious"], data["weights"]),
         "",
         output.table(["operator", "nodes", "parameters", "FLOP", "share"], _operators(data)),

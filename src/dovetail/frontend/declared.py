@@ -9,6 +9,7 @@ import onnx
 
 from dovetail.core import dims
 from dovetail.core.dims import Dim
+from dovetail.core.dtypes import DType
 from dovetail.core.errors import ModelError
 from dovetail.frontend.reader import element_type
 from dovetail.ir.graph import Module
@@ -16,6 +17,9 @@ from dovetail.ir.types import SequenceType, TensorType, Type
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:@(\d+))?")
+
+MOST_ELEMENTS = 2**48
+"""Of an input: more has no memory, and sizes computed from it may leave 64 bits."""
 
 
 class InputTypes:
@@ -32,19 +36,27 @@ class InputTypes:
             kind = element_type(tensor.elem_type, f"input {name!r}")
             if not tensor.HasField("shape"):
                 if override is None:
-                    raise ModelError(f"input {name!r}: got no rank in the model; give its shape with shapes={{{name!r}: …}}")
-                return TensorType(kind, tuple(self.dim(d, name, i) for i, d in enumerate(override)))
+                    raise ModelError(
+                        f"input {name!r}: got no rank in the model; give its shape: --shapes '{name}:[…]', in Python shapes={{{name!r}: …}}"
+                    )
+                return self._tensor(kind, override, name)
             given: list[int | str] = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
             if override is not None:
                 if len(override) != len(given):
                     raise ModelError(f"shapes: got {len(override)} dimensions for input {name!r}, expected {len(given)}")
                 given = [self._override(new, old) for new, old in zip(override, given, strict=True)]
-            return TensorType(kind, tuple(self.dim(d, name, i) for i, d in enumerate(given)))
+            return self._tensor(kind, given, name)
         if which == "sequence_type":
             return self._sequence(proto.sequence_type.elem_type, name)
         if which == "optional_type":
             return self._sequence(proto.optional_type.elem_type, name)
-        raise ModelError(f"input {name!r}: got a {which or 'missing'} type, expected a tensor, sequence or optional")
+        typed = f"; give it one: dovetail edit extract MODEL -o typed.onnx --inputs '{name}' --outputs … --types '{name}:float:[N,3]'"
+        raise ModelError(
+            f"input {name!r}: got a {which or 'missing'} type, expected a tensor, sequence or optional" + ("" if which else typed)
+        )
+
+    def _tensor(self, kind: DType, given: Sequence[int | str], name: str) -> TensorType:
+        return TensorType(kind, tuple(self.dim(d, name, i) for i, d in enumerate(given)))
 
     def _sequence(self, proto: onnx.TypeProto, name: str) -> SequenceType:
         inner = proto.sequence_type.elem_type if proto.WhichOneof("value") == "sequence_type" else proto

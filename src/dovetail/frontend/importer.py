@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import ModelError, UnsupportedOpError, UsageError
 from dovetail.core.log import logger
 from dovetail.frontend.contents import contents_of
-from dovetail.frontend.declared import InputTypes
+from dovetail.frontend.declared import MOST_ELEMENTS, InputTypes
 from dovetail.frontend.functions import expand
 from dovetail.frontend.plugins import call_plugin, has_plugin
 from dovetail.frontend.protos import densify, domain_of, free_names, plain
@@ -107,6 +108,8 @@ class ImportContext:
         types = InputTypes(self.module, self.session.symbols, self.fresh)
         for value in inputs:
             type_ = types.declared(value.type, value.name, shapes.get(value.name))
+            if isinstance(type_, TensorType) and (count := math.prod(d for d in type_.shape if isinstance(d, int))) > MOST_ELEMENTS:
+                raise ModelError(f"input {value.name!r}: got {count} elements, expected at most {MOST_ELEMENTS}; give sizes (--shapes)")
             if value.name in self.scope:
                 raise ModelError(f"model: input {value.name!r} is declared twice")
             self.scope[value.name] = self.graph.add_input(value.name, type_)

@@ -28,6 +28,7 @@ from dovetail.model.layers import (
 from dovetail.model.model import Model
 from dovetail.model.proto_graph import subgraphs
 from dovetail.model.statistics import statistics, suspicions
+from dovetail.model.training import training_nodes
 
 
 def describe(model: onnx.ModelProto, folder: Path | None, shapes: ShapeOverride | None = None) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def describe(model: onnx.ModelProto, folder: Path | None, shapes: ShapeOverride 
         "flops_unknown": reason,
         "work": _by_operator(found, sizes),
         "layers": [layer.json() for layer in found],
+        "training": training_nodes(model),
         "suspicious": [s.json() for s in suspicions(weights)],
         "weights": weights,
     }

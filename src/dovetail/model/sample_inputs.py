@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+_MOST = 2**48  # elements that are not even tried
 
 
 class BindingLike(Protocol):
@@ -49,6 +52,8 @@ def generate(
             raise UsageError(f"input {binding.name!r}: cannot make up a sequence; pass --inputs")
         extent = tuple(_extent(d, sizes) for d in binding.shape)
         kind = dtype(binding.dtype)
+        if math.prod(extent) > _MOST:
+            raise UsageError(f"input {binding.name!r}: got {math.prod(extent)} elements, expected at most {_MOST}; give sizes (--shapes)")
         if kind.is_float:
             feeds[binding.name] = rng.standard_normal(extent).astype(np.float32).astype(kind.numpy)
         elif kind.kind == "bool":
