@@ -106,7 +106,7 @@ def test_weights_from_files(folder: Path, call: Callable) -> None:
     state["module.b.weights"] = state.pop("module.b.weight")
     torch.save(state, "w.pt")
     outcome = call("export", "nets.py:Net", "-o", "n.onnx", "--input", "x:[1,3]", "--weights", "w.pt")
-    assert outcome.code == 2 and "got no 'b.weight' (the nearest: 'b.weights')" in outcome.err
+    assert outcome.code == 2 and "got no 'b.weight'; did you mean 'b.weights'?" in outcome.err
     outcome = call("export", "nets.py:Net", "-o", "n.onnx", "--input", "x:[1,3]", "--weights", "w.safetensors", "--arg", "width=5")
     assert outcome.code == 2 and "got 'a.weight' of shape [4, 3], expected [5, 3]" in outcome.err
     torch.save(nn.Linear(2, 2), "w.pt")  # a pickled module would run code
@@ -118,7 +118,7 @@ def test_weights_from_files(folder: Path, call: Callable) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nets.py:Nt",), 2, "nets.py has no 'Nt'; the nearest: Net"),
+        (("nets.py:Nt",), 2, "nets.py has no 'Nt'; did you mean 'Net'"),
         (("nets.py",), 2, "which callable of it, nets.py:NAME?"),
         (("nowhere.py:x",), 2, "there is no such file"),
         (("nowhere:x",), 2, "no module that can be imported here"),
@@ -134,7 +134,7 @@ def test_weights_from_files(folder: Path, call: Callable) -> None:
         (("nets.py:Net", "--weights", "w.pt"), 2, "there is no file 'w.pt'"),
         (("nets.py:Net", "--weights", "pretrained"), 2, "the callable makes its weights"),
         (("nets.py:Net", "--model-class", "Bert"), 2, "expected a transformers:CONFIG"),
-        (("torchvision:resnet5",), 2, "the nearest: resnet50"),
+        (("torchvision:resnet5",), 2, "did you mean 'resnet50'"),
         (("torchvision:resnet50", "--weights", "IMAGENET9"), 2, "expected a file, random, pretrained, or of resnet50 IMAGENET1K_V1"),
         (("x.pt",), 2, "name the model, and give the file as --weights"),
         (("x.pt2",), 2, "there is no such file"),
@@ -209,8 +209,8 @@ def test_a_folder_of_transformers_with_weights_and_a_class(vision: None, folder:
     assert outcome.code == 0 and "weights: those in saved" in outcome.out, outcome.err
     np.testing.assert_array_equal(dovetail.Model.load("m.onnx").weights["classifier.bias"], model.classifier.bias.detach().numpy())
     for spec, more, message in (
-        ("transformers:brt", (), "has no model type 'brt'; the nearest: bert"),
-        ("transformers:saved", ("--model-class", "BertForSequenceClass"), "the nearest: BertForSequenceClassification"),
+        ("transformers:brt", (), "has no model type 'brt'; did you mean 'bert'"),
+        ("transformers:saved", ("--model-class", "BertForSequenceClass"), "did you mean 'BertForSequenceClassification'"),
         ("transformers:x.json", (), "x.json is no JSON"),
     ):
         outcome = call("export", spec, "-o", "n.onnx", *more)
@@ -231,4 +231,4 @@ def test_a_timm_model(vision: None, folder: Path, call: Callable) -> None:
     outcome = call("export", "timm:test_convnext", "-o", "m.onnx", *OLD)
     assert outcome.code == 0 and "x: f32[1,3," in outcome.out, outcome.err
     outcome = call("export", "timm:test_convnxt", "-o", "m.onnx")
-    assert outcome.code == 2 and "the nearest: test_convnext" in outcome.err
+    assert outcome.code == 2 and "did you mean 'test_convnext" in outcome.err

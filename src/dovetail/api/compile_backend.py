@@ -11,7 +11,6 @@ on the CPU go in and come out without a copy.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import threading
 import warnings
@@ -28,6 +27,7 @@ from dovetail.builder.oracle import relative_l2
 from dovetail.core.errors import Error, ExportError, UsageError
 from dovetail.core.log import logger
 from dovetail.core.optional import require
+from dovetail.core.text import did_you_mean
 from dovetail.export.from_pytorch import pytorch
 from dovetail.export.torch_names import array_of
 
@@ -71,11 +71,7 @@ def _checked(options: Mapping[str, Any] | None, mode: str | None) -> dict[str, A
     known = [*_OWN, *(n for n in inspect.signature(build).parameters if n not in ("model", "example_inputs", "shapes"))]
     for name in options or {}:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise UsageError(
-                f"torch.compile: got the option {name!r}, expected some of {', '.join(known)}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise UsageError(f"torch.compile: got the option {name!r}, expected some of {', '.join(known)}{did_you_mean(name, known)}")
     return dict(options or {})
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def size_text(count: float) -> str:
     """Bytes for people, in four digits: 1.5 MiB."""
@@ -10,3 +13,9 @@ def size_text(count: float) -> str:
             return f"{count:.4g} {unit}"
         count /= 1024
     return f"{count:.4g} GiB"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name, such as "; did you mean 'x'?"; nothing where no known one is like it."""
+    close = difflib.get_close_matches(given, list(known), 3, 0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

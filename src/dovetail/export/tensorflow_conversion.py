@@ -12,7 +12,8 @@ from typing import Any
 import onnx
 
 from dovetail.core.errors import ExportError, UsageError
-from dovetail.export.tensorflow_graphs import Frozen, nearest
+from dovetail.core.text import did_you_mean
+from dovetail.export.tensorflow_graphs import Frozen
 from dovetail.export.tensorflow_gru import rewrite_keras_gru
 from dovetail.export.tensorflow_math import OPSET, TRANSLATIONS
 from dovetail.export.tensorflow_runtime import quiet, tensorflow_module, tf2onnx_module
@@ -152,7 +153,7 @@ def _tensors(names: Sequence[str], ends: Sequence[str], tensors: dict[str, str],
         tensor = tensors.get(name, name)
         if tensor not in ends:
             known = [label for label, t in tensors.items() if t in ends]
-            raise UsageError(f"--{option.replace('_', '-')}: got {name!r}, expected some of {known}{nearest(name, known)}")
+            raise UsageError(f"--{option.replace('_', '-')}: got {name!r}, expected some of {known}{did_you_mean(name, known)}")
         found.append(tensor)
     return found
 

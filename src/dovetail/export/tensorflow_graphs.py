@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.core.errors import ExportError, ModelError, UsageError
+from dovetail.core.text import did_you_mean
 from dovetail.export.tensorflow_runtime import quiet, tensorflow_module, tf2onnx_module
 
 _LARGE_BYTES = 1 << 30  # constants are serialised more than once, with shapes and names
@@ -60,12 +60,6 @@ class Wanted:
     shapes: Shapes = field(default_factory=dict)
     large: bool = False
     verbose: bool = False
-
-
-def nearest(given: str, known: Sequence[str]) -> str:
-    """`; did you mean …?` for a name that is not known, or nothing."""
-    close = difflib.get_close_matches(given, known, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 # ---------------------------------------------------------------------- functions
@@ -263,7 +257,7 @@ def tensor_name(given: str, graph: Any, option: str) -> str:
         return str(graph.get_tensor_by_name(name).name)
     except (KeyError, ValueError) as error:
         known = [t.name for n in graph.get_operations() for t in n.outputs]
-        raise UsageError(f"{option}: got {given!r}, expected the name of a tensor of the graph{nearest(name, known)}") from error
+        raise UsageError(f"{option}: got {given!r}, expected the name of a tensor of the graph{did_you_mean(name, known)}") from error
 
 
 def plain_names(tensors: Sequence[str]) -> list[str]:
@@ -283,7 +277,7 @@ def with_shapes(frozen: Frozen, shapes: Shapes) -> None:
     for name, shape in shapes.items():
         tensor = tensors.get(name) or (name if name in frozen.inputs else None)
         if tensor is None:
-            raise UsageError(f"shapes: got {name!r}, expected names of inputs: {sorted(tensors)}{nearest(name, list(tensors))}")
+            raise UsageError(f"shapes: got {name!r}, expected names of inputs: {sorted(tensors)}{did_you_mean(name, tensors)}")
         node = next((n for n in frozen.graph.node if n.name == tensor.partition(":")[0]), None)
         if node is None:
             continue  # unused: nothing depends on its shape

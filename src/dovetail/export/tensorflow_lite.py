@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from dovetail.core.errors import ModelError, UsageError
-from dovetail.export.tensorflow_graphs import Arrays, Frozen, Wanted, nearest, plain_names
+from dovetail.core.text import did_you_mean
+from dovetail.export.tensorflow_graphs import Arrays, Frozen, Wanted, plain_names
 from dovetail.export.tensorflow_runtime import quiet, tensorflow_module
 
 
@@ -32,7 +33,8 @@ def open_tflite(path: Path, wanted: Wanted) -> Frozen:
     for option, chosen, known in (("--inputs", inputs, given), ("--outputs", outputs, made)):
         for name in chosen or ():
             if name not in known and name not in names.values():
-                raise UsageError(f"{option}: got {name!r}, expected names of {sorted(known)}{nearest(name, [*known, *names.values()])}")
+                hint = did_you_mean(name, [*known, *names.values()])
+                raise UsageError(f"{option}: got {name!r}, expected names of {sorted(known)}{hint}")
     tensors = {label: tensor for tensor, label in names.items()}
     taken = list(given) if inputs is None else [tensors.get(n, n) for n in inputs]
     results = list(made) if outputs is None else [tensors.get(n, n) for n in outputs]

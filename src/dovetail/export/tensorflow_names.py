@@ -9,7 +9,8 @@ import onnx
 
 from dovetail.core.errors import Error, UsageError
 from dovetail.core.log import logger
-from dovetail.export.tensorflow_graphs import Frozen, nearest
+from dovetail.core.text import did_you_mean
+from dovetail.export.tensorflow_graphs import Frozen
 from dovetail.frontend.importer import import_onnx
 from dovetail.ir.types import TensorType
 from dovetail.model.model import Model
@@ -45,7 +46,7 @@ def name_sizes(
     inputs = {v.name: v for v in model.graph.input}
     for name, axes in dynamic.items():
         if name not in inputs:
-            raise UsageError(f"--dynamic: got {name!r}, expected names of inputs: {sorted(inputs)}{nearest(name, list(inputs))}")
+            raise UsageError(f"--dynamic: got {name!r}, expected names of inputs: {sorted(inputs)}{did_you_mean(name, inputs)}")
         dims = inputs[name].type.tensor_type.shape.dim
         for axis in axes:
             if not 0 <= axis < len(dims):

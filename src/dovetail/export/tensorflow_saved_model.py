@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.core.errors import ModelError, UsageError
+from dovetail.core.text import did_you_mean
 from dovetail.export.tensorflow_functions import one_line
-from dovetail.export.tensorflow_graphs import Arrays, Frozen, Wanted, freeze_function, nearest
+from dovetail.export.tensorflow_graphs import Arrays, Frozen, Wanted, freeze_function
 from dovetail.export.tensorflow_runtime import quiet, require_module, tensorflow_module
 
 
@@ -71,7 +72,7 @@ def _signature(path: Path, known: list[str], given: Any) -> str:
     listed = ", ".join(sorted(known)) or "it has none"
     if given is not None:
         if given not in known:
-            close = nearest(given, known) if isinstance(given, str) else ""
+            close = did_you_mean(given, known) if isinstance(given, str) else ""
             raise UsageError(f"--signature: got {given!r}, expected the name of one of those of {path}: {listed}{close}")
         return str(given)
     if not known:

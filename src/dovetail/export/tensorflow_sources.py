@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.core.errors import ModelError, UsageError
-from dovetail.export.tensorflow_graphs import Frozen, Wanted, freeze_graph, nearest, with_shapes
+from dovetail.core.text import did_you_mean
+from dovetail.export.tensorflow_graphs import Frozen, Wanted, freeze_graph, with_shapes
 
 PREFIX = "tensorflow:"
 """Before a path, says that it is a model of TensorFlow."""
@@ -109,7 +110,7 @@ def _choose(frozen: Frozen, wanted: Wanted) -> None:
             if tensor is None:
                 raise UsageError(
                     f"{option}: got {name!r}, expected some of those of the {frozen.kind}: {', '.join(labels)}"
-                    f"{nearest(name, list(labels))} (`dovetail edit` cuts at other tensors after the export)"
+                    f"{did_you_mean(name, labels)} (`dovetail edit` cuts at other tensors after the export)"
                 )
             chosen.append(tensor)
         ends[:] = [*chosen, *(t for t in ends if t not in chosen)] if option == "--inputs" else chosen

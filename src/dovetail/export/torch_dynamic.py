@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ import numpy as np
 
 from dovetail.core.errors import UsageError
 from dovetail.core.optional import require
+from dovetail.core.text import did_you_mean
 
 DynamicAxes: TypeAlias = "Mapping[str, Mapping[int, str] | Sequence[int]] | Sequence[str]"
 """By input: axes with names, or axes alone; or texts such as "input0:0=batch"."""
@@ -60,8 +60,7 @@ def input_name(given: str, leaves: Mapping[str, Any]) -> str:
     number = re.fullmatch(r"input(\d+)", given)
     if number and int(number[1]) < len(leaves):
         return list(leaves)[int(number[1])]
-    near = difflib.get_close_matches(given, leaves, 1)
-    raise UsageError(f"got the input {given!r}, expected one of {', '.join(leaves)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise UsageError(f"got the input {given!r}, expected one of {', '.join(leaves)}{did_you_mean(given, leaves)}")
 
 
 def _entries(dynamic: DynamicAxes | None) -> list[tuple[str, int, str]]:

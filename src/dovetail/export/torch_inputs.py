@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from dovetail.core.dtypes import DType, dtype
 from dovetail.core.errors import UsageError
 from dovetail.core.optional import require
+from dovetail.core.text import did_you_mean
 from dovetail.export.torch_subject import parameters
 
 _SPEC = re.compile(r"(?P<name>[^:\[\]]+):(?P<dtype>[A-Za-z]\w*)?\[(?P<dims>[^\[\]]*)\]")
@@ -127,10 +127,9 @@ def arguments(module: Any, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], d
         elif len(given) == 1:
             ordered[0] = tensor
         else:
-            near = difflib.get_close_matches(name, known, 1)
             raise UsageError(
                 f"{type(module).__name__}: got the input {name!r}, expected parameters of forward ({', '.join(known) or 'none'}) "
-                "or input0, input1 …" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"or input0, input1 …{did_you_mean(name, known)}"
             )
     if sorted(ordered) != list(range(len(ordered))):
         raise UsageError(f"{type(module).__name__}: got inputs {', '.join(given)}, expected input0, input1 … without gaps")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 from dovetail.core.errors import Error, UsageError
 from dovetail.core.optional import require
 from dovetail.core.python_files import module_name, run_file
+from dovetail.core.text import did_you_mean
 from dovetail.export.torch_inputs import InputSpec, input_spec
 from dovetail.export.torch_weights import load_weights
 from dovetail.plugins.registry import loaded_file
@@ -105,7 +105,7 @@ def _torchvision(name: str, weights: str | None, options: Mapping[str, Any], mod
     models = _import_torchvision()
     known = models.list_models()
     if name not in known:
-        raise UsageError(f"torchvision has no model {name!r}{_nearest(name, known)}")
+        raise UsageError(f"torchvision has no model {name!r}{did_you_mean(name, known)}")
     entry = models.get_model_weights(name)
     chosen, notes = None, []
     if weights is not None:
@@ -147,7 +147,7 @@ def _crop(entry: Any) -> int | None:
 def _timm(name: str, weights: str | None, options: Mapping[str, Any], model_class: str | None) -> Loaded:
     timm = require("timm", "timm", "exporting models of timm")
     if name not in timm.list_models(name, include_tags=True) and not timm.is_model(name):
-        raise UsageError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
+        raise UsageError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     if weights not in (None, "pretrained"):
         raise UsageError(f"--weights: got {weights!r}, expected a file, random, or pretrained; timm has them as {name}.TAG")
     model = _made(f"timm's {name}", lambda: timm.create_model(name, pretrained=weights is not None, **options))
@@ -171,18 +171,18 @@ def _transformers(name: str, weights: str | None, options: Mapping[str, Any], mo
             raise UsageError(f"transformers:{name}: {file} is no JSON ({error}), expected a config that save_pretrained wrote") from error
         kind = data.pop("model_type", None)
         if kind not in library.CONFIG_MAPPING:
-            raise UsageError(f"transformers:{name}: got model_type {kind!r}{_nearest(str(kind), list(library.CONFIG_MAPPING))}")
+            raise UsageError(f"transformers:{name}: got model_type {kind!r}{did_you_mean(str(kind), list(library.CONFIG_MAPPING))}")
         config = _made(f"the config {file}", lambda: library.AutoConfig.for_model(kind, **(data | defaults)))
     else:
         if name not in library.CONFIG_MAPPING:
             raise UsageError(
-                f"transformers has no model type {name!r}{_nearest(name, list(library.CONFIG_MAPPING))}; or give a config.json"
+                f"transformers has no model type {name!r}{did_you_mean(name, list(library.CONFIG_MAPPING))}; or give a config.json"
             )
         config = _made(f"transformers' {name}", lambda: library.AutoConfig.for_model(name, **defaults))
     maker = library.AutoModel if model_class is None else getattr(library, model_class, None)
     if maker is None:
         near = [n for n in dir(library) if n.lower().startswith(config.model_type.replace("_", "").lower()) and "For" in n]
-        raise UsageError(f"--model-class: transformers has no {model_class!r}{_nearest(str(model_class), near)}")
+        raise UsageError(f"--model-class: transformers has no {model_class!r}{did_you_mean(str(model_class), near)}")
     notes = []
     if folder is not None and any(folder.glob("*.safetensors")) and weights != "random":
         model = _made(f"the model in {folder}", lambda: maker.from_pretrained(str(folder), config=config, local_files_only=True))
@@ -245,7 +245,7 @@ def _from_callable(where: str, name: str, options: Mapping[str, Any]) -> Loaded:
     for part in name.split("."):
         if not hasattr(found, part):
             public = [n for n in dir(found) if not n.startswith("_")]
-            raise UsageError(f"{where} has no {part!r}{_nearest(part, public)}")
+            raise UsageError(f"{where} has no {part!r}{did_you_mean(part, public)}")
         found = getattr(found, part)
     if isinstance(found, torch.nn.Module | torch.export.ExportedProgram):
         made = found
@@ -310,8 +310,3 @@ def _made(what: str, make: Callable[[], Any]) -> Any:
         cause = "" if root is error else f", because of {type(root).__name__}: {root}"
         hint = _UNFIT if "torchvision::" in str(root) else "options are given as --arg NAME=VALUE"
         raise UsageError(f"{what}: making it failed ({type(error).__name__}: {error}{cause}); {hint}") from error
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 3, 0.5)
-    return f"; the nearest: {', '.join(near)}" if near else ""

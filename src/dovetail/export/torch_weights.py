@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 from dovetail.core.errors import UsageError
 from dovetail.core.log import logger
 from dovetail.core.optional import require
+from dovetail.core.text import did_you_mean
 
 _log = logger("export")
 _KEYS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")
+_TOLD = 10
 
 
 def load_weights(module: Any, path: Path) -> int:
@@ -27,17 +28,17 @@ def load_weights(module: Any, path: Path) -> int:
     found = _read(path)
     wanted = module.state_dict()
     lacking = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
-    problems = [f"got no {n!r}" + _near(n, found.keys() - wanted.keys()) for n in lacking]
-    problems += [f"got {n!r}, which the model does not have" + _near(n, wanted.keys() - found.keys()) for n in found if n not in wanted]
-    problems += [
-        f"got {n!r} of shape {list(t.shape)}, expected {list(wanted[n].shape)}"
-        for n, t in found.items()
-        if n in wanted and tuple(t.shape) != tuple(wanted[n].shape)
-    ]
-    if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+    strange = [n for n in found if n not in wanted]
+    shapes = [n for n, t in found.items() if n in wanted and tuple(t.shape) != tuple(wanted[n].shape)]
+    count = len(lacking) + len(strange) + len(shapes)
+    if count:
+        # To look for like names takes long where nothing fits: only for those that are told.
+        lines = [f"got no {n!r}{did_you_mean(n, found.keys() - wanted.keys())}" for n in lacking[:_TOLD]]
+        lines += [f"got {n!r}, which the model does not have{did_you_mean(n, wanted.keys() - found.keys())}" for n in strange[:_TOLD]]
+        lines += [f"got {n!r} of shape {list(found[n].shape)}, expected {list(wanted[n].shape)}" for n in shapes[:_TOLD]]
+        more = f"\n  and {count - _TOLD} more" if count > _TOLD else ""
         raise UsageError(
-            f"--weights: {path} does not fit {type(module).__name__}:\n  " + "\n  ".join(problems[:10]) + more
+            f"--weights: {path} does not fit {type(module).__name__}:\n  " + "\n  ".join(lines[:_TOLD]) + more
             + "\ncheck that it is a checkpoint of this very model, and its options (--arg num_classes=10)"
         )  # fmt: skip
     module.load_state_dict(found, strict=False)
@@ -114,8 +115,3 @@ def _read(path: Path) -> dict[str, Any]:
         if all(n.startswith(prefix) for n in names):
             names = {n.removeprefix(prefix): t for n, t in names.items()}
     return names
-
-
-def _near(name: str, others: Any) -> str:
-    near = difflib.get_close_matches(name, list(others), 1)
-    return f" (the nearest: {near[0]!r})" if near else ""
