@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 import dovetail
 from dovetail.cli import main
@@ -111,6 +111,16 @@ def test_inputs_that_the_model_refuses_are_said_to_be() -> None:
         dovetail.bisect(model(), {"z": np.ones(3, np.float32)})
     with pytest.raises(UsageError, match="verify="):
         dovetail.bisect(model(), verify="full")
+
+
+def test_a_model_that_runs_on_no_made_up_inputs_is_not_a_wrong_engine() -> None:
+    sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, [2])
+    graph = helper.make_graph(
+        [helper.make_node("SequenceAt", ["s", "i"], ["y"])], "g", [sequence], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        [numpy_helper.from_array(np.array(0), "i")],
+    )  # fmt: skip
+    with pytest.raises(dovetail.Error, match="found no seeded inputs"):
+        dovetail.bisect(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 @pytest.mark.parametrize("search", [dovetail.bisect, dovetail.reduce])

@@ -158,3 +158,11 @@ def test_no_other_library_is_imported_to_look_at_a_model(stored: Path) -> None:
     """
     root = str(Path(dovetail.__file__).parents[1])
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(stored)], check=True, env={"PYTHONPATH": root})
+
+
+def test_a_model_that_lacks_types_can_be_looked_at() -> None:
+    untyped = proto()
+    untyped.graph.output[0].ClearField("type")
+    assert "-> y: ?;" in repr(dovetail.Model(untyped))
+    with pytest.raises(ModelError, match="got a missing type"):
+        _ = dovetail.Model(untyped).outputs

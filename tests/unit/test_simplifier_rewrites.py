@@ -421,3 +421,13 @@ def test_names_that_a_body_takes_for_its_own_values_stay_its_own() -> None:
     want, got = (evaluate(import_onnx(m), feeds)["y"] for m in (proto, simplify(dovetail.Model(proto)).model))
     np.testing.assert_allclose(want, np.exp(feeds["x"]) * 8, rtol=1e-6)
     np.testing.assert_array_equal(got, want)
+
+
+def test_shapes_are_of_tensors() -> None:
+    proto = model([node("Relu", "x")], {"x": ()})
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    (given,) = simplify(dovetail.Model(proto), shapes={"x": ()}).model.inputs
+    assert given.shape == ()
+    proto.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2]))
+    with pytest.raises(dovetail.UsageError, match="'x', expected the name of a tensor"):
+        simplify(dovetail.Model(proto), shapes={"x": (3,)})

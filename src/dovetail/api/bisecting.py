@@ -142,8 +142,8 @@ class _Search:
         try:
             error = max((d.relative_l2 for d in self.compared(engine).outputs), default=0.0)
         except Error as failure:
-            if most is None and self.builds == 1 and self.inputs is not None:
-                compare(self.model, self.model, self.inputs)  # inputs that the model itself refuses are the caller's mistake
+            if most is None and self.builds == 1:
+                compare(self.model, self.model, self.inputs)  # where the model itself does not run, no engine is to blame
             self.tried(f"build {self.builds}: {_limit_text(most, limit.made)}: the run fails: {failure}")
             return math.inf, limit.made, None
         error = math.inf if math.isnan(error) else error

@@ -177,8 +177,18 @@ class Model(Editing, OnnxSource):
 
     def __repr__(self) -> str:
         graph = self._proto.graph
-        given, made = (", ".join(map(str, ports)) for ports in (self.inputs, self.outputs))
+        known = {t.name for t in graph.initializer}
+        given, made = (
+            ", ".join(map(_port_text, ports)) for ports in ((v for v in graph.input if v.name not in known), graph.output)
+        )
         return f"Model({given} -> {made}; opset {self.opset}, {len(graph.node)} nodes, {len(graph.initializer)} weights)"
+
+
+def _port_text(value: onnx.ValueInfoProto) -> str:
+    try:
+        return str(*_bindings([value]))
+    except ModelError:  # what has no type is looked at, too
+        return f"{value.name}: ?"
 
 
 def _bindings(values: Iterable[onnx.ValueInfoProto]) -> list[Binding]:

@@ -196,10 +196,13 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]
     for name, dims in shapes.items():
         if name not in inputs:
             raise UsageError(f"--shapes: got {name!r}, expected names of inputs: {sorted(inputs)}")
+        if inputs[name].type.WhichOneof("value") != "tensor_type":
+            raise UsageError(f"--shapes: got dimensions for {name!r}, expected the name of a tensor")
         tensor = inputs[name].type.tensor_type
         if tensor.HasField("shape") and len(tensor.shape.dim) != len(dims):
             raise UsageError(f"--shapes: got {len(dims)} dimensions for {name!r}, expected {len(tensor.shape.dim)}")
-        del tensor.shape.dim[:]
+        tensor.ClearField("shape")
+        tensor.shape.SetInParent()
         for dim in dims:
             if isinstance(dim, str) and ".." in dim:
                 raise UsageError(f"--shapes: got the range {dim!r} for {name!r}, expected a size or a name here")
