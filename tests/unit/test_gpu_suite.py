@@ -36,6 +36,12 @@ def test_floors_are_those_of_the_shapes_and_the_data_sheet() -> None:
     assert one["layer_ms"] == pytest.approx(0.032, abs=0.001) and many["layer_ms"] == pytest.approx(0.612, abs=0.01)
     assert one["practical_ms"] == pytest.approx(0.111, abs=0.003) and many["practical_ms"] == pytest.approx(0.84, abs=0.02)
     assert machine.peaks("NVIDIA GeForce RTX 4090") is None and machine.peaks("NVIDIA H200") is machine.PEAKS["H200"]
+    for name, bandwidth in {
+        "NVIDIA H100 80GB HBM3": 3.35, "NVIDIA H100 PCIe": 2.0, "NVIDIA A100-SXM4-40GB": 1.555, "NVIDIA A100-PCIE-40GB": 1.555,
+        "NVIDIA A100-SXM4-80GB": 2.039, "NVIDIA A100 80GB PCIe": 1.935, "NVIDIA L4": 0.3,
+    }.items():  # fmt: skip
+        found = machine.peaks(name)
+        assert found is not None and found.bandwidth == bandwidth, name
 
 
 @pytest.fixture(scope="module")

@@ -43,18 +43,23 @@ class Peaks:
 
 
 _HOPPER = {"fp16": 989.4, "bf16": 989.4, "tf32": 494.7, "fp32": 66.9}
+_AMPERE = {"fp16": 312.0, "bf16": 312.0, "tf32": 156.0, "fp32": 19.5}
 PEAKS = {
+    "H100 PCIe": Peaks({"fp16": 756.5, "bf16": 756.5, "tf32": 378.0, "fp32": 51.2}, 51.2, 2.0),
     "H100": Peaks(_HOPPER, 66.9, 3.35),
     "H200": Peaks(_HOPPER, 66.9, 4.8),
-    "A100": Peaks({"fp16": 312.0, "bf16": 312.0, "tf32": 156.0, "fp32": 19.5}, 19.5, 1.555),
+    "A100 PCIE 80GB": Peaks(_AMPERE, 19.5, 1.935),
+    "A100 80GB": Peaks(_AMPERE, 19.5, 2.039),
+    "A100": Peaks(_AMPERE, 19.5, 1.555),
     "L4": Peaks({"fp16": 121.0, "bf16": 121.0, "tf32": 60.0, "fp32": 30.3}, 30.3, 0.3),
 }
-"""By a part of the GPU's name."""
+"""By words of the GPU's name; those of more words come before those of fewer."""
 
 
 def peaks(gpu_name: str) -> Peaks | None:
     """The rates of a GPU; None for one that is not in the table."""
-    return next((p for name, p in PEAKS.items() if name in gpu_name.replace("-", " ").split()), None)
+    words = set(gpu_name.upper().replace("-", " ").split())
+    return next((p for name, p in PEAKS.items() if words.issuperset(name.upper().split())), None)
 
 
 def gpu(name: str) -> Machine | None:
