@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 
@@ -59,7 +60,7 @@ def test_inputs_too_large_for_the_memory(plan: Path, model: Path, call: Callable
     described = json.loads(call("inspect", plan, "--json").out)["inputs"]
     name, shape = described[0]["name"], described[0]["shape"]
     assert not isinstance(shape[0], int)
-    sizes = ",".join(str(10**12 if k == 0 else d) for k, d in enumerate(shape))
+    sizes = ",".join(str(10**10 if k == 0 else d) for k, d in enumerate(shape))
     refused(call("run", plan, "--shapes", f"{name}:[{sizes}]"), "memory:", "use smaller shapes")
     sizes = ",".join(str(d + 1 if isinstance(d, int) else 1) for d in shape)
     refused(call("run", plan, "--shapes", f"{name}:[{sizes}]"), "which the engine is built for")
@@ -80,3 +81,27 @@ def test_simplify_takes_its_result_as_other_verbs_do(model: Path, tmp_path: Path
     assert call("simplify", model, tmp_path / "b.onnx").code == 0
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     refused(call("simplify", model), "got no file to write")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nonsense", "expected torchvision:NAME"),
+        ("m.onnx", "an ONNX model is what export writes"),
+        ("net.py", "which callable of it, net.py:NAME?"),
+        ("folder", "a SavedModel folder (with saved_model.pb in it)"),
+    ],
+)
+def test_what_is_no_source_of_an_export_is_said_before_any_package_is_asked_for(spec: str, message: str, tmp_path: Path, call: Callable):
+    refused(call("export", spec, "-o", tmp_path / "m.onnx"), f"got {spec!r}", message)
+
+
+def test_another_archive_is_no_engine(inputs: Path, call: Callable) -> None:
+    refused(call("run", inputs), "got no manifest.json, expected an engine file")
+
+
+def test_simplify_of_a_model_that_cannot_run_says_why(tmp_path: Path, call: Callable) -> None:
+    graph = onnx.parser.parse_graph("g () => (float[2] r) { r = Relu (x) }")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    refused(call("simplify", tmp_path / "m.onnx", tmp_path / "s.onnx"), "'x' is used before any node computes it")
+    assert not (tmp_path / "s.onnx").exists()

@@ -151,6 +151,8 @@ class Container:
             raise self._damaged(f"not a zip archive ({error})") from None
         if len(entries) > _MAX_MEMBERS:
             raise self._damaged(f"{len(entries)} members, at most {_MAX_MEMBERS} are allowed")
+        if all(entry.filename != "manifest.json" for entry in entries):
+            raise self._damaged("no manifest.json")  # another kind of zip archive: no need to say how its members lie
         seen: set[str] = set()
         for entry in entries:
             name = entry.filename

@@ -61,8 +61,10 @@ def load(
     Raises:
         UsageError: nothing of that name (with the nearest), no model, weights that do not fit, a package that is missing.
     """
-    torch = require("torch", "torch", _WHY)
     kind, _, name = spec.partition(":")
+    if not name and not spec.endswith(".pt2"):
+        raise UsageError(f"got {spec!r}, expected {KINDS}" + _file_hint(spec))
+    torch = require("torch", "torch", _WHY)
     given = dict(options or {})
     if model_class is not None and kind != "transformers":
         raise UsageError(f"--model-class: got it for {spec!r}, expected a transformers:CONFIG")
@@ -74,12 +76,10 @@ def load(
             loaded = _program(Path(spec), weights, given)
         elif kind in _NAMED and name:
             loaded = _NAMED[kind](name, named, given, model_class)
-        elif name:
+        else:
             if named is not None:
                 raise UsageError(f"--weights: got {weights!r} for {spec!r}, expected a file; the callable makes its weights")
             loaded = _from_callable(kind, name, given)
-        else:
-            raise UsageError(f"got {spec!r}, expected {KINDS}" + _file_hint(spec))
     if is_file:
         count = load_weights(loaded.model, Path(str(weights)))
         loaded.notes.append(f"weights: {count} from {weights}")
@@ -95,7 +95,9 @@ def _file_hint(spec: str) -> str:
         return "; a file of weights has no model in it: name the model, and give the file as --weights"
     if path.suffix in (".onnx", ".plan"):
         return f"; {'an ONNX model is' if path.suffix == '.onnx' else 'an engine is made of'} what export writes: nothing to do here"
-    return f"; which callable of it, {spec}:NAME?" if path.suffix == ".py" else ""
+    if path.suffix == ".py":
+        return f"; which callable of it, {spec}:NAME?"
+    return "; of TensorFlow a SavedModel folder (with saved_model.pb in it), or a .keras, .h5, .pb or .tflite file"
 
 
 # --- named models ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import onnx
 
 from dovetail.benchmark import peers
 from dovetail.core.dtypes import dtype
-from dovetail.core.errors import UsageError, VerificationError
+from dovetail.core.errors import Error, UnsupportedOpError, UsageError, VerificationError
 from dovetail.frontend.importer import import_onnx
 from dovetail.frontend.reader import ModelSource, dtype_name, read_model
 from dovetail.model.model import Model
@@ -130,6 +130,12 @@ def run_original(
             return feeds, evaluate_model(model, feeds)
         except Exception as error:  # each evaluator has its own kinds; the last one is the cause below
             refusal = error
+    try:
+        import_onnx(model)
+    except UnsupportedOpError:
+        pass  # the evaluator's reason is the better one: it may know the operator
+    except Error as error:
+        refusal = error  # the model itself is at fault, which this says in the user's words
     raise UsageError(
         f"{verb}: the original runs on no made-up inputs ({refusal}); "
         + ("name sizes with --shapes, or pass --no-check" if verb == "simplify" else "pass --no-check")

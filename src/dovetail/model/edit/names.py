@@ -37,7 +37,7 @@ def expect(names: Iterable[str], known: Iterable[str], where: str, what: str) ->
     known_set = set(there)
     unknown = [f"{n!r} ({nearest(n, there)})" for n in wanted if n not in known_set]
     if unknown:
-        raise UsageError(f"{where}: got {', '.join(unknown)}, expected names of a {what} of the model")
+        raise UsageError(f"{where}: got {', '.join(unknown)}, expected names of {'an' if what[0] in 'aeiou' else 'a'} {what} of the model")
     return wanted
 
 
