@@ -13,10 +13,11 @@ import onnx
 from dovetail.benchmark import peers
 from dovetail.core.errors import Error, ExportError, UsageError
 from dovetail.export.report import Difference
-from dovetail.export.tensorflow_conversion import CUSTOM_DOMAIN, all_nodes
+from dovetail.export.tensorflow_conversion import CUSTOM_DOMAIN
 from dovetail.export.tensorflow_graphs import Arrays, Frozen
 from dovetail.frontend.importer import import_onnx
 from dovetail.model.equivalence import DeclaredInput
+from dovetail.model.proto_graph import all_nodes
 from dovetail.model.sample_inputs import generate
 from dovetail.ops.evaluate import evaluate
 from dovetail.ops.samples import sizes_to_try

@@ -23,7 +23,7 @@ from dovetail.export.tensorflow_translations import (
     handlers,
     inferred_attributes,
 )
-from dovetail.model.proto_graph import subgraphs
+from dovetail.model.proto_graph import all_nodes
 
 CUSTOM_DOMAIN = "ai.onnx.converters.tensorflow"
 """Where an operator stays that nothing translates."""
@@ -231,14 +231,6 @@ def _in_opset(op: str, opset: int) -> bool:
         return bool(onnx.defs.get_schema(op, opset, "").name)
     except onnx.defs.SchemaError:
         return False
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph, those of its subgraphs included."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from all_nodes(inner)
 
 
 def _drop_inferred_attributes(node: onnx.NodeProto, operation: Any) -> None:

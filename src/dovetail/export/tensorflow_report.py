@@ -8,10 +8,10 @@ from importlib import metadata
 
 from dovetail.core.text import size_text
 from dovetail.export.report import ExportReport
-from dovetail.export.tensorflow_conversion import all_nodes
 from dovetail.export.tensorflow_graphs import Frozen, operators
 from dovetail.export.tensorflow_runtime import require_module
 from dovetail.model.model import Model
+from dovetail.model.proto_graph import all_nodes
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from dovetail.core.errors import ExportError
-from dovetail.model.proto_graph import subgraphs
+from dovetail.model.proto_graph import all_nodes, subgraphs, unique_name
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _PREFIXES = ("pkg.torch.", "pkg.onnxscript.", "namespace")
@@ -75,7 +76,7 @@ def without_prefix(proto: onnx.ModelProto, module: str) -> None:
     """Take the name of an outer module's only part out of the names of weights, values and nodes."""
     graph, start, inside = proto.graph, f"{module}.", f"/{module}/"
     names = {t.name: t.name.removeprefix(start) for t in graph.initializer}
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         node.name = node.name.replace(inside, "/")
         names |= {name: name.replace(inside, "/").removeprefix(start) for name in (*node.input, *node.output)}
     names |= {v.name: v.name.replace(inside, "/").removeprefix(start) for v in graph.output}
@@ -101,7 +102,7 @@ def name_border(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence
         if len({v.name for v in values}) < len(values):
             raise ExportError(f"export: two {what} are one value ({', '.join(v.name for v in values)}); return a copy of it (x + 0)")
         taken = _value_names(proto.graph) - set(renames)
-        aside = {name: _unique(f"{name}_value", taken) for name in renames.values() if name in taken}
+        aside = {name: unique_name(f"{name}_value", taken) for name in renames.values() if name in taken}
         _rename(proto.graph, aside)
         _rename(proto.graph, renames)
 
@@ -118,12 +119,12 @@ def name_nodes(proto: onnx.ModelProto) -> None:
     for node in graph.node:
         scopes = _scopes(node)
         if scopes is not None:
-            node.name = _unique(f"/{'/'.join([*scopes, node.op_type])}", taken)
+            node.name = unique_name(f"/{'/'.join([*scopes, node.op_type])}", taken)
             renames |= {old: f"{node.name}_output_{i}" for i, old in enumerate(node.output) if old and old not in border}
         elif node.name:
-            node.name = _unique(node.name, taken)
+            node.name = unique_name(node.name, taken)
     _rename(graph, renames)
-    for owner in (proto, graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *_all_nodes(graph)):
+    for owner in (proto, graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *all_nodes(graph)):
         rest = [p for p in owner.metadata_props if not p.key.startswith(_PREFIXES)]
         if len(rest) < len(owner.metadata_props):
             copies = [onnx.StringStringEntryProto(key=p.key, value=p.value) for p in rest]
@@ -168,8 +169,8 @@ def drop_zero_biases(proto: onnx.ModelProto, weights: Mapping[str, Any]) -> None
 
 def drop_unused_weights(proto: onnx.ModelProto, keep: Iterable[str]) -> list[str]:
     """Remove initializers that nothing reads; returns their names."""
-    used = {name for node in _all_nodes(proto.graph) for name in node.input} | {v.name for v in proto.graph.output} | set(keep)
-    for node in _all_nodes(proto.graph):
+    used = {name for node in all_nodes(proto.graph) for name in node.input} | {v.name for v in proto.graph.output} | set(keep)
+    for node in all_nodes(proto.graph):
         for inner in subgraphs(node):
             used |= {v.name for v in inner.output}
     dead = [t.name for t in proto.graph.initializer if t.name not in used]
@@ -195,18 +196,7 @@ def _scopes(node: onnx.NodeProto) -> list[str] | None:
 
 
 def _renamed_size(text: str, renames: Mapping[str, str]) -> str:
-    import re
-
     return re.sub(r"[A-Za-z_]\w*", lambda m: renames.get(m[0], m[0]), text)
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, i = name, 0
-    while candidate in taken:
-        i += 1
-        candidate = f"{name}_{i}"
-    taken.add(candidate)
-    return candidate
 
 
 def _digest(data: bytes) -> bytes:
@@ -219,16 +209,9 @@ def _keep(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     graph.node.extend(copies)
 
 
-def _all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from _all_nodes(inner)
-
-
 def _value_names(graph: onnx.GraphProto) -> set[str]:
     names = {v.name for v in (*graph.input, *graph.output)} | {t.name for t in graph.initializer}
-    return names.union(*((*n.input, *n.output) for n in _all_nodes(graph)))
+    return names.union(*((*n.input, *n.output) for n in all_nodes(graph)))
 
 
 def _rename(graph: onnx.GraphProto, renames: Mapping[str, str]) -> None:

@@ -40,6 +40,24 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from all_graphs(inner)
 
 
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, each followed by those in its bodies."""
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """`name`, or one with a number behind it, that is not taken yet; from now on it is."""
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
 def reads(node: onnx.NodeProto) -> list[str]:
     """The names that a node needs: its inputs, and what its bodies (of If, Loop, Scan) capture."""
     found = dict.fromkeys(name for name in node.input if name)

@@ -16,7 +16,7 @@ from dovetail.frontend.reader import read_tensor
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.names import describe, expect
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import all_graphs, made_names, reads
+from dovetail.model.proto_graph import all_graphs, made_names, reads, unique_name
 from dovetail.model.weights import load_small, with_weights_as_inputs
 
 
@@ -119,12 +119,7 @@ class Draft:
             self._taken: set[str] = set()
             for graph in all_graphs(self.graph):
                 self._taken |= {*made_names(graph), *(n.name for n in graph.node), *(name for n in graph.node for name in n.input)}
-        candidate, count = name, 0
-        while candidate in self._taken:
-            count += 1
-            candidate = f"{name}_{count}"
-        self._taken.add(candidate)
-        return candidate
+        return unique_name(name, self._taken)
 
     def constants(self) -> Callable[[str], np.ndarray[Any, Any] | None]:
         """What gives the value of an initializer that no caller overrides, or of a Constant node; None for all else."""

@@ -14,6 +14,7 @@ import onnx
 from dovetail.core.errors import Error, RuleError
 from dovetail.frontend.reader import ShapeOverride
 from dovetail.ir import limit
+from dovetail.model.proto_graph import unique_name
 from dovetail.model.rules.check import check_types
 from dovetail.model.rules.commit import Plan, commit, put_back
 from dovetail.model.rules.definition import Rule, RuleSource, failed_at, select
@@ -252,12 +253,7 @@ class _Driver:
 
     def _unique(self, name: str) -> str:
         """A name that nothing in the model has."""
-        candidate, count = name, 0
-        while candidate in self.taken:
-            count += 1
-            candidate = f"{name}_{count}"
-        self.taken.add(candidate)
-        return candidate
+        return unique_name(name, self.taken)
 
     # ------------------------------------------------------------------ results
     def _note(self, plans: list[Plan]) -> None:
