@@ -117,7 +117,7 @@ def test_view_serves_until_it_is_interrupted(what: str, plan: Path, model: Path)
             assert process.stdout is not None
             line = process.stdout.readline()
             address = re.search(r"http://\S+?(?=;)", line)
-            assert address, line or process.stderr
+            assert address, line or process.stderr.read()
             with urllib.request.urlopen(address[0], timeout=30) as answer:
                 assert b"<html" in answer.read().lower()
             process.send_signal(signal.SIGINT)

@@ -140,7 +140,8 @@ class Model(Editing, OnnxSource):
     def save(self, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
         """Write the model, whole or not at all. Weights in files are copied in pieces, never as a whole in memory.
 
-        Where this writes over files that hold weights of this model, it refers to the new ones afterwards.
+        Where this writes over files that hold weights of this model, it refers to the new ones afterwards. Other models whose
+        weights are in these files, such as the one that this was simplified from, have to be loaded again.
 
         Args:
             path: the file to write.
