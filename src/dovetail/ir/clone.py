@@ -45,6 +45,7 @@ class _Copy:
             for old, new in zip(node.outputs, made.outputs, strict=True):
                 values[old] = self._like(old, new)
         target.set_outputs([values[v] for v in outputs])
+        target.symbol_times = dict(source.symbol_times)
         target.update_times()
         return target
 

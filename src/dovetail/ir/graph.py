@@ -352,8 +352,10 @@ class Graph:
         time = max((v.time for v in node.operands), default=Time.WEIGHT)
         for symbol in node.symbols() if node.regions else node._mentioned:
             time = max(time, self.symbol_times.get(symbol, Time.SHAPE))
-        # Neither of the two other programs hands on symbols: what defines some does so in the run, whatever it reads.
-        if node.attrs.get("symbols"):
+        # The shapes program hands on no symbols: what defines some does so in the run, whatever a rewrite makes of its inputs later.
+        # Of weights alone, they are read at import.
+        defined = node.attrs.get("symbols", ())
+        if defined and (time == Time.SHAPE or any(self.symbol_times.get(s) == Time.RUN for s in defined)):
             return Time.RUN
         # The shapes program calls references alone: regions run at load or in the run, where there are kernels for their nodes.
         return Time.RUN if node.regions and time == Time.SHAPE else time

@@ -9,7 +9,7 @@ from typing import Any
 from dovetail.core.dims import Dim, parse
 from dovetail.core.dtypes import DTYPES
 from dovetail.core.errors import ParseError
-from dovetail.ir.graph import Graph, Module, Value
+from dovetail.ir.graph import Graph, Module, Time, Value
 from dovetail.ir.layout import Layout
 from dovetail.ir.printer import VERSION
 from dovetail.ir.types import SequenceType, TensorType, Type
@@ -39,9 +39,11 @@ def parse_module(text: str) -> Module:
         function = cursor.word()
         if function not in ("weights", "shapes", "main"):
             raise cursor.error(f"got function @{function}, expected @weights, @shapes or @main")
+        before = set(graph.nodes)
         returned = _body(cursor, graph, scope, 0)
         if function == "main":
             graph.set_outputs(returned)
+            graph.symbol_times |= {s: Time.RUN for node in graph.nodes if node not in before for s in node.attrs.get("symbols", ())}
     cursor.end()
     graph.update_times()
     return Module(graph)
