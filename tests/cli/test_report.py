@@ -112,7 +112,11 @@ def test_view_serves_until_it_is_interrupted(what: str, plan: Path, model: Path)
     pytest.importorskip("netron")
     path = model if what == "model" else plan
     command = [sys.executable, "-m", "dovetail", "view", str(path), "--no-browser", *(["--no-run"] if what == "engine" else [])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell has background jobs ignore interrupts, and what they start would, too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -35,7 +35,7 @@ def test_tactics_are_left_out_by_name_where_there_are_others() -> None:
 
 def test_times_are_kept_where_the_caller_says(tmp_path: Path) -> None:
     path = tmp_path / "times.jsonl"
-    dovetail.build(network(), time_budget=3.0, verify="off", timing_cache=path)
+    dovetail.build(network(), time_budget=60.0, verify="off", timing_cache=path)
     assert "gemm" in path.read_text()
 
 
