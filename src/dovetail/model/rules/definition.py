@@ -20,7 +20,7 @@ NONE, SHIPPED = "none", "shipped"
 
 _lock = threading.RLock()
 _rules: dict[str, Rule] = {}
-_files: dict[Path, tuple[str, tuple[str, ...]]] = {}
+_files: dict[Path, tuple[str, tuple[Rule, ...]]] = {}
 
 
 @dataclass(eq=False)
@@ -214,8 +214,10 @@ def _by_name(name: str) -> tuple[Rule, ...]:
 def load_file(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
     """Run a Python file and return the rules that it registers; the same contents are run once per process.
 
+    They are for whoever asked for the file: the table of registered rules is as before, so that other builds do not get them.
+
     Raises:
-        RuleError: it cannot be read, running it failed (the rules from before stay), or it registers no rule.
+        RuleError: it cannot be read, running it failed, or it registers no rule.
     """
     file = Path(path).resolve()
     try:
@@ -225,25 +227,24 @@ def load_file(path: str | os.PathLike[str]) -> tuple[Rule, ...]:
     digest = hashlib.sha256(text).hexdigest()
     with _lock:
         known = _files.get(file)
-        if known is not None and known[0] == digest and all(n in _rules for n in known[1]):
-            return tuple(_rules[n] for n in known[1])
+        if known is not None and known[0] == digest:
+            return known[1]
         before = dict(_rules)
-        for stale in known[1] if known is not None else ():
-            _rules.pop(stale, None)
-        kept = dict(_rules)
         try:
             run_file(file, module_name("rules", file, digest))
+            made = tuple(r for n, r in _rules.items() if before.get(n) is not r)
         except Exception as error:
-            _rules.clear()
-            _rules.update(before)
             if isinstance(error, RuleError):
                 raise
             line = next((f.lineno for f in reversed(_frames(error)) if f.filename == str(file)), None)
             raise RuleError(
                 f"rules: {os.fspath(path)}{f':{line}' if line else ''} failed ({type(error).__name__}: {error}); correct the file"
             ) from error
-        made = tuple(r for n, r in _rules.items() if kept.get(n) is not r)
-        _files[file] = digest, tuple(r.name for r in made)
+        finally:
+            _rules.clear()
+            _rules.update(before)
+        if made:
+            _files[file] = digest, made
     if not made:
         raise RuleError(f"rules: {os.fspath(path)} registers no rule, expected functions under @dovetail.rewrite(pattern)")
     return made
