@@ -20,10 +20,10 @@ from dovetail.tensorrt.enums import (
 )
 from dovetail.tensorrt.hooks import (
     IDebugListener,
-    IErrorRecorder,
     IGpuAllocator,
     IOutputAllocator,
     IProfiler,
+    recorder_property,
 )
 from dovetail.tensorrt.launcher import Launcher
 from dovetail.tensorrt.logger import Reporter
@@ -85,15 +85,7 @@ class ContextState:
     def name(self, name: str) -> None:
         self._name = expect(str, name, "IExecutionContext.name")
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """Where errors are recorded; the engine's at first."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, recorder: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if recorder is None else expect(IErrorRecorder, recorder, "IExecutionContext.error_recorder")
+    error_recorder = recorder_property("IExecutionContext", "Where errors are recorded; the engine's at first.")
 
     @property
     def debug_sync(self) -> bool:

@@ -31,7 +31,7 @@ from dovetail.tensorrt.enums import (
     TensorIOMode,
     TensorLocation,
 )
-from dovetail.tensorrt.hooks import IErrorRecorder, IGpuAllocator
+from dovetail.tensorrt.hooks import IErrorRecorder, IGpuAllocator, recorder_property
 from dovetail.tensorrt.host_memory import IHostMemory
 from dovetail.tensorrt.layer_list import EngineLayer, layers_of
 from dovetail.tensorrt.logger import ILogger, Logger, Reporter
@@ -107,15 +107,7 @@ class ICudaEngine(EngineBindings, Deprecated):
         """The network's name."""
         return self._record.name
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """Where errors are recorded; None at first."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, recorder: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if recorder is None else expect(IErrorRecorder, recorder, "ICudaEngine.error_recorder")
+    error_recorder = recorder_property("ICudaEngine", "Where errors are recorded; None at first.")
 
     @property
     def num_layers(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeVar
 
 from dovetail.tensorrt.dims import Dims
+from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import (
     APILanguage,
     DataType,
@@ -141,6 +142,23 @@ class IErrorRecorder(IVersionedInterface):
     def report_error(self, arg0: ErrorCodeTRT, arg1: str) -> bool:
         """Keep an error; True when what reports it should stop."""
         pure(IErrorRecorder, "report_error")
+
+
+def recorder_property(owner: str, doc: str) -> Any:
+    """The property `error_recorder` of a class whose objects speak through a `_reporter`.
+
+    Args:
+        owner: the class, as messages call it.
+    """
+
+    def get(self: Any) -> IErrorRecorder | None:
+        recorder: IErrorRecorder | None = self._reporter.recorder
+        return recorder
+
+    def put(self: Any, recorder: IErrorRecorder | None) -> None:
+        self._reporter.recorder = None if recorder is None else expect(IErrorRecorder, recorder, f"{owner}.error_recorder")
+
+    return property(get, put, doc=doc)
 
 
 class IDebugListener(IVersionedInterface):

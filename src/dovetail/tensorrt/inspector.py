@@ -19,7 +19,7 @@ from dovetail.tensorrt.enums import (
     ProfilingVerbosity,
     TensorFormat,
 )
-from dovetail.tensorrt.hooks import IErrorRecorder
+from dovetail.tensorrt.hooks import recorder_property
 from dovetail.tensorrt.layer_list import EngineLayer
 from dovetail.tensorrt.logger import Reporter
 from dovetail.view.steps import TensorInfo
@@ -48,15 +48,7 @@ class EngineInspector:
             return
         self._context = context
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """Where errors are recorded; the engine's at first."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, recorder: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if recorder is None else expect(IErrorRecorder, recorder, "EngineInspector.error_recorder")
+    error_recorder = recorder_property("EngineInspector", "Where errors are recorded; the engine's at first.")
 
     def get_layer_information(self, layer_index: int, format: LayerInformationFormat) -> str:
         """A layer in one line or as JSON; an empty text and an error in the log beyond the last."""

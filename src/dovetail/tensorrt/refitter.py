@@ -16,7 +16,7 @@ from dovetail.tensorrt.dtypes import to_data_type, to_dtype
 from dovetail.tensorrt.engine import ICudaEngine
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import DataType, ErrorCodeTRT, TensorLocation, WeightsRole
-from dovetail.tensorrt.hooks import IErrorRecorder
+from dovetail.tensorrt.hooks import recorder_property
 from dovetail.tensorrt.logger import ILogger, Reporter
 from dovetail.tensorrt.memory import integer
 from dovetail.tensorrt.weights import Weights, address, as_weights, prototype, values
@@ -57,15 +57,7 @@ class Refitter:
         """Where messages go."""
         return self._reporter.logger
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """Where errors are recorded; the engine's at first."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, recorder: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if recorder is None else expect(IErrorRecorder, recorder, "Refitter.error_recorder")
+    error_recorder = recorder_property("Refitter", "Where errors are recorded; the engine's at first.")
 
     @property
     def max_threads(self) -> int:

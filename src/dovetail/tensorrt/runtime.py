@@ -19,11 +19,11 @@ from dovetail.tensorrt.engine import ICudaEngine
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import ErrorCodeTRT, TempfileControlFlag
 from dovetail.tensorrt.hooks import (
-    IErrorRecorder,
     IGpuAllocator,
     IStreamReader,
     IStreamReaderV2,
     call,
+    recorder_property,
 )
 from dovetail.tensorrt.logger import ILogger, Reporter
 
@@ -46,15 +46,7 @@ class Runtime(Deprecated):
         """Where messages go."""
         return self._reporter.logger
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """Where errors are recorded, those of engines included; None at first."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, recorder: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if recorder is None else expect(IErrorRecorder, recorder, "Runtime.error_recorder")
+    error_recorder = recorder_property("Runtime", "Where errors are recorded, those of engines included; None at first.")
 
     @property
     def gpu_allocator(self) -> IGpuAllocator | None:
