@@ -40,7 +40,7 @@ def python(*arguments, cwd=None, **variables):
     """Run Python on this checkout; (status, stdout, stderr)."""
     environment = {k: v for k, v in os.environ.items() if k not in variables}
     environment |= {"PYTHONPATH": str(SOURCE)} | {k: v for k, v in variables.items() if v is not None}
-    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, env=environment, cwd=cwd, timeout=120)
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 

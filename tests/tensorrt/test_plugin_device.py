@@ -126,7 +126,7 @@ def test_an_engine_for_a_gpu_hands_results_of_kernels_to_the_plugin_and_back(mon
 
 
 def test_runs_in_several_threads_have_objects_of_their_own():
-    inside, most, lock, both = [0], [0], threading.Lock(), threading.Barrier(2, timeout=10)
+    inside, most, lock, both = [0], [0], threading.Lock(), threading.Barrier(2, timeout=60)
 
     class Waiting(Double):
         name = "DeviceWaiting"

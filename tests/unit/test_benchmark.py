@@ -1,7 +1,7 @@
 """Interleaved measurement: order, ratios, intervals, peers, operation counts."""
 
 import itertools
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -27,13 +27,19 @@ def test_rounds_are_interleaved_in_rotating_order() -> None:
     assert all(x.runs == 3 * module._MIN_RUNS_PER_ROUND for x in result.latencies)
 
 
-def test_a_slower_candidate_has_a_ratio_above_one() -> None:
-    result = measure(
-        {"fast": lambda: time.sleep(0.001), "slow": lambda: time.sleep(0.004)}, rounds=4, round_s=0.01, pause_s=0.0
-    )
+def test_a_slower_candidate_has_a_ratio_above_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+
+    def takes(milliseconds: int) -> None:
+        now[0] += milliseconds * 1_000_000
+
+    clock = SimpleNamespace(perf_counter_ns=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr(module, "time", clock)
+    result = measure({"fast": lambda: takes(1), "slow": lambda: takes(4)}, rounds=4, round_s=0.01, pause_s=0.0)
+    assert [(x.name, x.median_ms, x.runs) for x in result.latencies] == [("fast", 1.0, 4 * 10), ("slow", 4.0, 4 * 3)]
     (found,) = result.ratios
     assert (found.name, found.base) == ("slow", "fast")
-    assert 1.5 < found.low <= found.ratio <= found.high
+    assert found.low == found.ratio == found.high == 4.0
 
 
 def test_ratio_is_taken_per_round() -> None:

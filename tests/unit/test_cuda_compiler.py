@@ -109,9 +109,9 @@ def test_one_bad_kernel_costs_itself_alone(asked):
 def test_a_hanging_kernel_is_given_up_and_its_process_ends(asked):
     before = children()
     given = [kernel(0, "hang"), kernel(1)]
-    found = compile_kernels(given, SM90, jobs=1, timeout_s=0.5)
+    found = compile_kernels(given, SM90, jobs=1, timeout_s=2.0)
     reason = found[given[0].entry]
-    assert re.fullmatch(r"no result after \d s, of which it had a CPU for \d s", reason)
+    assert re.fullmatch(r"no result after \d+ s, of which it had a CPU for \d s", reason)
     assert isinstance(reason, Overdue), "waiting for a CPU says nothing of the kernel"
     assert found[given[1].entry].registers == 16
     triton_compiler._end_idle()
@@ -123,9 +123,9 @@ def test_what_counts_is_cpu_time_of_the_compiler_and_its_assembler(asked, monkey
     monkeypatch.setattr(triton_compiler, "_PATIENCE", 1000.0)
     before = children()
     given = [kernel(0, busy), kernel(1)]
-    found = compile_kernels(given, SM90, jobs=1, timeout_s=0.3)
+    found = compile_kernels(given, SM90, jobs=1, timeout_s=1.0)
     reason = found[given[0].entry]
-    assert reason == "no result after 0.3 s of CPU time" and not isinstance(reason, Overdue)
+    assert reason == "no result after 1 s of CPU time" and not isinstance(reason, Overdue)
     assert found[given[1].entry].registers == 16
     triton_compiler._end_idle()
     assert children() <= before

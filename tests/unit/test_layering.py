@@ -39,15 +39,9 @@ def test_importing_the_package_loads_none_of_its_layers() -> None:
     assert not loaded & {"numpy", "onnx", "rich"}
 
 
-def test_import_time() -> None:
-    # In-process time of the statement; the least of a few, because other tests run beside this one.
-    code = "import time; t = time.perf_counter(); import dovetail; print(time.perf_counter() - t)"
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                             env={"PYTHONPATH": str(ROOT / "src")}).stdout)
-        for _ in range(3)
-    ]  # fmt: skip
-    assert min(seconds) <= 0.3
+def test_importing_the_package_costs_a_few_modules() -> None:
+    # What keeps the statement within milliseconds; a time would say more of what runs beside this test.
+    assert len(modules_after("import dovetail") - modules_after("pass")) < 60
 
 
 @pytest.fixture(scope="module")

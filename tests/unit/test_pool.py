@@ -102,7 +102,7 @@ def test_stamps_rise_and_convert_to_nanoseconds(host):
     table.run(process_pool(host), 2, stamps)
     took = time.perf_counter_ns() - before
     assert (np.diff(stamps) >= 0).all() and stamps[0] > 0
-    assert 0 < (stamps[-1] - stamps[0]) * host.nanoseconds_per_tick() <= took * 1.05
+    assert 0 < (stamps[-1] - stamps[0]) * host.nanoseconds_per_tick() <= took * 1.5, "nanoseconds, not ticks or microseconds"
 
 
 def test_concurrent_callers_share_the_pool_without_deadlock(host):

@@ -59,7 +59,7 @@ class HostLibrary:
                 f"{self.name}: got version {self.version()} of the host library, expected "
                 f"{VERSION}; rebuild the engine"
             )
-        self._calibration = (self.ticks(), time.monotonic_ns())
+        self._calibration = self._moment()
 
     version: Callable[..., Any]
     has_futex: Callable[..., Any]
@@ -104,5 +104,16 @@ class HostLibrary:
         ticks, start = self._calibration
         while time.monotonic_ns() - start < observed_ns:
             time.sleep(observed_ns * 0.2e-9)
-        elapsed = self.ticks() - ticks
-        return (time.monotonic_ns() - start) / elapsed if elapsed else 0.0
+        now, end = self._moment()
+        return (end - start) / (now - ticks) if now > ticks else 0.0
+
+    def _moment(self) -> tuple[int, int]:
+        """Ticks and nanoseconds at one time, of the closest of a few readings: another process may run in between."""
+        found: list[tuple[int, int, int]] = []
+        for _ in range(8):
+            before = time.monotonic_ns()
+            ticks = self.ticks()
+            after = time.monotonic_ns()
+            found.append((after - before, ticks, (before + after) // 2))
+        _, ticks, middle = min(found)
+        return ticks, middle
