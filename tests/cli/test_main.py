@@ -125,11 +125,6 @@ def test_tables_align() -> None:
     assert text.splitlines() == ["| name      | count |", "|-----------|------:|", "| a         |     1 |", "| long name |   200 |"]
 
 
-@pytest.mark.parametrize("count, text", [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.00 GiB")])
-def test_sizes(count: int, text: str) -> None:
-    assert output.size(count) == text
-
-
 def test_bars_start_again_with_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.progress import Progress as Bars
 

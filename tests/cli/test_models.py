@@ -121,7 +121,7 @@ def test_simplify_prints_the_table_and_writes_the_model(model: Path, tmp_path: P
     result = tmp_path / "out" / "small.onnx"
     outcome = call("simplify", model, result)
     assert outcome.code == 0
-    assert "| BatchNormalization |        1 |          0 |" in outcome.out
+    assert ["BatchNormalization", "1", "0"] in [[cell.strip() for cell in line.strip("|").split("|")] for line in outcome.out.splitlines()]
     assert "checked against the original" in outcome.out
     assert [n.op_type for n in onnx.load(result).graph.node] == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
     data = call("simplify", model, result, "--json", "--skip", "fold_batch_norms").json

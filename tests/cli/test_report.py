@@ -92,6 +92,9 @@ def test_view_exports_the_fused_graph(plan: Path, inputs: Path, tmp_path: Path, 
 def test_view_exports_without_a_run(plan: Path, tmp_path: Path, call: Callable) -> None:
     outcome = call("view", plan, "--export", tmp_path / "f.onnx", "--no-run")
     assert outcome.code == 0 and "without times" in outcome.out
+    for verb in ("build", "check", "report"):
+        refused = call(verb, tmp_path / "f.onnx")
+        assert refused.code == 1 and "a drawing of the engine" in refused.err and "expected a model" in refused.err
 
 
 def test_what_view_cannot_do(plan: Path, model: Path, tmp_path: Path, call: Callable) -> None:

@@ -5,6 +5,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import dovetail
+from dovetail.api import tune
 from dovetail.cli import main
 from dovetail.core.errors import ModelError, UsageError
 from dovetail.frontend.importer import import_onnx
@@ -38,6 +40,15 @@ def test_training_mode_is_said_with_the_node_and_what_it_does(tmp_path, capsys) 
         assert main([verb, str(tmp_path / "m.onnx")]) == 0
         text = capsys.readouterr().out
         assert "n (BatchNormalization): statistics of the batch" in text and "export the model in evaluation mode" in text
+
+
+def test_a_build_says_what_computes_as_in_training(tmp_path) -> None:
+    engine = dovetail.build(trained(), verify="off", tune=False)
+    engine.save(tmp_path / "m.plan")
+    for each in (engine, dovetail.load(tmp_path / "m.plan"), tune(engine, time_budget=0, verify="off")):
+        report = each.report()
+        assert [t["node"] for t in report.json()["training"]] == ["n (BatchNormalization)", "d (Dropout)"]
+        assert "as in training; export the model in evaluation mode:\n  n (BatchNormalization): statistics of the batch" in str(report)
 
 
 def test_sizes_that_no_memory_holds() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from dovetail.core.dims import run_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import PlanFormatError, ShapeError
-from dovetail.core.text import size_text
+from dovetail.core.text import counted, size_text
 from dovetail.engine import memory
 from dovetail.engine.plan import Plan, Program
 from dovetail.model.rules.log import text as rule_lines
@@ -56,8 +56,9 @@ class Report:
         lines = [
             f"requested {asked['device']} {asked['precision']}{' strict' if asked.get('strict_fp32') else ''}, "
             f"got {got['target']} {got['precision']}{'' if got.get('tuned', True) else ', not tuned: chosen by rule (dovetail tune)'}",
-            f"{len(d['groups'])} fusions as {d['native_steps']} kernel steps ({d['kernels']} distinct kernels), "
-            f"{d['host_calls']} host steps, {len(d['copies'])} copies",
+            f"{counted(len(d['groups']), 'fusion')} as {counted(d['native_steps'], 'kernel step')} "
+            f"({counted(d['kernels'], 'distinct kernel')}), {counted(d['host_calls'], 'host step')}, "
+            f"{len(d['copies'])} {'copy' if len(d['copies']) == 1 else 'copies'}",
             "tactics: " + (", ".join(f"{name} {count}" for name, count in d["tactics"].items()) or "none"),
         ]
         if d.get("branches", {}).get("lanes", 1) > 1:
@@ -73,6 +74,9 @@ class Report:
         if d["plugins"]:
             lines.append(f"plugins: {', '.join(plugin_text(p) for p in d['plugins'])}")
         lines += rules_text(d.get("rules"), d["certificate"].get("level", "off") != "off")
+        lines += _section(
+            "as in training; export the model in evaluation mode", [f"{t['node']}: {t['reason']}" for t in d.get("training", [])]
+        )
         lines += _section("on the reference", [f"{s['node']}: {s['reason']}" for s in d["host_steps"]])
         lines += _section("copies", [": ".join(map(str, c)) for c in d["copies"]])
         lines.append(certificate_text(d["certificate"]))

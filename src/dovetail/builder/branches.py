@@ -17,6 +17,7 @@ from dovetail.codegen.kernel import Kernel
 from dovetail.codegen.target import CudaTarget, Target
 from dovetail.core import dims
 from dovetail.core.dims import Dim
+from dovetail.core.text import counted
 from dovetail.engine import memory, order
 from dovetail.engine.plan import (
     ControlSegment,
@@ -60,7 +61,7 @@ class Spread:
 
     def __str__(self) -> str:
         eager = "" if self.crossing_us == _CROSSING_US else f", few forks ({self.crossing_us:g} us each)"
-        return f"{self.lanes} lane{'s' if self.lanes > 1 else ''}{eager}"
+        return f"{counted(self.lanes, 'lane')}{eager}"
 
 
 VARIANTS = (Spread(4), Spread(2), Spread(order.MAX_LANES), Spread(4, 3 * _CROSSING_US))

@@ -49,6 +49,7 @@ def report_data(built: Built, options: BuildOptions, works: Sequence[Work]) -> d
             "groups": groups,
             "not_fused": [list(item) for item in built.fusion_log.declined],
             "host_steps": [{"node": node, "reason": reason} for node, reason in built.fusion_log.host],
+            "training": [{"node": node, "reason": reason} for node, reason in built.module.meta.get("training", {}).items()],
             "copies": [list(item) for item in built.placement.copies],
             "kernels": len(built.kernels),
             "native_steps": count_steps(built.plan.main)[0],

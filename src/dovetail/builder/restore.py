@@ -40,8 +40,17 @@ def restore(graph: str, plan: Plan, weights: Mapping[str, np.ndarray[Any, Any]])
     module.meta["strict_fp32"] = options_of(plan).strict_fp32
     # Only what the user declared has bounds; the rest is any size.
     module.meta["symbol_bounds"] = {s.name: [s.lower, s.upper, s.upper] for s in plan.symbols if s.lower or s.upper is not None}
+    module.meta["training"] = _training(plan)
     verify(module)
     return module
+
+
+def _training(plan: Plan) -> dict[str, str]:
+    """Nodes that compute as in training and what they do, as a plan's report states them."""
+    report = plan.meta.get("report")
+    found = report.get("training") if isinstance(report, dict) else None
+    entries = [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+    return {str(e.get("node")): str(e.get("reason")) for e in entries}
 
 
 def options_of(plan: Plan) -> BuildOptions:

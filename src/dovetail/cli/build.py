@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dovetail.cli import options, output
 from dovetail.cli.progress import progress
+from dovetail.core.text import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     bytes_ = target.stat().st_size
     report = engine.report()
     data = {"output": str(target), "output_bytes": bytes_, "seconds": seconds, "report": report.json()}
-    output.show(args, data, f"{report}\n\n{target}: {output.size(bytes_)}, built in {seconds:.1f} s")
+    output.show(args, data, f"{report}\n\n{target}: {size_text(bytes_)}, built in {seconds:.1f} s")
     return 0

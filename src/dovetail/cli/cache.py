@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dovetail.cli import output
 from dovetail.core.env import env
+from dovetail.core.text import size_text
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _DAY_S, _HOUR_S = 86400.0, 3600.0
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         sections = _sections(root, entries)
         data = {"path": str(root), "bytes": sum(e.bytes for e in entries), "sections": sections}
-        rows = [[name, s["files"], output.size(s["bytes"])] for name, s in sections.items()]
+        rows = [[name, s["files"], size_text(s["bytes"])] for name, s in sections.items()]
         output.show(args, data, f"{root}\n{output.table(['section', 'files', 'size'], rows)}" if rows else f"{root}: empty")
         return 0
     now = time.time()
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     left = sum(e.bytes for e in entries) - sum(e.bytes for e in removed)
     freed = sum(e.bytes for e in removed)
     data = {"path": str(root), "removed_files": len(removed), "removed_bytes": freed, "left_bytes": left}
-    output.show(args, data, f"{root}: removed {len(removed)} files, {output.size(freed)}; {output.size(left)} left")
+    output.show(args, data, f"{root}: removed {len(removed)} files, {size_text(freed)}; {size_text(left)} left")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dovetail.cli import options, output
 from dovetail.core.errors import UnsupportedOpError
+from dovetail.core.text import counted, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         data |= {"supported": False, "problems": list(error.problems)}
         lines = "\n".join(f"  {p}" for p in error.problems)
         count = len(error.problems)
-        output.show(args, data, f"{args.model}: {count} node{'s' * (count > 1)} not supported\n{lines}{applied}")
+        output.show(args, data, f"{args.model}: {counted(count, 'node')} not supported\n{lines}{applied}")
         return 1
     from dovetail.benchmark.flops import model_flops
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     text = [
         f"{args.model}: every node is supported",
         f"  nodes    {len(proto.graph.node)} in the model, {len(module.main)} in the IR",
-        f"  weights  {output.size(weights)}",
+        f"  weights  {size_text(weights)}",
         f"  work     {flops / 1e9:.2f} GFLOP in contractions{at}",
         *(f"  input    {name}: {type_}" for name, type_ in data["inputs"].items()),
         *(f"  output   {name}: {type_}" for name, type_ in data["outputs"].items()),

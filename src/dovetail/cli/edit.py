@@ -20,6 +20,7 @@ from typing import Any
 
 from dovetail.cli import edit_verbs, options, output
 from dovetail.core.errors import UsageError
+from dovetail.core.text import size_text
 from dovetail.model.edit import checked
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.stripping import digest, stripped, stripped_tensor
@@ -111,7 +112,7 @@ def _text(args: argparse.Namespace, report: dict[str, Any], why: str) -> str:
         ["nodes", *report["nodes"]],
         *([f"  {op}", *pair] for op, pair in report["operators"].items()),
         ["weights", *report["weights"]],
-        ["  size", *map(output.size, report["weight_bytes"])],
+        ["  size", *map(size_text, report["weight_bytes"])],
     ]
     rows += [[name, *report[name]] for name in ("opset", "ir_version") if report[name][0] != report[name][1]]
     for side in ("inputs", "outputs"):

@@ -20,7 +20,7 @@ from dovetail.engine.file import EngineFile
 from dovetail.engine.plan import Plan
 from dovetail.model.rules.log import text as rule_lines
 
-_PARTS = ("groups", "not_fused", "host_steps", "kept_in_fp32", "copies", "guards")
+_PARTS = ("groups", "not_fused", "host_steps", "training", "kept_in_fp32", "copies", "guards")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +63,7 @@ def select(report: dict[str, Any], wanted: str = "") -> dict[str, Any]:
         "groups": [g for g in report["groups"] if _mentions(wanted, g["name"], *g["origin"])],
         "not_fused": [entry for entry in report["not_fused"] if _mentions(wanted, *map(str, entry[:-1]))],
         "host_steps": [s for s in report["host_steps"] if _mentions(wanted, s["node"])],
+        "training": [s for s in report.get("training", []) if _mentions(wanted, s["node"])],
         "kept_in_fp32": [s for s in report.get("kept_in_fp32", []) if _mentions(wanted, s["node"])],
         "copies": [entry for entry in report["copies"] if _mentions(wanted, *map(str, entry))],
         "guards": [entry for entry in report["guards"] if _mentions(wanted, *map(str, entry))],
@@ -91,6 +92,7 @@ def text(data: dict[str, Any]) -> str:
         lines += _group(group)
     lines += _section("not fused", [_because(entry) for entry in data["not_fused"]])
     lines += _section("on the reference (no kernel)", [f"{s['node']}: {s['reason']}" for s in data["host_steps"]])
+    lines += _section("as in training", [f"{s['node']}: {s['reason']}" for s in data["training"]])
     lines += _section("kept in fp32", [f"{s['node']}: {s['reason']}" for s in data["kept_in_fp32"]])
     lines += _section("copies that could not be avoided", [_because(entry) for entry in data["copies"]])
     lines += _section("weights whose values the build relied on", [f"{w}: {why} (value {shown})" for w, why, shown in data["guards"]])

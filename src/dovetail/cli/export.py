@@ -31,6 +31,7 @@ from dovetail.cli.export_tensorflow import (
 )
 from dovetail.cli.progress import progress
 from dovetail.core.errors import UsageError
+from dovetail.core.text import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         model.report.notes[:0] = loaded.notes
         model.save(path)
     size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file())
-    output.show(args, model.report.json() | {"file": str(path), "bytes": size}, f"{model.report}\n{path}: {output.size(size)}")
+    output.show(args, model.report.json() | {"file": str(path), "bytes": size}, f"{model.report}\n{path}: {size_text(size)}")
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from dovetail.cli import options, output
 from dovetail.cli.data import load_arrays
 from dovetail.core.errors import UsageError
+from dovetail.core.text import size_text
 
 _DEFAULTS: dict[str, Any] = {
     "outputs": None, "signature": None, "tag": None, "shapes": [], "continue_on_error": False, "keep_unused_inputs": False,
@@ -91,7 +92,7 @@ def run_tensorflow(args: argparse.Namespace) -> int:
     )
     model.save(path)
     size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file())
-    output.show(args, model.report.json() | {"file": str(path), "bytes": size}, f"{model.report}\n{path}: {output.size(size)}")
+    output.show(args, model.report.json() | {"file": str(path), "bytes": size}, f"{model.report}\n{path}: {size_text(size)}")
     return 0
 
 

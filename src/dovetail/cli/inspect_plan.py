@@ -15,6 +15,7 @@ from dovetail.cli.inspect_weights import suspicions_text, weights_text
 from dovetail.core.dims import Dim, from_program
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
+from dovetail.core.text import size_text
 from dovetail.engine import cubins
 from dovetail.engine.file import EngineFile, kernels_member
 from dovetail.engine.order import lanes_of
@@ -219,7 +220,7 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         f"  weights {data['weights']}; steps at load {data['weights_steps']}, at shape binding {data['shapes_steps']}",
         *_suspicious(data),
         "",
-        output.table(["member", "size"], [(n, output.size(s)) for n, s in data["members"].items()]),
+        output.table(["member", "size"], [(n, size_text(s)) for n, s in data["members"].items()]),
         "",
         output.table(
             ["buffers", "count", "bytes of fixed size", "symbolic"],

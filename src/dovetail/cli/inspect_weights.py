@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.cli import output
+from dovetail.core.text import size_text
 from dovetail.model.layers import amount
 
 _SHOWN = 12
@@ -24,7 +25,7 @@ def weights_text(weights: Sequence[Mapping[str, Any]], everything: bool) -> list
     left = len(weights) - len(shown)
     more = f"; {left} more with --weights" if left else ""
     lines = ["", output.table(HEAD, [_row(w) for w in shown])] if shown else []
-    return [*lines, f"{len(weights)} weights, {output.size(sum(w['bytes'] for w in weights))}{more}"]
+    return [*lines, f"{len(weights)} weights, {size_text(sum(w['bytes'] for w in weights))}{more}"]
 
 
 def suspicions_text(found: Sequence[Mapping[str, Any]], weights: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -47,7 +48,7 @@ def _row(weight: Mapping[str, Any]) -> list[str]:
     values = [number(weight[k]) for k in ("min", "max", "mean", "std")]
     bad = "" if weight["nan"] is None else f"{weight['nan']}/{weight['inf']}"
     zeros = "" if weight["zeros"] is None else str(weight["zeros"])
-    size = "stripped" if weight["stripped"] else output.size(weight["bytes"]) + (" ext" if weight["external"] else "")
+    size = "stripped" if weight["stripped"] else size_text(weight["bytes"]) + (" ext" if weight["external"] else "")
     bars = "" if weight["histogram"] is None or weight["constant"] or _count(weight) < 2 else spark(weight["histogram"])
     return [weight["name"], weight["dtype"], output.shape_text(weight["shape"]), size, *values, zeros, bad, bars]
 
@@ -76,7 +77,7 @@ def tensor_text(weight: Mapping[str, Any], array: np.ndarray[Any, Any] | None = 
     pairs = [(k, number(weight[k])) for k in ("min", "max", "mean", "std", "rms", "abs_min_nonzero") if weight[k] is not None]
     count = _count(weight)
     lines = [
-        f"  {amount(count)} elements, {output.size(weight['bytes'])}{', stored in another file' if weight['external'] else ''}",
+        f"  {amount(count)} elements, {size_text(weight['bytes'])}{', stored in another file' if weight['external'] else ''}",
         "  " + ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in pairs),
     ]
     odd = {

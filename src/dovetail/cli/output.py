@@ -40,15 +40,6 @@ def _is_number(text: str) -> bool:
     return text[:1].isdigit() or text[:1] in "+-" or text in ("", "nan", "inf")
 
 
-def size(count: float) -> str:
-    """A byte count for people: 1.5 MiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
 def shape_text(shape: Sequence[object] | None) -> str:
     """A shape as [N,3,224,224]."""
     return "?" if shape is None else "[" + ",".join(map(str, shape)) + "]"

@@ -18,6 +18,7 @@ from typing import Any
 from dovetail.cli import options, output
 from dovetail.cli.artifact import is_plan
 from dovetail.core.errors import UsageError
+from dovetail.core.text import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     )
     size = target.stat().st_size
     data = {"output": str(target), "bytes": size, "weights": list(changed)}
-    output.show(args, data, f"{target}: {len(changed)} weights replaced, {output.size(size)}")
+    output.show(args, data, f"{target}: {len(changed)} weights replaced, {size_text(size)}")
     return 0
 
 

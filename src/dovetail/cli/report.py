@@ -20,6 +20,7 @@ from dovetail.cli import data, options, output
 from dovetail.cli.artifact import is_plan, open_engine
 from dovetail.cli.progress import progress
 from dovetail.core.errors import DeviceError, PlanFormatError, UsageError
+from dovetail.core.text import size_text
 from dovetail.engine.file import EngineFile
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         "latency_ms": latency,
     }  # fmt: skip
     how = f"not timed: {reason}" if latency is None else f"median latency {latency:.3f} ms"
-    output.show(args, found, f"{path}: {output.size(found['bytes'])}, {how}")
+    output.show(args, found, f"{path}: {size_text(found['bytes'])}, {how}")
     return 0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from dovetail.cli import options, output
 from dovetail.core.errors import ModelError, UsageError
+from dovetail.core.text import size_text
 from dovetail.model.equivalence import check
 from dovetail.model.model import Model
 from dovetail.model.rules.log import text as rule_lines
@@ -112,7 +113,7 @@ def _bytes(model: Model) -> int:
 def _text(args: argparse.Namespace, report: dict[str, Any]) -> str:
     rows: list[list[object]] = [[op, *pair] for op, pair in report["operators"].items()]
     rows += [["all nodes", *report["nodes"]], ["initializers", *report["weights"]]]
-    rows.append(["size", *map(output.size, report["bytes"])])
+    rows.append(["size", *map(size_text, report["bytes"])])
     parts = [output.table(["operator", "original", "simplified"], rows)]
     if report["rewrites"]:
         parts.append(output.table(["rewrite", "changes"], [[name, count] for name, count in report["rewrites"].items()]))

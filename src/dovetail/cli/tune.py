@@ -12,6 +12,7 @@ from pathlib import Path
 from dovetail.cli import options, output
 from dovetail.cli.artifact import load_engine
 from dovetail.cli.progress import progress
+from dovetail.core.text import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
         tuned.save(target)
     report = tuned.report()
     data = {"output": str(target), "report": report.json()}
-    output.show(args, data, f"{report}\n\n{target}: {output.size(target.stat().st_size)}")
+    output.show(args, data, f"{report}\n\n{target}: {size_text(target.stat().st_size)}")
     return 0

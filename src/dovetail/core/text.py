@@ -15,6 +15,11 @@ def size_text(count: float) -> str:
     return f"{count:.4g} GiB"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 node", "2 nodes"; `what` takes an s."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name, such as "; did you mean 'x'?"; nothing where no known one is like it."""
     close = difflib.get_close_matches(given, list(known), 3, 0.5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dovetail.core.errors import ExportError
+from dovetail.core.text import counted
 from dovetail.export.tensorflow_conversion import Untranslated, tf2onnx_version
 from dovetail.export.tensorflow_graphs import Frozen
 from dovetail.export.ways_out import OpFailure, describe, ways
@@ -21,8 +22,8 @@ def refuse(frozen: Frozen, missing: Sequence[Untranslated], opset: int) -> NoRet
     """
     count = sum(len(entry.nodes) for entry in missing)
     lines = [
-        f"{frozen.name}: {len(missing)} operator{'s' * (len(missing) != 1)} of TensorFlow without a translation to opset {opset} "
-        f"({count} node{'s' * (count != 1)}), by tf2onnx {tf2onnx_version()}; nothing was written; four ways out of each:"
+        f"{frozen.name}: {counted(len(missing), 'operator')} of TensorFlow without a translation to opset {opset} "
+        f"({counted(count, 'node')}), by tf2onnx {tf2onnx_version()}; nothing was written; four ways out of each:"
     ]
     failures = []
     for entry in missing:
@@ -51,7 +52,7 @@ def untranslated_note(entry: Untranslated) -> str:
 def _nodes(entry: Untranslated) -> str:
     shown = ", ".join(entry.nodes[:_SHOWN])
     more = len(entry.nodes) - _SHOWN
-    return f"{len(entry.nodes)} node{'s' * (len(entry.nodes) != 1)}, {shown}" + (f" and {more} more" if more > 0 else "")
+    return f"{counted(len(entry.nodes), 'node')}, {shown}" + (f" and {more} more" if more > 0 else "")
 
 
 def source_line(trace: Any, node: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from dovetail.core.errors import UsageError
 from dovetail.core.log import logger
 from dovetail.core.optional import require
+from dovetail.core.text import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -190,7 +191,7 @@ class Installed(dict[Any, Callable[..., Any]]):
     def notes(self) -> list[str]:
         """What a report says of them."""
         counts = Counter(self.used)
-        return [f"{made.name}: {n} call{'s' * (n > 1)} by the translation at {made.place}" for made, n in counts.items()]
+        return [f"{made.name}: {counted(n, 'call')} by the translation at {made.place}" for made, n in counts.items()]
 
 
 @contextmanager

@@ -442,6 +442,11 @@ class ImportContext:
         self.session.symbols.add(name)
         return name
 
+    def trains(self, what: str) -> None:
+        """Note that the current node computes as in training, and how."""
+        if self.node is not None:
+            self.module.meta.setdefault("training", {})[self.node.where] = what
+
     def unsupported(self, reason: str, hint: str) -> NoReturn:
         """Give up on the current node; the model's other nodes are still checked."""
         raise Unsupported(reason, hint)

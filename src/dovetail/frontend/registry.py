@@ -82,6 +82,10 @@ class Context(Protocol):
         """Import a GraphProto attribute as an isolated region."""
         ...
 
+    def trains(self, what: str) -> None:
+        """Note that this node computes as in training: it is allowed, and reports tell of it."""
+        ...
+
     def unsupported(self, reason: str, hint: str) -> NoReturn:
         """Give up on this node, saying why and what to do instead."""
         ...

@@ -13,6 +13,7 @@ import onnx
 
 from dovetail.core.errors import ModelError, ShapeError, TypeInferenceError, UnsupportedOpError
 from dovetail.core.log import logger
+from dovetail.core.text import counted
 from dovetail.frontend.protos import domain_of
 from dovetail.ir.graph import Graph, Module, Value
 from dovetail.ir.types import Type
@@ -46,6 +47,10 @@ FAILED = Failed()
 NO_WAY = ("no importer, no function body and no plugin", "write an importer or a plugin, or export with other ops")
 
 
+DRAWING = "dovetail.drawing_of"
+"""Metadata key of the models that `dovetail view --export` writes: the engine that they show."""
+
+
 class Body(ABC):
     """The body of a region that is no GraphProto, but traced into the IR by other means."""
 
@@ -74,6 +79,12 @@ class Session:
         self.guarded: set[tuple[str, str]] = set()
         self.constants: dict[Value, np.ndarray[Any, Any]] = {}
         self.sizes: dict[str, int] = {}  # symbols that depend on weights alone, as far as they were needed
+        drawn = next((p.value for p in model.metadata_props if p.key == DRAWING), None)
+        if drawn is not None:
+            raise ModelError(
+                f"model: got a drawing of the engine {drawn!r} (dovetail view --export), which holds no weights, expected a model; "
+                "take the one that the engine was built from"
+            )
         newest = onnx.defs.onnx_opset_version()
         if self.opsets.get("", newest) > newest:
             raise ModelError(f"model: got ai.onnx opset {self.opsets['']}, expected at most {newest}; upgrade the onnx package")
@@ -83,7 +94,7 @@ class Session:
         if self.problems:
             listing = "\n".join(f"  {p}" for p in self.problems)
             raise UnsupportedOpError(
-                f"model: {len(self.problems)} node{'s' * (len(self.problems) > 1)} cannot be imported:\n{listing}",
+                f"model: {counted(len(self.problems), 'node')} cannot be imported:\n{listing}",
                 tuple(self.problems),
             )
 

@@ -19,7 +19,10 @@ SCHEMA = 1
 """Version of the document: it grows when a key changes its meaning or goes."""
 
 Data = dict[str, Any]
-_COPIED = ("requested", "actual", "groups", "not_fused", "host_steps", "copies", "guards", "branches", "kept_in_fp32", "ranges", "weights")
+_COPIED = (
+    "requested", "actual", "groups", "not_fused", "host_steps", "copies", "guards", "branches", "training", "kept_in_fp32", "ranges",
+    "weights",
+)  # fmt: skip
 
 
 def document(

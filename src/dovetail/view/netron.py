@@ -13,6 +13,7 @@ from onnx import helper
 from dovetail.core.dtypes import STR, dtype
 from dovetail.core.errors import UsageError
 from dovetail.core.optional import require
+from dovetail.frontend.session import DRAWING
 
 DOMAIN = "dovetail"
 """Domain of the nodes that stand for steps."""
@@ -47,7 +48,10 @@ def fused_model(document: Mapping[str, Any]) -> onnx.ModelProto:
     opsets = [helper.make_opsetid(DOMAIN, 1), helper.make_opsetid("", 17)]
     model = helper.make_model(graph, opset_imports=opsets, producer_name=document["generator"], ir_version=8)
     totals = document["totals"]
-    facts = {"target": document["engine"]["target"], "certificate": document["certificate"]["text"], "weight_bytes": totals["weight_bytes"]}
+    facts = {
+        DRAWING: document["title"] or "engine", "target": document["engine"]["target"],
+        "certificate": document["certificate"]["text"], "weight_bytes": totals["weight_bytes"],
+    }  # fmt: skip
     if totals["latency"]:
         facts["latency_ms"] = totals["latency"]["median_ms"]
     helper.set_model_props(model, {key: str(value) for key, value in facts.items()})

@@ -133,13 +133,14 @@ def report_html(data: Mapping[str, Any], certificate: str, ranges: Sequence[str]
     note = f"requested {asked['device']} {asked['precision']}, got {got['target']} {got['precision']}{tuned}"
     host = [f"{s['node']}: {s['reason']}" for s in data["host_steps"]]
     copies = [": ".join(map(str, c)) for c in data["copies"]]
+    training = [f"{s['node']}: {s['reason']}" for s in data.get("training", ())]
     kept = [f"{s['node']}: {s['reason']}" for s in data.get("kept_in_fp32", ())]
     declined = [" + ".join(map(str, entry[:-1])) + f": {entry[-1]}" for entry in data["not_fused"]]
     return _page(
         "Dovetail build report", note, _tiles(report_facts(data)), _tactics(data),
         *(_tag("div", _text(line)) for line in ranges),
         *(_fold(f"{title} ({len(found)})", _list(found)) for title, found in
-          (("on the reference", host), ("copies", copies), ("kept in fp32", kept), ("not fused", declined))),
+          (("as in training", training), ("on the reference", host), ("copies", copies), ("kept in fp32", kept), ("not fused", declined))),
         _tag("div", _text(certificate), "opacity:.8;margin-top:.3em"),
     )  # fmt: skip
 

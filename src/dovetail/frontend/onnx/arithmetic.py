@@ -214,6 +214,8 @@ def dropout_training(ctx: Context, node: OnnxNode) -> tuple[Value, ...]:
     if training is None or (known is not None and not known.reshape(-1)[0]):
         mask = ctx.emit("Full", shape=x.tensor.shape, value=True, dtype=dtype("bool"))
         return (x, mask) if node.n_outputs > 1 else (x,)
+    if known is not None:
+        ctx.trains("drops values at random")
     kind = x.tensor.dtype
     drop = scalar(ctx, 0.5, kind) if ratio is None else cast(ctx, ratio, kind)
     drop = ctx.emit("Where", training, drop, scalar(ctx, 0.0, kind))

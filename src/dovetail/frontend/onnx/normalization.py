@@ -61,6 +61,7 @@ def _unsupported_mode(ctx: Context, what: str) -> Any:
 
 def _training(ctx: Context, node: OnnxNode, x: Value, given: list[Value], epsilon: float) -> Any:
     """Training mode: statistics of the batch, and running statistics as further outputs."""
+    ctx.trains("statistics of the batch in the place of the trained ones")
     rank, kind = x.tensor.rank, x.tensor.dtype
     wide = F64 if kind == F64 else F32
     axes = (0, *range(2, rank))

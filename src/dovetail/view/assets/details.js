@@ -154,6 +154,17 @@ function decisionsView() {
       doc.copies.length > 0 && small(["value", "reason"], pairs(doc.copies)),
     ),
   );
+  if (doc.training?.length)
+    boxes.push(
+      card(
+        "As in training",
+        "The model was exported in training mode; export it in evaluation mode.",
+        small(
+          ["node", "does"],
+          doc.training.map((x) => [mono(x.node), x.reason]),
+        ),
+      ),
+    );
   const b = doc.branches;
   if (b?.lanes)
     boxes.push(
