@@ -88,6 +88,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
 
     def open_file(path: Path, address: str = "", scheme: str = "light") -> Opened:
         context = browser.new_context(viewport={"width": 1440, "height": 860}, color_scheme=scheme)
+        context.set_default_timeout(120_000)  # of loading, too; the machine may be busy
         contexts.append(context)
         opened = Opened(context.new_page())
         url = path.resolve().as_uri()
@@ -103,7 +104,8 @@ def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
         opened.page.on("console", lambda message: opened.errors.append(message.text) if message.type in ("error", "warning") else None)
         opened.page.on("pageerror", lambda error: opened.errors.append(str(error)))
         opened.page.goto(url + address)
-        opened.page.wait_for_function("document.documentElement.dataset.ready !== undefined", timeout=60_000)
+        # By a selector: a function would be polled by eval, which the page's security policy forbids.
+        opened.page.wait_for_selector("html[data-ready]", state="attached")
         return opened
 
     yield open_file

@@ -68,7 +68,7 @@ def main() -> None:
         for show, scheme in PICTURES:
             page = browser.new_page(viewport={"width": 1360, "height": 800}, color_scheme=scheme)
             page.goto(args.report.resolve().as_uri())
-            page.wait_for_function("document.documentElement.dataset.ready !== undefined")
+            page.wait_for_selector("html[data-ready]", state="attached")
             show(page)
             page.wait_for_timeout(300)
             target = args.output / f"{show.__name__}.jpg"
