@@ -17,9 +17,11 @@ LIMITS = {"torchvision_resnext50_32x4d": 2e-5, "timm_cspdarknet53": 2e-5, "timm_
 DETECTION = {"torchvision_ssdlite320"}
 
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
+def session(model: onnx.ModelProto, *, optimised: bool = True) -> ort.InferenceSession:
     """ONNX Runtime on one thread, without warnings."""
     options = ort.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     return ort.InferenceSession(model.SerializeToString(), options)

@@ -117,7 +117,9 @@ def test_wrappers_of_modules_are_taken_off() -> None:
         assert "fc.weight" in model.weights and any("the module inside" in note for note in model.report.notes)
 
 
-@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 9), ("torchscript", 13), ("dynamo", 16), ("dynamo", 21)])
+@pytest.mark.parametrize(
+    ("exporter", "opset"), [("torchscript", 9), ("torchscript", 13), ("dynamo", 9), ("dynamo", 12), ("dynamo", 16), ("dynamo", 21)]
+)
 def test_opsets(exporter: str, opset: int) -> None:
     model = dovetail.export.pytorch(made(Net), (tensor(1, 3, 8, 8),), dynamic=["x:0=batch"], exporter=exporter, opset=opset)
     assert model.opset == model.report.opset == opset

@@ -266,15 +266,18 @@ def test_functions_of_a_model_get_its_opset(inner: str, opset: int, fine: bool) 
 def test_operators_that_stop_a_conversion_are_listed() -> None:
     nodes = [
         helper.make_node("Gelu", ["x"], ["a"], name="/gelu"),
-        helper.make_node("LayerNormalization", ["a", "s"], ["b"], name="/norm"),
-        helper.make_node("Relu", ["b"], ["y"]),
+        helper.make_node("Trilu", ["a"], ["b"], name="/upper"),
+        helper.make_node("Trilu", ["b"], ["c"], name="/lower", upper=0),
+        helper.make_node("Pad", ["c", "p"], ["y"], name="/pad", mode="wrap"),
     ]
-    model = model_of(nodes, [info("x", [2, 4])], [info("y", [2, 4])], {"s": np.ones(4, np.float32)}, opset=20, ir=9)
+    weights = {"p": np.zeros(4, np.int64)}
+    model = model_of(nodes, [info("x", [2, 4])], [info("y", [2, 4])], weights, opset=20, ir=9)
     with pytest.raises(dovetail.UsageError) as caught:
         model.convert_opset(13)
     text = str(caught.value)
     assert "from opset 20 to 13, these operators stop it:" in text
-    assert "Gelu is not in opset 13 (Gelu '/gelu')" in text and "LayerNormalization '/norm'" in text and "Relu" not in text
+    assert "Trilu is not in opset 13 (Trilu '/upper', Trilu '/lower')" in text and "Gelu" not in text
+    assert "Pad: it wraps around, which came with opset 19 (Pad '/pad')" in text
     for arguments, message in (
         ({"opset": 999}, "got opset 999, expected 1 to"),
         ({}, "got no version"),

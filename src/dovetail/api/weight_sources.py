@@ -32,9 +32,6 @@ _NARROW = {
 }  # fmt: skip
 
 
-_NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-
-
 class Weights(Mapping[str, Array]):
     """Arrays by name, each converted when it is first asked for.
 
@@ -171,19 +168,15 @@ def _of_model(source: Any, numbered: bool) -> dict[str, Array]:
 def _collect(graph: onnx.GraphProto, folder: Path | None, found: dict[str, Array]) -> None:
     from dovetail.frontend.protos import densify
     from dovetail.frontend.reader import read_tensor
+    from dovetail.model.proto_graph import constant_value, subgraphs
 
     for tensor in graph.initializer:
         found.setdefault(tensor.name, read_tensor(tensor, folder))
     for sparse in graph.sparse_initializer:
         found.setdefault(sparse.values.name, densify(sparse, folder))
     for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.HasField("t"):
-                found.setdefault(node.output[0], read_tensor(attribute.t, folder))
-            elif node.op_type == "Constant" and attribute.name in _NUMBERS:
-                value = attribute.f if attribute.name == "value_float" else attribute.i if attribute.name == "value_int" else (
-                    list(attribute.floats) if attribute.name == "value_floats" else list(attribute.ints)
-                )
-                found.setdefault(node.output[0], np.asarray(value, _NUMBERS[attribute.name]))
-            for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-                _collect(inner, folder, found)
+        value = constant_value(node, folder)
+        if value is not None:
+            found.setdefault(node.output[0], value)
+        for inner in subgraphs(node):
+            _collect(inner, folder, found)

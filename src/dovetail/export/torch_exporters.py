@@ -20,6 +20,8 @@ from dovetail.export.exported import Scratch
 from dovetail.export.torch_dynamic import resized, sizes_of
 from dovetail.export.torch_names import array_of, without_prefix
 from dovetail.export.torch_subject import Subject, parameters
+from dovetail.model.edit.opset import convert_opset
+from dovetail.model.model import Model
 
 LARGE_BYTES = 1_800_000_000
 """Weights of more than this stay in files: one protobuf message holds less than 2 GiB."""
@@ -28,6 +30,7 @@ OPSETS = {"dynamo": (7, 23), "torchscript": (7, 20)}
 """The least and the largest opset of each exporter; `opset_range` asks the installed release."""
 
 _DYNAMO_LEAST = 18
+_IR_OF_PLAIN_WEIGHTS = 4  # the first in which initializers need not be inputs, too
 _INNER = "dovetail_inner"
 _WHY = "exporting from PyTorch"
 
@@ -101,15 +104,12 @@ def dynamo(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, str]]) 
             program = torch.onnx.export(subject.module, args, kwargs=kwargs, dynamic_shapes=shapes, **options)
         notes += table.notes
         _clean(program.model, set(subject.weights))
-    size = sum(t.nbytes for t in subject.weights.values())
-    if size <= LARGE_BYTES:
-        return Written(_lowered(ir.to_proto(program.model), opset), None, notes)
-    if opset < written:
-        raise ExportError(f"{subject.name}: got opset {opset} for {size >> 20} MiB of weights, expected {written} or newer for so many")
+    if sum(t.nbytes for t in subject.weights.values()) <= LARGE_BYTES:
+        return Written(_at_opset(Model(ir.to_proto(program.model)), opset), None, notes)
     scratch = Scratch()
     path = scratch.path / "model.onnx"
     ir.save(program.model, path, external_data="model.onnx.data")
-    return Written(onnx.load(path, load_external_data=False), scratch, notes)
+    return Written(_at_opset(Model(onnx.load(path, load_external_data=False), scratch.path), opset), scratch, notes)
 
 
 def torchscript(subject: Subject, opset: int, axes: Mapping[str, Mapping[int, str]]) -> Written:
@@ -210,42 +210,25 @@ def _clean(model: Any, weights: set[str]) -> None:
         step(model)
 
 
-def _lowered(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model at a lower opset than it was written at.
+def _at_opset(model: Model, opset: int) -> onnx.ModelProto:
+    """The model at the opset asked for, where the exporter writes newer ones only.
 
     Raises:
         ExportError: an operator has no counterpart there.
     """
-    found = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), opset)
-    if found <= opset:
-        return proto
-    _drop_new_defaults(proto, found, opset)
-    hint = f"take opset {_DYNAMO_LEAST} or newer, or the torchscript exporter (--exporter torchscript), which writes older ones itself"
+    written = model.opset
+    if written <= opset:
+        return model.proto
     try:
-        lowered = onnx.version_converter.convert_version(proto, opset)
-    except Exception as error:  # of many kinds, C++ ones too
-        message = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ExportError(f"export: got opset {opset}, but converting from opset {found} failed ({message}); {hint}") from error
-    try:
-        onnx.checker.check_model(lowered)
-    except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"export: got opset {opset}, but conversion from {found} gives an invalid model ({reason}); {hint}") from error
-    lowered.ir_version = min(lowered.ir_version, onnx.helper.find_min_ir_version_for(lowered.opset_import, ignore_unknown=True))
-    return lowered
-
-
-def _drop_new_defaults(proto: onnx.ModelProto, found: int, opset: int) -> None:
-    """Remove attributes that the lower opset does not have and that say what is meant without them; the converter leaves them."""
-    for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, opset):
-            continue
-        new, old = onnx.defs.get_schema(node.op_type, found, ""), onnx.defs.get_schema(node.op_type, opset, "")
-        for attribute in list(node.attribute):
-            if attribute.name in new.attributes and attribute.name not in old.attributes:
-                default = new.attributes[attribute.name].default_value
-                if default.name and onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(attribute):
-                    node.attribute.remove(attribute)
+        proto = convert_opset(model, opset).proto
+    except UsageError as error:
+        raise ExportError(
+            f"export: got opset {opset}, but the model, which the dynamo exporter wrote at opset {written}, cannot be converted: {error}; "
+            f"take opset {written}, or the torchscript exporter (--exporter torchscript), which writes older ones itself"
+        ) from error
+    needed = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
+    proto.ir_version = min(proto.ir_version, max(needed, _IR_OF_PLAIN_WEIGHTS))
+    return proto
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,9 +48,7 @@ def expand(node: OnnxNode, ctx: ImportContext) -> list[Value | None] | None:
         raise ModelError(
             f"{node.name} ({node.op_type}): got {len(node.inputs)} inputs, expected at most {len(function.input)}; fix the call"
         )
-    given = {a.name: a for a in _attribute_protos(node)}
-    attributes = {a.name: a for a in function.attribute_proto} | given
-    body = [_bound(n, attributes) for n in function.node]
+    body = body_nodes(function, _attribute_protos(node))
     inputs = {name: node.input(i) for i, name in enumerate(function.input)}
     opsets = {o.domain: o.version for o in function.opset_import} or dict(ctx.opsets)
     wanted = list(function.output)[: max(node.n_outputs, 1)]
@@ -67,16 +65,29 @@ def _schema_function(node: OnnxNode) -> FunctionProto | None:
         schema = onnx.defs.get_schema(node.op_type, node.opset, node.domain)
     except onnx.defs.SchemaError:
         return None
+    types = [_type_proto(v.type if v is not None else None) for v in node.inputs]
+    return schema_body(schema, node.opset, lambda: _node_proto(node, schema), types)
+
+
+def schema_body(
+    schema: onnx.defs.OpSchema, opset: int, call: Callable[[], NodeProto], types: Sequence[TypeProto]
+) -> FunctionProto | None:
+    """The function that an op's schema defines it by, with the attribute defaults filled in; None if it has none.
+
+    Args:
+        opset: the newest version of ONNX's ops that the body may use.
+        call: makes the node that calls it, which some bodies depend on.
+        types: of its inputs.
+    """
     found: FunctionProto | None = None
-    usable = [v for v in schema.function_opset_versions if v <= node.opset]
+    usable = [v for v in schema.function_opset_versions if v <= opset]
     if usable:
         found = _parse(schema.get_function_with_opset_version(max(usable)))
     elif schema.has_context_dependent_function:
-        versions = [v for v in schema.context_dependent_function_opset_versions if v <= node.opset]
+        versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
         if versions:
-            types = [_type_proto(v.type if v is not None else None).SerializeToString() for v in node.inputs]
-            call = _node_proto(node, schema).SerializeToString()
-            found = _parse(schema.get_context_dependent_function_with_opset_version(max(versions), call, types))
+            given = [t.SerializeToString() for t in types]
+            found = _parse(schema.get_context_dependent_function_with_opset_version(max(versions), call().SerializeToString(), given))
     if found is None:
         return None
     declared = {a.name for a in found.attribute_proto}
@@ -87,6 +98,12 @@ def _schema_function(node: OnnxNode) -> FunctionProto | None:
             copied.CopyFrom(default)
             copied.name = name
     return found
+
+
+def body_nodes(function: FunctionProto, given: Iterable[AttributeProto]) -> list[NodeProto]:
+    """The nodes of a function's body for the attributes of a call."""
+    attributes = {a.name: a for a in function.attribute_proto} | {a.name: a for a in given}
+    return [_bound(n, attributes) for n in function.node]
 
 
 def _parse(data: bytes | FunctionProto) -> FunctionProto:

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from dovetail.frontend.reader import read_tensor
 
+_NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The graphs in a node's attributes."""
@@ -97,6 +98,18 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if proto.name == name:
             return onnx.helper.get_attribute_value(proto)
     return default
+
+
+def constant_value(node: onnx.NodeProto, folder: Path | None) -> np.ndarray[Any, Any] | None:
+    """The array that a Constant node holds; None for other nodes, and for texts and sparse tensors."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    for proto in node.attribute:
+        if proto.name == "value":
+            return read_tensor(proto.t, folder)
+        if proto.name in _NUMBERS:
+            return np.asarray(onnx.helper.get_attribute_value(proto), _NUMBERS[proto.name])
+    return None
 
 
 class ProtoGraph:

@@ -16,7 +16,13 @@ from dovetail.frontend.reader import read_tensor
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.names import describe, expect
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import all_graphs, made_names, reads, unique_name
+from dovetail.model.proto_graph import (
+    all_graphs,
+    constant_value,
+    made_names,
+    reads,
+    unique_name,
+)
 from dovetail.model.weights import load_small, with_weights_as_inputs
 
 
@@ -130,12 +136,7 @@ class Draft:
             if name in weights and name not in overridden:
                 return read_tensor(weights[name], self.folder)
             node = producers.get(name)
-            if node is None or node.op_type != "Constant":
-                return None
-            held = node.attribute[0]
-            if held.name == "value":
-                return read_tensor(held.t, self.folder)
-            return np.asarray(onnx.helper.get_attribute_value(held), np.int64) if held.name in ("value_int", "value_ints") else None
+            return None if node is None else constant_value(node, self.folder)
 
         return value
 

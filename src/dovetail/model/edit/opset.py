@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, version_converter
 
-from dovetail.frontend.reader import dtype_name
+from dovetail.frontend.functions import body_nodes, schema_body
+from dovetail.frontend.reader import dtype_name, read_tensor
 from dovetail.model.edit import value_types as kinds
 from dovetail.model.edit.draft import Draft
 from dovetail.model.edit.names import describe
+from dovetail.model.edit.opset_downward import (
+    ADAPTERS,
+    Call,
+    count_from_the_front,
+    counts_from_the_end,
+)
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import all_graphs, attribute
+from dovetail.model.proto_graph import all_graphs, constant_value, subgraphs
 from dovetail.model.weights import LARGE_BYTES, stored_bytes
 
 # Opsets in which an operator that looks the same got another meaning.
@@ -87,12 +95,10 @@ def _convert(draft: Draft, old: int, new: int) -> None:
     _functions(draft, new)
     problems: dict[str, list[str]] = {}
     one = _One(draft, types)
-    if new < 14 <= old:
-        _plain_reshapes(draft)
     for graph in reversed(list(all_graphs(draft.graph))):  # bodies first: lists of nodes are replaced by copies
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            if _unchanged(node, old, new, types):
+            if _unchanged(node, old, new, types) and not _adapted(node, old, new):
                 _drop_defaults(node, old, new)
                 nodes.append(node)
                 continue
@@ -136,18 +142,17 @@ def _functions(draft: Draft, new: int) -> None:
         )
 
 
-def _plain_reshapes(draft: Draft) -> None:
-    """Drop allowzero=1 (as torch's exporter writes it) from Reshapes whose constant target has no zero: older opsets lack it."""
-    constant = draft.constants()
-    for node in draft.graph.node:
-        if node.op_type == "Reshape" and node.domain in ("", "ai.onnx") and attribute(node, "allowzero", 0):
-            target = constant(node.input[1])
-            if target is not None and target.all():
-                del node.attribute[:]
-
-
 def _more(found: list[str]) -> str:
     return f" and {len(found) - 3} more" if len(found) > 3 else ""
+
+
+def _adapted(node: onnx.NodeProto, old: int, new: int) -> bool:
+    """Whether a node is written in another way before one of the opsets that are left."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if new < 11 <= old and counts_from_the_end(node):
+        return True
+    return any((node.op_type, version) in ADAPTERS for version in range(new + 1, old + 1))
 
 
 def _since(node: onnx.NodeProto, opset: int) -> onnx.defs.OpSchema | None:
@@ -218,17 +223,38 @@ def _converted(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int
     step = 1 if new > old else -1
     nodes = [node]
     for version in range(old, new, step):
-        following: list[onnx.NodeProto] = []
-        for current in nodes:
-            if _unchanged(current, version, version + step, one.types):
-                _drop_defaults(current, version, version + step)
-                following.append(current)
-            else:
-                following += _by_onnx(one, graph, current, version, version + step)
-        nodes = following
+        nodes = [made for current in nodes for made in _next(one, graph, current, version, version + step)]
     if len(nodes) == 1:
         nodes[0].name = node.name
     return nodes
+
+
+def _next(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new: int) -> list[onnx.NodeProto]:
+    """The nodes that stand for one in the opset after or before.
+
+    Downwards, an operator that changed is written as it was, and one that is not there any more, or that nobody converts, as the
+    function that ONNX defines it by.
+    """
+    adapter = ADAPTERS.get((node.op_type, old)) if new < old and node.domain in ("", "ai.onnx") else None
+    if adapter is not None:
+        made = adapter(one.call(graph, node))
+        one.learn(graph, made, new)
+    elif _unchanged(node, old, new, one.types):
+        made = [node]
+    else:
+        gone = new < old and _since(node, new) is None
+        body = one.body(graph, node, old) if gone else None
+        if body is None:
+            try:
+                return _by_onnx(one, graph, node, old, new)
+            except _FAILURES:
+                body = one.body(graph, node, old) if new < old and not gone else None
+                if body is None:
+                    raise
+        return [part for each in body for part in _next(one, graph, each, old, new)]
+    for each in made:
+        _drop_defaults(each, old, new)
+    return [count_from_the_front(one.call(graph, each)) if new == 10 < old and counts_from_the_end(each) else each for each in made]
 
 
 def _by_onnx(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new: int) -> list[onnx.NodeProto]:
@@ -236,15 +262,12 @@ def _by_onnx(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, 
     done = version_converter.convert_version(one.model(node, old), new)
     border = {*node.input, *node.output}
     fresh: dict[str, str] = {}
-    for name in (*(t.name for t in done.graph.initializer), *(n for made in done.graph.node for n in made.output)):
-        if name and name not in border:
-            fresh[name] = one.draft.unique(f"{node.output[0]}_{name}")
     for tensor in done.graph.initializer:
-        if tensor.name in fresh:
-            added = graph.initializer.add()
-            added.CopyFrom(tensor)
-            added.name = fresh[tensor.name]
-            one.added[added.name] = added
+        if tensor.name not in border:
+            fresh[tensor.name] = one.add(graph, tensor, f"{node.output[0]}_{tensor.name}")
+    for name in (n for made in done.graph.node for n in made.output if n):
+        if name not in border:
+            fresh[name] = one.draft.unique(f"{node.output[0]}_{name}")
     for made in done.graph.node:
         _drop_defaults(made, old, new)  # onnx's converter leaves some
         made.input[:] = [fresh.get(name, name) for name in made.input]
@@ -256,28 +279,97 @@ class _One:
     """Models of single nodes, with the types of their operands and the values of those that are small."""
 
     def __init__(self, draft: Draft, types: Mapping[str, onnx.TypeProto]) -> None:
-        self.draft, self.types = draft, types
+        self.draft, self.types = draft, dict(types)
         self.added: dict[str, onnx.TensorProto] = {}
         """Weights that conversions brought."""
         self._weights, self._constant = draft.weights(), draft.constants()
+        self._inner: dict[str, np.ndarray[Any, Any]] = {}
+        for graph in all_graphs(draft.graph):
+            if graph is not draft.graph:
+                self._inner |= {t.name: read_tensor(t, draft.folder) for t in graph.initializer}
+                held = ((n, constant_value(n, draft.folder)) for n in graph.node)
+                self._inner |= {n.output[0]: value for n, value in held if value is not None}
+
+    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The value of a constant; None for what a run computes."""
+        if name in self.added:
+            return read_tensor(self.added[name], None)
+        return self._inner[name] if name in self._inner else self._constant(name)
+
+    def add(self, graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str) -> str:
+        """Add a weight to a graph; its name, made unique."""
+        kept = graph.initializer.add()
+        kept.CopyFrom(tensor)
+        kept.name = self.draft.unique(name)
+        self.added[kept.name] = kept
+        self.types[kept.name] = kinds.tensor_type(kept.data_type, list(kept.dims))
+        return str(kept.name)
+
+    def call(self, graph: onnx.GraphProto, node: onnx.NodeProto) -> Call:
+        """What an adapter may ask about a node of a graph."""
+        result = node.output[0]
+        return Call(
+            node, self.constant, lambda name: kinds.shape_of(self.types.get(name)), lambda name: kinds.element_of(self.types.get(name)),
+            lambda value, hint: self.add(graph, onnx.numpy_helper.from_array(value), f"{result}_{hint}"), self.draft.unique,
+        )  # fmt: skip
+
+    def learn(self, graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], opset: int) -> None:
+        """Infer the types of values that only some new nodes, which are of an opset, know."""
+        inside = {n for node in nodes for n in node.output}
+        if all(name in self.types for name in inside):
+            return
+        outer = [n for n in dict.fromkeys(n for node in nodes for n in node.input if n) if n not in inside and n in self.types]
+        tensors = [onnx.numpy_helper.from_array(v, n) for n in outer if (v := self._small(n)) is not None]
+        held = {t.name for t in tensors}
+        part = onnx.helper.make_graph(nodes, "part", [self._typed(n) for n in outer if n not in held], [], tensors)
+        model = onnx.helper.make_model(part, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        for name, kind in kinds.infer(model).items():
+            self.types.setdefault(name, kind)
+
+    def body(self, graph: onnx.GraphProto, node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto] | None:
+        """The nodes of the function that ONNX defines an operator by; None if there is none, or one with bodies of its own."""
+        schema = onnx.defs.get_schema(node.op_type, opset)
+        function = schema_body(schema, opset, lambda: node, [self.types.get(name) or onnx.TypeProto() for name in node.input])
+        if function is None:
+            return None
+        nodes = body_nodes(function, node.attribute)
+        if any(True for part in nodes for _ in subgraphs(part)):
+            return None
+        given = [*node.input, *[""] * (len(function.input) - len(node.input))]
+        names = dict(zip(function.input, given, strict=True)) | dict(zip(function.output, node.output, strict=False))
+        kept = []
+        for part in nodes:
+            names |= {n: self.draft.unique(f"{node.output[0]}_{n}") for n in part.output if n and not names.get(n)}
+            held = constant_value(part, None)
+            if held is not None:
+                names[part.output[0]] = self.add(graph, onnx.numpy_helper.from_array(held), names[part.output[0]])
+            else:
+                kept.append(part)
+        for number, part in enumerate(kept):
+            part.name = f"{node.name}/{part.op_type}_{number}" if node.name else ""
+            part.input[:] = [names.get(n, n) for n in part.input]
+            part.output[:] = [names.get(n, n) for n in part.output]
+        self.learn(graph, kept, opset)
+        return kept
 
     def model(self, node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
         """The model of a node that is of an opset."""
         inputs, tensors = [], []
         for name in dict.fromkeys(n for n in node.input if n):
-            tensor = self._weights.get(name)
-            if name in self.added:
-                tensors.append(self.added[name])
-                continue
-            if tensor is None or stored_bytes(tensor) < LARGE_BYTES:
-                value = self._constant(name)
-                if value is not None and value.nbytes < LARGE_BYTES:
-                    tensors.append(onnx.numpy_helper.from_array(value, name))
-                    continue
-            inputs.append(self._typed(name))
+            value = self._small(name)
+            if value is not None:
+                tensors.append(onnx.numpy_helper.from_array(value, name))
+            else:
+                inputs.append(self._typed(name))
         graph = onnx.helper.make_graph([node], "one", inputs, [self._typed(n) for n in node.output if n], tensors)
         opsets = [onnx.helper.make_opsetid("", opset)]
         return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=max(4, self.draft.proto.ir_version))
+
+    def _small(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The value of a small constant."""
+        tensor = self._weights.get(name)
+        value = self.constant(name) if tensor is None or stored_bytes(tensor) < LARGE_BYTES else None
+        return value if value is not None and value.nbytes < LARGE_BYTES else None
 
     def _typed(self, name: str) -> onnx.ValueInfoProto:
         return kinds.value_info(name, self.types.get(name) or kinds.tensor_type(TensorProto.FLOAT, None))

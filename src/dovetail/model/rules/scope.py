@@ -11,7 +11,7 @@ import onnx
 
 from dovetail.frontend.protos import domain_of
 from dovetail.frontend.reader import read_tensor
-from dovetail.model.proto_graph import attribute, read_names, subgraphs
+from dovetail.model.proto_graph import attribute, constant_value, read_names, subgraphs
 
 Array = np.ndarray[Any, Any]
 
@@ -57,7 +57,7 @@ class Scope:
                 return None
             if node.op_type == "Identity":
                 return self.constant(node.input[0])
-            value = constant_value(node, self.folder) if node.op_type == "Constant" else None
+            value = constant_value(node, self.folder)
             return None if value is None else (name, value)
         if name in self.tensors:
             return name, read_tensor(self.tensors[name], self.folder)
@@ -91,18 +91,6 @@ def title(node: onnx.NodeProto) -> str:
 def node_name(node: onnx.NodeProto) -> str:
     """A node's name, or that of its first output."""
     return str(node.name or next((o for o in node.output if o), node.op_type))
-
-
-def constant_value(node: onnx.NodeProto, folder: Path | None) -> Array | None:
-    """The array of a Constant node; None for one of another kind (strings, sparse)."""
-    for proto in node.attribute:
-        if proto.name == "value":
-            return read_tensor(proto.t, folder)
-        if proto.name in ("value_float", "value_floats"):
-            return np.asarray(onnx.helper.get_attribute_value(proto), np.float32)
-        if proto.name in ("value_int", "value_ints"):
-            return np.asarray(onnx.helper.get_attribute_value(proto), np.int64)
-    return None
 
 
 def scopes(model: onnx.ModelProto, initializers: Iterable[onnx.TensorProto], folder: Path | None) -> list[Scope]:

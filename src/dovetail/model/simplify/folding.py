@@ -11,9 +11,8 @@ import onnx
 from dovetail.core.errors import Error
 from dovetail.core.log import logger
 from dovetail.frontend.importer import import_onnx
-from dovetail.frontend.reader import read_tensor
 from dovetail.model.model import Model
-from dovetail.model.proto_graph import subgraphs
+from dovetail.model.proto_graph import constant_value, subgraphs
 from dovetail.model.simplify.scope import FOLD_LIMIT_BYTES, Array, Scope, describe
 from dovetail.model.weights import stored_bytes
 from dovetail.ops.evaluate import evaluate
@@ -30,24 +29,13 @@ def constants_to_initializers(scope: Scope) -> list[str]:
     done = []
     for node in scope.graph.node:
         if scope.is_op(node, "Constant") and node.output[0] not in scope.output_names:
-            value = _constant_value(node)
+            value = constant_value(node, None)
             if value is not None:
                 scope.add_constant(node.output[0], value)
                 done.append(node)
     texts = list(map(describe, done))
     scope.remove_nodes(done)
     return texts
-
-
-def _constant_value(node: onnx.NodeProto) -> Array | None:
-    for proto in node.attribute:
-        if proto.name == "value":
-            return read_tensor(proto.t, None)
-        if proto.name in ("value_float", "value_floats"):
-            return np.array(onnx.helper.get_attribute_value(proto), np.float32)
-        if proto.name in ("value_int", "value_ints"):
-            return np.array(onnx.helper.get_attribute_value(proto), np.int64)
-    return None
 
 
 def fold_constants(scope: Scope) -> list[str]:
