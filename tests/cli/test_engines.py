@@ -107,6 +107,22 @@ def test_inputs_that_do_not_fit(arrays: dict, names: list[str], plan: Path, tmp_
     assert not (tmp_path / "y.npz").exists()
 
 
+def test_types_without_a_name_in_numpy_pass_through_files(tmp_path: Path, call: Callable) -> None:
+    model = tmp_path / "m.onnx"
+    text = '<ir_version: 9, opset_import: ["": 18]> g (bfloat16[N] x) => (bfloat16[N] y) { y = Neg (x) }'
+    onnx.save(onnx.parser.parse_model(text), model)
+    assert call("build", model, "-o", tmp_path / "m.plan").code == 0
+    for source, result in (("a", "b"), ("b", "c")):
+        given = [] if source == "a" else ["--inputs", tmp_path / "x.npz"]
+        outcome = call("run", tmp_path / "m.plan", *given, "--shapes", "x:[5]", "--outputs", tmp_path / f"{result}.npz")
+        assert outcome.code == 0, outcome.err
+        np.savez(tmp_path / "x.npz", x=np.load(tmp_path / f"{result}.npz")["y"])
+    first, second = (np.load(tmp_path / f"{n}.npz")["y"].view(np.uint16) for n in "bc")
+    np.testing.assert_array_equal(first ^ second, np.full(5, 1 << 15))  # the sign
+    outcome = call("compare", model, tmp_path / "m.plan", "--inputs", tmp_path / "x.npz")
+    assert outcome.code == 0, outcome.err
+
+
 def test_pickled_inputs_are_refused(plan: Path, tmp_path: Path, call: Callable) -> None:
     np.savez(tmp_path / "evil.npz", x=np.array([{"a": 1}], object))
     outcome = call("run", plan, "--inputs", tmp_path / "evil.npz")

@@ -346,3 +346,7 @@ def test_half_floats_pass_host_steps():
     )
     x = ramp().astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(engine(plan(main)).run({"x": x})["y"], -x)
+    # As NumPy reads them back from a file, which has no name for them.
+    np.testing.assert_array_equal(engine(plan(main)).run({"x": x.view("V2")})["y"], -x)
+    with pytest.raises(BindingError, match="got dtype"):
+        engine(plan(main)).run({"x": np.zeros(len(x), "V4")})

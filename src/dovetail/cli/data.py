@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dovetail.core.dtypes import dtype, named
 from dovetail.core.errors import BindingError, UsageError
 from dovetail.core.files import replacing
 from dovetail.model.sample_inputs import Arrays, BindingLike, generate
@@ -50,7 +51,9 @@ def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray[Any, Any]]) ->
 def inputs(args: argparse.Namespace, bindings: Sequence[BindingLike]) -> Arrays:
     """The arrays of `--inputs`, or seeded ones for the bindings at the sizes that `--shapes` names."""
     if args.inputs:
-        return load_arrays(args.inputs)
+        arrays = load_arrays(args.inputs)
+        known = {b.name: dtype(b.dtype).numpy for b in bindings}
+        return arrays | {name: named(arrays[name], want) for name, want in known.items() if name in arrays}
     shapes = dict(getattr(args, "shapes", None) or ())
     for binding in bindings:
         for axis, (fixed, given) in enumerate(zip(binding.shape or (), shapes.get(binding.name, ()), strict=False)):

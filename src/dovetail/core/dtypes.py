@@ -135,3 +135,9 @@ def dtype(spec: Any) -> DType:
     if found is None:
         raise UsageError(f"dtype: got {spec!r}, expected one of {', '.join(DTYPES)}")
     return found
+
+
+def named(array: np.ndarray[Any, Any], want: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """An array of plain bytes as elements of `want`, where that is a type that files of NumPy have no name for; else the array."""
+    plain = array.dtype.type is np.void and array.dtype.names is None and array.dtype.itemsize == want.itemsize
+    return array.view(want) if plain and want.kind == "V" else array

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.core.dtypes import named
 from dovetail.core.errors import BindingError, ShapeError
 
 Array = NDArray[Any]
@@ -26,6 +27,7 @@ def as_input(name: str, value: Any, want: np.dtype[Any]) -> Array:
         if array.dtype.kind not in "UOT":
             raise BindingError(f"input {name!r}: got dtype {array.dtype}, expected strings")
         return np.asarray(array.astype(object), order="C")
+    array = named(array, want)
     _check_dtype(f"input {name!r}", array, want)
     return np.asarray(array, order="C")
 

@@ -29,6 +29,7 @@ _NEW_MEANING = {
     "Softmax": (13,), "LogSoftmax": (13,), "Hardmax": (13,), "Resize": (11, 13), "GroupNormalization": (21,), "Upsample": (9,),
     "AveragePool": (19,), "RoiAlign": (16,), "Split": (18,), "BatchNormalization": (9,),
 }  # fmt: skip
+_OLDEST = 7  # before, operands were broadcast by an attribute, and onnx infers the types of few operators
 _FAILURES = (RuntimeError, ValueError, IndexError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
 
 
@@ -49,8 +50,8 @@ def convert_opset(model: Model, opset: int | None = None, *, ir_version: int | N
     if opset is None and ir_version is None:
         raise draft.fail("got no version, expected an opset or an IR version")
     newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not 1 <= opset <= newest:
-        raise draft.fail(f"got opset {opset}, expected 1 to {newest}; a newer one needs a newer onnx")
+    if opset is not None and not _OLDEST <= opset <= newest:
+        raise draft.fail(f"got opset {opset}, expected {_OLDEST} to {newest}; a newer one needs a newer onnx")
     if ir_version is not None and not 3 <= ir_version <= onnx.IR_VERSION:
         raise draft.fail(f"got IR version {ir_version}, expected 3 to {onnx.IR_VERSION}")
     old = draft.opset()
