@@ -1,5 +1,6 @@
 """`dovetail export`: models by name, inputs, weights; and modules in build and compare."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,8 +218,11 @@ def test_a_folder_of_transformers_with_weights_and_a_class(vision: None, folder:
         assert outcome.code == 2 and message in outcome.err, outcome.err
 
 
-def test_a_torchvision_that_does_not_fit_its_torch_says_so(folder: Path) -> None:
-    command = "import sys; from dovetail.cli import main; sys.exit(main(['export', 'torchvision:resnet18', '-o', 'm.onnx']))"
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:test_convnext", "transformers:bert"])
+def test_a_torchvision_that_does_not_fit_its_torch_says_so(spec: str, folder: Path) -> None:
+    if importlib.util.find_spec(spec.partition(":")[0]) is None:
+        pytest.skip("not installed")
+    command = f"import sys; from dovetail.cli import main; sys.exit(main(['export', {spec!r}, '-o', 'm.onnx']))"
     probe = "import torch; print(hasattr(torch.ops.torchvision, 'nms'))\ntry:\n import torchvision\nexcept RuntimeError as e: print(e)"
     if "does not exist" not in subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False).stdout:
         pytest.skip("this torchvision fits its torch")

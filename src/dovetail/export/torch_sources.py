@@ -147,7 +147,12 @@ def _crop(entry: Any) -> int | None:
 
 
 def _timm(name: str, weights: str | None, options: Mapping[str, Any], model_class: str | None) -> Loaded:
-    timm = require("timm", "timm", "exporting models of timm")
+    try:
+        timm = require("timm", "timm", "exporting models of timm")
+    except UsageError as error:
+        if "torchvision::" in str(error):  # timm imports it
+            raise UsageError(f"exporting models of timm: timm does not import ({error.__cause__}): {_UNFIT}") from error
+        raise
     if name not in timm.list_models(name, include_tags=True) and not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     if weights not in (None, "pretrained"):
