@@ -111,6 +111,8 @@ def test_every_way_down_was_gone() -> None:
         (13, 11, "t = Constant <value = bool {1}> ()  y = Dropout (x, r, t)", {"r": np.float32(0.5)},
          "Dropout: it computes as in training"),
         (14, 13, "y = Trilu (x)", {}, "Trilu is not in opset 13"),
+        (13, 10, "i = Cast <to=7> (x)  p = Pad (i, w)  y = Cast <to=1> (p)", {"w": [0, 0, 1, 0, 0, 1]},
+         "Pad: in opset 10 it takes no int64"),
     ],
 )  # fmt: skip
 def test_what_an_older_opset_cannot_say(opset: int, to: int, nodes: str, constants: dict, reason: str) -> None:

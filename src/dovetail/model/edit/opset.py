@@ -177,13 +177,18 @@ def _unchanged(node: onnx.NodeProto, old: int, new: int, types: Mapping[str, onn
         return True
     if any(low < version <= high for version in _NEW_MEANING.get(node.op_type, ())) or not _same_form(node, before, after):
         return False
-    allowed = {c.type_param_str: c.allowed_type_strs for c in after.type_constraints}
+    return not _refused_type(node, after, types)
+
+
+def _refused_type(node: onnx.NodeProto, schema: onnx.defs.OpSchema, types: Mapping[str, onnx.TypeProto]) -> str:
+    """An element type of an operand that a form of the operator does not take; "" if it takes all that are known."""
+    allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
     for position, name in enumerate(node.input):
-        formal = after.inputs[min(position, len(after.inputs) - 1)]
+        formal = schema.inputs[min(position, len(schema.inputs) - 1)]
         code = kinds.element_of(types.get(name))
         if code and formal.type_str in allowed and f"tensor({dtype_name(code)})" not in allowed[formal.type_str]:
-            return False
-    return True
+            return dtype_name(code)
+    return ""
 
 
 def _same_form(node: onnx.NodeProto, before: onnx.defs.OpSchema, after: onnx.defs.OpSchema) -> bool:
@@ -240,6 +245,11 @@ def _next(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new
     if adapter is not None:
         made = adapter(one.call(graph, node))
         one.learn(graph, made, new)
+        for each in made:
+            schema = _since(each, new)
+            refused = "" if schema is None else _refused_type(each, schema, one.types)
+            if refused:
+                raise ValueError(f"in opset {new} it takes no {refused}")
     elif _unchanged(node, old, new, one.types):
         made = [node]
     else:
