@@ -1,10 +1,7 @@
 """What the command-line tests share: a caller and small model files."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,32 +9,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dovetail.cli import main
-
-
-@dataclass
-class Outcome:
-    """What a verb printed and returned."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+from tests.calling import Outcome, caller
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Call the command line in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
+    return caller(capsys)
 
 
 def small_model() -> onnx.ModelProto:

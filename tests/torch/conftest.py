@@ -2,10 +2,10 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
+
+from tests.calling import Outcome, caller
 
 collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["test_*.py"]
 
@@ -29,30 +29,7 @@ def vision() -> None:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-@dataclass
-class Outcome:
-    """What a verb printed and returned."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        import json
-
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Call the command line in this process."""
-    from dovetail.cli import main
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
-
-    return run
+    return caller(capsys)

@@ -10,12 +10,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from dovetail.cli import VERBS, main
 from dovetail.core.env import Env
+from tests.example_files import write_example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*.md")])
@@ -28,21 +27,7 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the examples name: model.onnx and x.npz."""
-    rng = np.random.default_rng(0)
-    weights = {"w": rng.standard_normal((8, 3, 7, 7)).astype(np.float32) * 0.1, "b": rng.standard_normal(8).astype(np.float32)}
-    nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="/conv", strides=[4, 4]),
-        helper.make_node("Relu", ["c"], ["r"], name="/relu"),
-        helper.make_node("GlobalAveragePool", ["r"], ["y"], name="/pool"),
-    ]
-    graph = helper.make_graph(
-        nodes, "example",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, 1, 1])],
-        [numpy_helper.from_array(v, n) for n, v in weights.items()],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx")
-    np.savez(tmp_path / "x.npz", x=rng.standard_normal((2, 3, 224, 224)).astype(np.float32))
+    write_example(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -23,7 +23,7 @@ from dovetail.tensorrt.enums import (
     NetworkDefinitionCreationFlag,
     ProfilingVerbosity,
 )
-from dovetail.tensorrt.hooks import IErrorRecorder, IGpuAllocator, IStreamWriter, call
+from dovetail.tensorrt.hooks import IGpuAllocator, IStreamWriter, call, recorder_property
 from dovetail.tensorrt.host_memory import IHostMemory
 from dovetail.tensorrt.logger import ILogger, Reporter
 from dovetail.tensorrt.network import INetworkDefinition
@@ -202,15 +202,7 @@ class Builder(Deprecated):
     def gpu_allocator(self, value: IGpuAllocator | None) -> None:
         self._allocator = None if value is None else expect(IGpuAllocator, value, "Builder.gpu_allocator")
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """Keeps the errors of this builder and of what it makes."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, value: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if value is None else expect(IErrorRecorder, value, "Builder.error_recorder")
+    error_recorder = recorder_property("Builder", "Keeps the errors of this builder and of what it makes.")
 
     @property
     def logger(self) -> ILogger:

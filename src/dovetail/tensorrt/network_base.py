@@ -21,7 +21,7 @@ from dovetail.tensorrt.enums import (
     NetworkDefinitionCreationFlag,
     WeightsRole,
 )
-from dovetail.tensorrt.hooks import IErrorRecorder
+from dovetail.tensorrt.hooks import recorder_property
 from dovetail.tensorrt.layer import ILayer, LayerRecord
 from dovetail.tensorrt.logger import Reporter
 from dovetail.tensorrt.scope import ModelScope, ShapeScope
@@ -132,15 +132,7 @@ class NetworkBase(Deprecated):
         """Whether the network was created with EXPLICIT_PRECISION."""
         return self.get_flag(NetworkDefinitionCreationFlag.EXPLICIT_PRECISION)
 
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """What is told of errors, besides the logger."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, value: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if value is None else expect(IErrorRecorder, value, "INetworkDefinition.error_recorder")
+    error_recorder = recorder_property("INetworkDefinition", "What is told of errors, besides the logger.")
 
     @property
     def builder(self) -> Any:

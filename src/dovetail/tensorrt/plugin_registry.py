@@ -7,7 +7,7 @@ from typing import Any
 
 from dovetail.tensorrt.enum_type import expect
 from dovetail.tensorrt.enums import EngineCapability, ErrorCodeTRT
-from dovetail.tensorrt.hooks import IErrorRecorder, call
+from dovetail.tensorrt.hooks import call, recorder_property
 from dovetail.tensorrt.logger import ILogger, Logger, Reporter
 from dovetail.tensorrt.plugin_v2 import IPluginCreator
 from dovetail.tensorrt.plugin_v3 import IPluginCreatorInterface, IPluginResource
@@ -143,15 +143,7 @@ class IPluginRegistry:
             return 0
 
     # ---- the rest ----
-    @property
-    def error_recorder(self) -> IErrorRecorder | None:
-        """What is told of errors."""
-        recorder: IErrorRecorder | None = self._reporter.recorder
-        return recorder
-
-    @error_recorder.setter
-    def error_recorder(self, value: IErrorRecorder | None) -> None:
-        self._reporter.recorder = None if value is None else expect(IErrorRecorder, value, "IPluginRegistry.error_recorder")
+    error_recorder = recorder_property("IPluginRegistry", "What is told of errors.")
 
     @property
     def parent_search_enabled(self) -> bool:
