@@ -294,18 +294,18 @@ class _One:
         self.added: dict[str, onnx.TensorProto] = {}
         """Weights that conversions brought."""
         self._weights, self._constant = draft.weights(), draft.constants()
-        self._inner: dict[str, np.ndarray[Any, Any]] = {}
+        self._inner: dict[str, onnx.TensorProto | onnx.NodeProto] = {}
         for graph in all_graphs(draft.graph):
             if graph is not draft.graph:
-                self._inner |= {t.name: read_tensor(t, draft.folder) for t in graph.initializer}
-                held = ((n, constant_value(n, draft.folder)) for n in graph.node)
-                self._inner |= {n.output[0]: value for n, value in held if value is not None}
+                self._inner |= {t.name: t for t in graph.initializer} | {n.output[0]: n for n in graph.node if n.op_type == "Constant"}
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value of a constant; None for what a run computes."""
-        if name in self.added:
-            return read_tensor(self.added[name], None)
-        return self._inner[name] if name in self._inner else self._constant(name)
+        held = self.added.get(name) or self._inner.get(name)
+        if held is None:
+            return self._constant(name)
+        folder = self.draft.folder
+        return constant_value(held, folder) if isinstance(held, onnx.NodeProto) else read_tensor(held, folder)
 
     def add(self, graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str) -> str:
         """Add a weight to a graph; its name, made unique."""
@@ -345,6 +345,9 @@ class _One:
             return None
         nodes = body_nodes(function, node.attribute)
         if any(True for part in nodes for _ in subgraphs(part)):
+            return None
+        written = next((o.version for o in function.opset_import if o.domain in ("", "ai.onnx")), opset)
+        if not all(_unchanged(part, written, opset, {}) for part in nodes):
             return None
         given = [*node.input, *[""] * (len(function.input) - len(node.input))]
         names = dict(zip(function.input, given, strict=True)) | dict(zip(function.output, node.output, strict=False))
