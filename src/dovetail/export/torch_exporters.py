@@ -20,7 +20,7 @@ from dovetail.export.exported import Scratch
 from dovetail.export.torch_dynamic import resized, sizes_of
 from dovetail.export.torch_names import array_of, without_prefix
 from dovetail.export.torch_subject import Subject, parameters
-from dovetail.model.edit.opset import convert_opset
+from dovetail.model.edit.opset import convert_opset, lowest_ir
 from dovetail.model.model import Model
 
 LARGE_BYTES = 1_800_000_000
@@ -226,8 +226,7 @@ def _at_opset(model: Model, opset: int) -> onnx.ModelProto:
             f"export: got opset {opset}, but the model, which the dynamo exporter wrote at opset {written}, cannot be converted: {error}; "
             f"take opset {written}, or the torchscript exporter (--exporter torchscript), which writes older ones itself"
         ) from error
-    needed = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
-    proto.ir_version = min(proto.ir_version, max(needed, _IR_OF_PLAIN_WEIGHTS))
+    proto.ir_version = min(proto.ir_version, max(lowest_ir(proto), _IR_OF_PLAIN_WEIGHTS))
     return proto
 
 

@@ -59,7 +59,7 @@ def convert_opset(model: Model, opset: int | None = None, *, ir_version: int | N
         if not old:
             raise draft.fail("the model uses no operator of ONNX's own: there is no opset to convert")
         _convert(draft, old, opset)
-    lowest = _lowest_ir(draft.proto)
+    lowest = lowest_ir(draft.proto)
     if ir_version is not None and ir_version < lowest:
         raise draft.fail(
             f"got IR version {ir_version}, expected at least {lowest}: opset {draft.opset()} came with it; lower the opset, too"
@@ -76,7 +76,8 @@ def convert_opset(model: Model, opset: int | None = None, *, ir_version: int | N
     return draft.finish()
 
 
-def _lowest_ir(model: onnx.ModelProto) -> int:
+def lowest_ir(model: onnx.ModelProto) -> int:
+    """The lowest IR version that a model's opsets, and functions if it has some, can be in."""
     own = [o for o in model.opset_import if o.domain in ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training")]
     lowest = int(onnx.helper.find_min_ir_version_for(own, ignore_unknown=True)) if own else 3
     return max(lowest, 8) if model.functions else lowest
@@ -244,7 +245,7 @@ def _next(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new
     adapter = ADAPTERS.get((node.op_type, old)) if new < old and node.domain in ("", "ai.onnx") else None
     if adapter is not None:
         made = adapter(one.call(graph, node))
-        one.learn(graph, made, new)
+        one.learn(made, new)
         for each in made:
             schema = _since(each, new)
             refused = "" if schema is None else _refused_type(each, schema, one.types)
@@ -253,18 +254,15 @@ def _next(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, new
     elif _unchanged(node, old, new, one.types):
         made = [node]
     else:
-        gone = new < old and _since(node, new) is None
-        body = one.body(graph, node, old) if gone else None
-        if body is None:
-            try:
-                return _by_onnx(one, graph, node, old, new)
-            except _FAILURES:
-                body = one.body(graph, node, old) if new < old and not gone else None
-                if body is None:
-                    raise
-        return [part for each in body for part in _next(one, graph, each, old, new)]
+        try:
+            made = _by_onnx(one, graph, node, old, new)
+        except _FAILURES:
+            body = one.body(graph, node, old) if new < old else None
+            if body is None:
+                raise
+            return [part for each in body for part in _next(one, graph, each, old, new)]
     for each in made:
-        _drop_defaults(each, old, new)
+        _drop_defaults(each, old, new)  # onnx's converter leaves some, too
     return [count_from_the_front(one.call(graph, each)) if new == 10 < old and counts_from_the_end(each) else each for each in made]
 
 
@@ -280,7 +278,6 @@ def _by_onnx(one: _One, graph: onnx.GraphProto, node: onnx.NodeProto, old: int, 
         if name not in border:
             fresh[name] = one.draft.unique(f"{node.output[0]}_{name}")
     for made in done.graph.node:
-        _drop_defaults(made, old, new)  # onnx's converter leaves some
         made.input[:] = [fresh.get(name, name) for name in made.input]
         made.output[:] = [fresh.get(name, name) for name in made.output]
     return list(done.graph.node)
@@ -324,7 +321,7 @@ class _One:
             lambda value, hint: self.add(graph, onnx.numpy_helper.from_array(value), f"{result}_{hint}"), self.draft.unique,
         )  # fmt: skip
 
-    def learn(self, graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], opset: int) -> None:
+    def learn(self, nodes: Sequence[onnx.NodeProto], opset: int) -> None:
         """Infer the types of values that only some new nodes, which are of an opset, know."""
         inside = {n for node in nodes for n in node.output}
         if all(name in self.types for name in inside):
@@ -363,7 +360,7 @@ class _One:
             part.name = f"{node.name}/{part.op_type}_{number}" if node.name else ""
             part.input[:] = [names.get(n, n) for n in part.input]
             part.output[:] = [names.get(n, n) for n in part.output]
-        self.learn(graph, kept, opset)
+        self.learn(kept, opset)
         return kept
 
     def model(self, node: onnx.NodeProto, opset: int) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from dovetail.model.proto_graph import constant_value
+from dovetail.model.proto_graph import attribute, constant_value
 
 _INT64_MAX = np.iinfo(np.int64).max
 
@@ -41,8 +41,18 @@ class Call:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute's value."""
-        found = next((a for a in self.node.attribute if a.name == name), None)
-        return default if found is None else helper.get_attribute_value(found)
+        return attribute(self.node, name, default)
+
+    def rank(self) -> int:
+        """The number of axes of the first input.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        shape = self.shape(self.input(0))
+        if shape is None:
+            raise ValueError("the rank of its operand is not known")
+        return len(shape)
 
     def known(self, position: int, what: str) -> np.ndarray[Any, Any] | None:
         """The value of an input that has to be constant, None where it is absent.
@@ -137,11 +147,9 @@ def _pad_axes(call: Call) -> list[onnx.NodeProto]:
     axes = _ints(call.known(3, "list of axes"))
     if axes is None:
         return [call.again(call.node.input[:3])]
-    pads, shape = _ints(call.known(1, "list of pads")), call.shape(call.input(0))
-    if pads is None or shape is None:
-        raise ValueError("it pads some axes of an operand without a known rank")
-    wide = np.zeros((2, len(shape)), np.int64)
-    wide[:, [a % len(shape) for a in axes]] = np.reshape(pads, (2, len(axes)))
+    pads, rank = _ints(call.known(1, "list of pads")) or [], call.rank()
+    wide = np.zeros((2, rank), np.int64)
+    wide[:, [a % rank for a in axes]] = np.reshape(pads, (2, len(axes)))
     return [call.again([call.input(0), call.weight(wide.reshape(-1), "pads"), call.input(2)])]
 
 
@@ -216,7 +224,8 @@ def _reshape(call: Call) -> list[onnx.NodeProto]:
 
 @_adapter(13, "Resize")
 def _resize_operands(call: Call) -> list[onnx.NodeProto]:
-    empty = call.weight(np.zeros(0, np.float32), "none")
+    given = call.input(1) and call.input(2)
+    empty = "" if given else call.weight(np.zeros(0, np.float32), "none")
     return [call.again([call.input(0), call.input(1) or empty, call.input(2) or empty, call.input(3)])]
 
 
@@ -248,10 +257,8 @@ def _resize_nearest(call: Call) -> list[onnx.NodeProto]:
 @_adapter(13, "Softmax", "LogSoftmax", "Hardmax")
 def _softmax(call: Call) -> list[onnx.NodeProto]:
     """Before, all axes from `axis` on were one: the same for the last axis, to which another one is moved."""
-    shape = call.shape(call.input(0))
-    if shape is None:
-        raise ValueError("the rank of its operand is not known")
-    rank, axis = len(shape), call.attribute("axis", -1) % max(len(shape), 1)
+    rank = call.rank()
+    axis = call.attribute("axis", -1) % max(rank, 1)
     if axis >= rank - 1:
         return [call.again(None, axis=max(rank - 1, 0))]
     order = [*(a for a in range(rank) if a != axis), axis]
@@ -267,12 +274,12 @@ def _softmax(call: Call) -> list[onnx.NodeProto]:
 @_adapter(23, "RMSNormalization")
 def _rms_norm(call: Call) -> list[onnx.NodeProto]:
     """As ONNX defines it, with constant axes, which its own function computes."""
-    shape, kind = call.shape(call.input(0)), call.element(call.input(0))
-    if shape is None or not kind:
+    rank, kind = call.rank(), call.element(call.input(0))
+    if not kind:
         raise ValueError("the type of its operand is not known")
     wide = call.attribute("stash_type", onnx.TensorProto.FLOAT)
     number = helper.tensor_dtype_to_np_dtype(wide)
-    axes = call.weight(np.arange(call.attribute("axis", -1) % len(shape), len(shape)), "axes")
+    axes = call.weight(np.arange(call.attribute("axis", -1) % rank, rank), "axes")
     names = {hint: call.unique(f"{call.node.output[0]}_{hint}") for hint in ("wide", "square", "mean", "sum", "root", "scaled", "narrow")}
     epsilon = call.weight(np.asarray(call.attribute("epsilon", 1e-5), number), "epsilon")
     nodes = [
@@ -304,11 +311,8 @@ def count_from_the_front(call: Call) -> onnx.NodeProto:
     Raises:
         ValueError: their number is not known.
     """
-    shape = call.shape(call.input(0))
-    if shape is None:
-        raise ValueError("it counts axes from the end, and the rank of its operand is not known")
     axes = call.attribute("axes")
-    rank = len(shape) + {"Unsqueeze": len(axes or ()), "OneHot": 1}.get(call.node.op_type, 0)
+    rank = call.rank() + {"Unsqueeze": len(axes or ()), "OneHot": 1}.get(call.node.op_type, 0)
     axis = call.attribute("axis")
     given: dict[str, Any] = {} if axis is None else {"axis": axis % rank}
     return call.again(None, **given if axes is None else {"axes": [a % rank for a in axes]})
@@ -316,13 +320,11 @@ def count_from_the_front(call: Call) -> onnx.NodeProto:
 
 @_adapter(11, "Slice")
 def _slice_axes(call: Call) -> list[onnx.NodeProto]:
-    name, shape = call.input(3), call.shape(call.input(0))
+    name = call.input(3)
     axes = call.constant(name) if name else None
     if axes is None or (axes >= 0).all():
         return [call.node]
-    if shape is None:
-        raise ValueError("it counts axes from the end, and the rank of its operand is not known")
-    return [call.again([*call.node.input[:3], call.weight(axes % len(shape), "axes"), *call.node.input[4:]])]
+    return [call.again([*call.node.input[:3], call.weight(axes % call.rank(), "axes"), *call.node.input[4:]])]
 
 
 @_adapter(11, "Gemm")
