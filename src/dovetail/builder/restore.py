@@ -45,18 +45,22 @@ def restore(graph: str, plan: Plan, weights: Mapping[str, np.ndarray[Any, Any]])
     return module
 
 
+def _report(plan: Plan) -> dict[str, Any]:
+    """The report of the build that made a plan; empty where there is none."""
+    found = plan.meta.get("report")
+    return found if isinstance(found, dict) else {}
+
+
 def _training(plan: Plan) -> dict[str, str]:
     """Nodes that compute as in training and what they do, as a plan's report states them."""
-    report = plan.meta.get("report")
-    found = report.get("training") if isinstance(report, dict) else None
+    found = _report(plan).get("training")
     entries = [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
     return {str(e.get("node")): str(e.get("reason")) for e in entries}
 
 
 def options_of(plan: Plan) -> BuildOptions:
     """The options that a plan was built with, as its report states them."""
-    report = plan.meta.get("report")
-    requested = report.get("requested", {}) if isinstance(report, dict) else {}
+    requested = _report(plan).get("requested", {})
     if not isinstance(requested, dict):
         requested = {}
     formats, named = requested.get("io_formats", {}), requested.get("fp32_nodes", ())
@@ -72,8 +76,7 @@ def options_of(plan: Plan) -> BuildOptions:
 
 def spread_of(plan: Plan) -> branches.Spread | None:
     """How a plan's steps got their lanes, as its report states it; None where it does not."""
-    report = plan.meta.get("report")
-    return branches.Decision.parse(report.get("branches") if isinstance(report, dict) else None)
+    return branches.Decision.parse(_report(plan).get("branches"))
 
 
 def ranges_of(plan: Plan) -> RangeDecision:
@@ -82,14 +85,12 @@ def ranges_of(plan: Plan) -> RangeDecision:
     Raises:
         PlanFormatError: damaged data.
     """
-    report = plan.meta.get("report")
-    return RangeDecision.parse(report.get("ranges") if isinstance(report, dict) else None)
+    return RangeDecision.parse(_report(plan).get("ranges"))
 
 
 def as_recorded(plan: Plan) -> Chooser:
     """A chooser that repeats the choices in a plan's report; by rule where one is no longer possible."""
-    report = plan.meta.get("report")
-    groups = report.get("groups", []) if isinstance(report, dict) else []
+    groups = _report(plan).get("groups", [])
     recorded: dict[str, tuple[str, Config]] = {}
     for entry in groups if isinstance(groups, list) else []:
         name, tactic, config = _entry(entry)

@@ -20,6 +20,11 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name, such as "; did you mean 'x'?"; nothing where no known one is like it."""
     close = difflib.get_close_matches(given, list(known), 3, 0.5)

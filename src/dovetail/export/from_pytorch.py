@@ -13,6 +13,7 @@ import onnx
 from dovetail.core.errors import ExportError, UsageError
 from dovetail.core.log import logger
 from dovetail.core.optional import require
+from dovetail.core.text import first_line
 from dovetail.export import torch_names
 from dovetail.export.exported import ExportedModel
 from dovetail.export.report import ExportReport
@@ -155,7 +156,7 @@ def _first_run(given: Subject) -> Any:
         shapes = ", ".join(f"{k} {str(t.dtype).rpartition('.')[2]}{list(t.shape)}" for k, t in given.leaves.items())
         devices = device_of(given.weights, given.leaves)
         hint = f"; weights and inputs are on {' and '.join(devices)}: move them to one" if len(devices) > 1 else "; give inputs that fit"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ExportError(f"{given.name}{place.text}: the module itself fails on the example inputs ({shapes}): {reason}{hint}") from error
 
 

@@ -13,6 +13,7 @@ import onnx
 from dovetail.benchmark import peers
 from dovetail.core.errors import Error, ExportError
 from dovetail.core.optional import require
+from dovetail.core.text import first_line
 from dovetail.export.report import Difference
 from dovetail.export.torch_dynamic import other_sizes, resized, sizes_of
 from dovetail.export.torch_names import array_of
@@ -62,7 +63,7 @@ def check_valid(proto: onnx.ModelProto, folder: Path | None) -> None:
             onnx.save(proto, path)
             onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ExportError(f"export: the exporter wrote an invalid model ({reason}); try the other exporter, or another opset") from error
 
 
@@ -99,7 +100,7 @@ def compare(
         try:
             wanted = subject.run(leaves)
         except Exception as error:  # what a module raises is its own affair; the next sizes may fit
-            refusal = refusal or (str(error).strip() or type(error).__name__).splitlines()[0]
+            refusal = refusal or first_line(error)
             continue
         case = ", ".join(f"{name}={size}" for name, size in other.items())
         _one_case(subject, proto, run, case, leaves, wanted, tolerance, found)
@@ -117,7 +118,7 @@ def _one_case(
     try:
         actual = run(feeds)
     except Exception as error:  # each evaluator has its own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         why = "" if case == EXAMPLE else f"; {_BAKED}"
         raise ExportError(f"{subject.name}: the ONNX model does not run ({case}, {found.evaluator}): {reason}{why}") from error
     floor: list[Any] | None = None
@@ -188,7 +189,7 @@ def _evaluator(proto: onnx.ModelProto, folder: Path | None) -> tuple[str, Callab
         try:
             session = ort.InferenceSession(source, options, ["CPUExecutionProvider"])
         except Exception as error:  # an opset or operator that it does not know: ours may
-            declined = str(error).strip().splitlines()[0]
+            declined = first_line(error)
         else:
             narrow = any("bfloat16" in i.type or "float8" in i.type for i in (*session.get_inputs(), *session.get_outputs()))
             if not narrow:

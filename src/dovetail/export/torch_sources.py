@@ -13,7 +13,7 @@ from typing import Any
 from dovetail.core.errors import Error, UsageError
 from dovetail.core.optional import require
 from dovetail.core.python_files import module_name, run_file
-from dovetail.core.text import did_you_mean
+from dovetail.core.text import did_you_mean, first_line
 from dovetail.export.torch_inputs import InputSpec, input_spec
 from dovetail.export.torch_weights import load_weights
 from dovetail.plugins.registry import loaded_file
@@ -241,7 +241,7 @@ def _program(path: Path, weights: str | None, options: Mapping[str, Any]) -> Loa
     try:
         return Loaded(torch.export.load(path), notes=[f"weights: those in {path}"])
     except Exception as error:  # zip's, json's and torch's own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UsageError(f"{path}: cannot be read ({reason}), expected what torch.export.save wrote, by this version of PyTorch") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from dovetail.core.errors import UsageError
 from dovetail.core.log import logger
 from dovetail.core.optional import require
-from dovetail.core.text import did_you_mean
+from dovetail.core.text import did_you_mean, first_line
 
 _log = logger("export")
 _KEYS = ("state_dict", "model_state_dict", "model")
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle's, zip's and torch's own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise UsageError(
                 f"--weights: {path} cannot be read as a state dict ({reason}); write it with torch.save(model.state_dict(), …): a whole "
                 "pickled module would run code, so it is not loaded"

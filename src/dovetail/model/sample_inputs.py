@@ -11,10 +11,9 @@ import numpy as np
 from dovetail.core.dims import Expr, evaluate, symbols
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
+from dovetail.frontend.declared import MOST_ELEMENTS
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-
-_MOST = 2**48  # elements that are not even tried
 
 
 class BindingLike(Protocol):
@@ -52,8 +51,9 @@ def generate(
             raise UsageError(f"input {binding.name!r}: cannot make up a sequence; pass --inputs")
         extent = tuple(_extent(d, sizes) for d in binding.shape)
         kind = dtype(binding.dtype)
-        if math.prod(extent) > _MOST:
-            raise UsageError(f"input {binding.name!r}: got {math.prod(extent)} elements, expected at most {_MOST}; give sizes (--shapes)")
+        count = math.prod(extent)
+        if count > MOST_ELEMENTS:
+            raise UsageError(f"input {binding.name!r}: got {count} elements, expected at most {MOST_ELEMENTS}; give sizes (--shapes)")
         if kind.is_float:
             feeds[binding.name] = rng.standard_normal(extent).astype(np.float32).astype(kind.numpy)
         elif kind.kind == "bool":

@@ -8,6 +8,7 @@ import onnx
 from onnx import numpy_helper
 
 from dovetail.frontend.protos import domain_of
+from dovetail.model.proto_graph import subgraphs
 
 
 def training_nodes(model: onnx.ModelProto) -> list[str]:
@@ -34,9 +35,8 @@ def _found(graph: onnx.GraphProto, outer: dict[str, onnx.TensorProto]) -> Iterat
                 yield f"{where}: statistics of the batch in the place of the trained ones"
             if node.op_type == "Dropout" and len(node.input) > 2 and _is_true(constants.get(node.input[2])):
                 yield f"{where}: drops values at random"
-        for attribute in node.attribute:
-            for body in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
-                yield from _found(body, constants)
+        for body in subgraphs(node):
+            yield from _found(body, constants)
 
 
 def _is_true(tensor: onnx.TensorProto | None) -> bool:
