@@ -29,6 +29,7 @@ def zipped(*names):
         ("net.tflite", b"\x1c\x00\x00\x00TFL3", r"a TFLite model.*dovetail export \S+net\.tflite"),
         ("w.npz", zipped("w.npy"), "got weights alone.*dovetail refit"),
     ],
+    ids=["empty", "text", "engine", "torch", "program", "keras", "tflite", "weights"],  # zips hold the time, and workers would differ
 )
 def test_what_a_file_is_and_what_to_do(tmp_path, name, data, message):
     path = tmp_path / name
