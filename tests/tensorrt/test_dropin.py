@@ -116,6 +116,23 @@ def test_without_stand_ins_cuda_is_what_is_installed():
     assert importlib.util.find_spec("pycuda") is None or "dovetail" not in importlib.util.find_spec("pycuda").origin
 
 
+def test_older_names_of_cuda_python_are_the_modules_that_took_their_place(tmp_path, monkeypatch):
+    pytest.importorskip("cuda.bindings.runtime")
+    trt.install(standins=False)
+    for older, newer in (("cudart", "runtime"), ("cuda", "driver"), ("nvrtc", "nvrtc")):
+        if importlib.machinery.PathFinder.find_spec(f"cuda.{older}", sys.modules["cuda"].__path__) is not None:
+            pytest.skip("cuda-python 12 is installed, which has them")
+        assert importlib.import_module(f"cuda.{older}") is importlib.import_module(f"cuda.bindings.{newer}")
+    trt.uninstall()
+    assert "cuda.cudart" not in sys.modules and "cuda.bindings.runtime" in sys.modules
+    # A package that has them keeps its own.
+    trt.install(standins=False)
+    (tmp_path / "cudart.py").write_text("own = True\n")
+    monkeypatch.setattr(sys.modules["cuda"], "__path__", [*sys.modules["cuda"].__path__, str(tmp_path)])
+    assert importlib.import_module("cuda.cudart").own
+    monkeypatch.delitem(sys.modules, "cuda.cudart")
+
+
 def test_dovetail_does_not_take_the_stand_in_for_a_gpu():
     from dovetail.device.cuda.driver_cuda import CudaDriver
 

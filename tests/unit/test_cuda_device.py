@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ class Recorder:
         self.current = []
         self.next = 1000
         self.mode = "global"
+        self.primary = set()
+        self.ids = {}
 
     def __getattr__(self, name):
         found = getattr(api, name)  # no function that does not exist
@@ -78,7 +81,20 @@ class Recorder:
         return (13000,)
 
     def _cuDevicePrimaryCtxRetain(self, device):
+        self.primary.add(device)
         return (200 + device - 100,)
+
+    def _cuDevicePrimaryCtxGetState(self, device):
+        return (0, device in self.primary)
+
+    def _cuCtxGetCurrent(self):
+        return (self.current[-1] if self.current else 0,)
+
+    def _cuCtxGetDevice(self):
+        return (100 + self.current[-1] % 10,)
+
+    def _cuCtxGetId(self, context):
+        return (self.ids.setdefault(context, 5000 + len(self.ids)),)
 
     def _cuDeviceGetDefaultMemPool(self, device):
         return (300,)
@@ -145,6 +161,60 @@ def test_one_device_is_asked_for_and_no_other(recorder):
         if name in ("cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent"):
             assert arguments[0] in (1, 101, 201), (name, arguments)
     assert not {"cuCtxSetCurrent", "cuDevicePrimaryCtxReset", "cuCtxCreate"} & set(recorder.names())
+
+
+@pytest.fixture
+def drivers(monkeypatch):
+    """The module's drivers, of which there are none yet."""
+    module = sys.modules["dovetail.device.cuda.driver"]
+    for known in ("_drivers", "_elsewhere"):
+        monkeypatch.setattr(module, known, {})
+    return module
+
+
+def test_a_context_of_the_clients_is_worked_in(recorder, drivers):
+    assert drivers.current_ordinal() is None
+    recorder.current.append(301)  # on cuda:1
+    assert drivers.current_ordinal() == 1
+    made = drivers.driver(1)
+    assert made is drivers.driver(1) and recorder.primary == set(), "the primary context is not made"
+    with made.active():
+        assert recorder.current == [301, 301]
+    other = drivers.driver(0)
+    assert recorder.primary == {100} and other.properties.ordinal == 0
+    recorder.current[:] = [311]
+    assert drivers.driver(1) not in (made, other), "another context, another driver"
+    recorder.current[:] = []
+    primary = drivers.driver(1)
+    assert primary not in (made, other) and recorder.primary == {100, 101}
+    with primary.active():
+        assert recorder.current == [201] and drivers.driver(1) is primary, "the primary context is no client's"
+        recorder.current.append(301)
+        assert drivers.driver(1) is made
+        recorder.current.pop()
+
+
+def test_a_context_that_the_client_ends_takes_all_that_was_made_in_it(recorder, drivers):
+    recorder.current.append(301)
+    driver = drivers.driver(1)
+    with driver.active():
+        kept, late = DeviceMemory(driver, 100), DeviceMemory(driver, 100)
+    del kept
+    gc.collect()
+    assert recorder.names().count("cuMemFree") == 1
+    recorder.current.clear()
+    recorder.ids[301] = 9999  # its handle is that of another context by now
+    recorder.calls.clear()
+    del late
+    gc.collect()
+    assert {"cuMemFree", "cuCtxPushCurrent"}.isdisjoint(recorder.names())
+    ended = r"cuda:1: the client has ended the CUDA context that he made, expected .*; load the engine again"
+    with pytest.raises(DeviceLostError, match=ended), driver.active():
+        pass
+    recorder.current.append(301)
+    assert drivers.driver(1) is not driver
+    recorder.failing["cuCtxGetId"] = api.CUresult.CUDA_ERROR_INVALID_CONTEXT
+    assert not drivers._elsewhere[9999].alive()
 
 
 def test_devices_that_do_not_exist(recorder):

@@ -145,6 +145,7 @@ def test_a_larger_shape_replaces_the_arena():
 def test_contexts_give_their_memory_back():
     driver = host_driver()
     tested = engine(plan(chain(*STEPS)), driver=driver)
+    gc.collect()
     before = driver.allocations
     context = tested.context()
     context.run({"x": ramp()})

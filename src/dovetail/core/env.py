@@ -30,7 +30,7 @@ class Env:
         tensorrt_standins: whether CUDA is stood in for by host memory where `import tensorrt` gives Dovetail
             (DOVETAIL_TENSORRT_STANDINS=0 or 1); None: where there is no GPU.
         tensorrt_device: where engines of `dovetail.tensorrt` are built and run (DOVETAIL_TENSORRT_DEVICE=cpu, cuda or cuda:N);
-            empty: on the first GPU, where there is one, else on the CPU.
+            empty: on the GPU that is current in the thread, else the first one, else the CPU.
         tensorrt_version: what `dovetail.tensorrt.__version__` says (DOVETAIL_TENSORRT_VERSION); its clients branch on it.
     """
 

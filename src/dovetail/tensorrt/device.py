@@ -13,18 +13,21 @@ _log = logger("tensorrt")
 
 
 def device() -> str:
-    """"cpu" or "cuda:N": what DOVETAIL_TENSORRT_DEVICE says, else the first GPU that is usable, else the CPU.
+    """"cpu" or "cuda:N": what DOVETAIL_TENSORRT_DEVICE says, else this thread's GPU (`cudaSetDevice`), else the first, else the CPU.
 
     Where CUDA is stood in for, device addresses are host addresses, and engines run on the CPU.
     """
     from dovetail.tensorrt import standins
 
     chosen = env().tensorrt_device
+    if chosen and chosen != "cuda":
+        return chosen
     if chosen:
-        return "cuda:0" if chosen == "cuda" else chosen
+        return f"cuda:{_current()}"
     if standins.active() or not standins.gpu_present():
         return "cpu"
-    return "cuda:0" if _usable(0) else "cpu"
+    number = _current()
+    return f"cuda:{number}" if _usable(number) else "cpu"
 
 
 def uses_gpu() -> bool:
@@ -50,6 +53,12 @@ def shared_memory() -> int:
 def ordinal(name: str) -> int:
     """The number of a GPU by its name "cuda:N"."""
     return int(name.partition(":")[2] or 0)
+
+
+def _current() -> int:
+    from dovetail.device.cuda import current_ordinal
+
+    return current_ordinal() or 0
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from dovetail.device.cuda.driver import (
     Launch,
     Properties,
     TensorMap,
+    current_ordinal,
     driver,
     require_capability,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Launch",
     "Properties",
     "TensorMap",
+    "current_ordinal",
     "driver",
     "require_capability",
 ]

@@ -172,16 +172,16 @@ def _set(name: str, handle: ctypes.c_void_p, attribute: int, value: ctypes._Simp
     _check(function(handle, attribute, ctypes.byref(value), ctypes.sizeof(value)), f"{name}SetAttribute {attribute}")
 
 
-_handles: dict[int, ctypes.c_void_p] = {}
+_handles: dict[Driver, ctypes.c_void_p] = {}
 _lock = threading.Lock()
 
 
-def _handle(ordinal: int) -> ctypes.c_void_p:
-    """The library's handle for a device whose context is current; one for the process."""
+def _handle(driver: Driver) -> ctypes.c_void_p:
+    """The library's handle for a driver whose context is current; one for the process."""
     with _lock:
-        if ordinal not in _handles:
-            _handles[ordinal] = _make("")
-        return _handles[ordinal]
+        if driver not in _handles:
+            _handles[driver] = _make("")
+        return _handles[driver]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Matmul:
         self._call = call
         self._lock = threading.Lock()
         self._layouts: list[ctypes.c_void_p] = []
-        self._handle = _handle(driver.properties.ordinal)
+        self._handle = _handle(driver)
         batch = dims[DIMS.index("batch")]
         self._empty = batch == 0 or dims[0] == 0 or dims[1] == 0
         compute = _COMPUTE_TF32 if call.tf32 and call.type == "f32" else _COMPUTE_F32
@@ -323,4 +323,4 @@ def prepare(driver: Driver, call: Mapping[str, Any], dims: Sequence[int]) -> Mat
     if len(dims) != len(DIMS):
         raise DeviceError(f"cublaslt: got {len(dims)} dims, expected {len(DIMS)} ({', '.join(DIMS)}); build the engine again")
     parsed = Description.parse(call)
-    return _ready.get((driver.properties.ordinal, parsed, tuple(dims)), lambda: Matmul(driver, parsed, dims))
+    return _ready.get((driver, parsed, tuple(dims)), lambda: Matmul(driver, parsed, dims))

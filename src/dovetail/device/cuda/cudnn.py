@@ -213,16 +213,16 @@ def _field(value: Any) -> Any:
     return tuple(map(int, value)) if isinstance(value, list | tuple) else value
 
 
-_handles: dict[int, ctypes.c_void_p] = {}
+_handles: dict[Driver, ctypes.c_void_p] = {}
 _lock = threading.Lock()
 
 
-def _handle(ordinal: int) -> int:
-    """The library's handle for a device whose context is current; one for the process."""
+def _handle(driver: Driver) -> int:
+    """The library's handle for a driver whose context is current; one for the process."""
     with _lock:
-        if ordinal not in _handles:
-            _handles[ordinal] = _new_handle()
-        return _handles[ordinal].value or 0
+        if driver not in _handles:
+            _handles[driver] = _new_handle()
+        return _handles[driver].value or 0
 
 
 def _new_handle() -> ctypes.c_void_p:
@@ -246,7 +246,7 @@ class Ready:
     def __init__(self, driver: Driver, data: Mapping[str, Any], handle: int = 0) -> None:
         """`handle` is one of the calling thread's own, in the place of the process's."""
         self.call = parse(data)
-        self._handle = handle or _handle(driver.properties.ordinal)
+        self._handle = handle or _handle(driver)
         self._scale = ctypes.c_float(getattr(self.call, "scale", 0.0))
         self._ids = {name: n + 1 for n, name in enumerate(self.call.arguments)}
         if isinstance(self.call, Attention):
@@ -349,7 +349,7 @@ def prepare(driver: Driver, call: Mapping[str, Any], dims: Sequence[int]) -> Rea
     """
     if dims:
         raise DeviceError(f"cudnn: got {len(dims)} dims, expected none, as calls hold their shapes; build the engine again")
-    key = (driver.properties.ordinal, json.dumps(dict(call), sort_keys=True))
+    key = (driver, json.dumps(dict(call), sort_keys=True))
     return _ready.get(key, lambda: Ready(driver, call))
 
 

@@ -159,6 +159,10 @@ class Driver(Protocol):
     lost: str
     """Why this process cannot use the device any more; "" while it can. Memory, streams and graphs went with the context."""
 
+    def alive(self) -> bool:
+        """Whether the context still is, so that what was made in it can be given back."""
+        ...
+
     def active(self) -> AbstractContextManager[None]:
         """Makes the device's context the calling thread's, and the one before it again at the end.
 
@@ -311,22 +315,39 @@ class Driver(Protocol):
 
 
 _drivers: dict[int, Driver] = {}
+_elsewhere: dict[int, Driver] = {}  # in contexts that others made, by the contexts' numbers, which are not used again
 _lock = threading.Lock()
 
 
 def driver(ordinal: int = 0) -> Driver:
     """The driver of a device of this machine; made once, touches no other device.
 
+    It works in the device's primary context, as torch and CUDA's runtime do. Where another context of the device is current in this
+    thread, as pycuda makes them, it works in that one: a stream, and most memory, is of use in its own context alone.
+
     Raises:
         DeviceError: no driver, no such device, or the packages for it are missing.
     """
+    from dovetail.device.cuda import driver_cuda
+
     with _lock:
+        here = driver_cuda.current()
+        if here is not None and here.ordinal == ordinal and here.context is not None:
+            if here.number not in _elsewhere:
+                _elsewhere[here.number] = driver_cuda.CudaDriver(ordinal, here)
+            return _elsewhere[here.number]
         found = _drivers.get(ordinal)
         if found is None:
-            from dovetail.device.cuda.driver_cuda import CudaDriver
-
-            found = _drivers[ordinal] = CudaDriver(ordinal)
+            found = _drivers[ordinal] = driver_cuda.CudaDriver(ordinal)
         return found
+
+
+def current_ordinal() -> int | None:
+    """The number of the device whose context is current in this thread; None where there is no context."""
+    from dovetail.device.cuda import driver_cuda
+
+    here = driver_cuda.current()
+    return None if here is None else here.ordinal
 
 
 def out_of_memory(ordinal: int, size: int, free: int, total: int) -> DeviceError:

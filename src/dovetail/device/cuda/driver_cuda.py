@@ -1,7 +1,7 @@
 """The driver of a real device, over cuda-bindings' driver API.
 
-Every call is checked. The primary context of the asked ordinal is retained and pushed around each use; no other device gets a
-context, and the caller's current context is what it was.
+Every call is checked. The primary context of the asked ordinal is retained and pushed around each use, or a context that the client
+made; no other device gets a context, and the caller's current context is what it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ _LOST = {
     "CUDA_ERROR_CONTEXT_IS_DESTROYED": "somebody has ended the context",
 }
 
+_ENDED = "the client has ended the CUDA context that he made"
+
 
 def _bindings() -> Any:
     try:
@@ -78,13 +81,57 @@ def _bindings() -> Any:
     return driver
 
 
+@dataclass(frozen=True)
+class Current:
+    """The context that is current in a thread.
+
+    Args:
+        ordinal: of its device.
+        context: its handle; None for the device's primary context.
+        number: what no other context of this process has or will have.
+    """
+
+    ordinal: int
+    context: Any
+    number: int
+
+
+def current() -> Current | None:
+    """The context that is current in this thread; None where there is none, or no driver."""
+    try:
+        api = _bindings()
+        ok = api.CUresult.CUDA_SUCCESS
+        code, context = api.cuCtxGetCurrent()
+        if code != ok or not int(context):
+            return None
+        _, device = api.cuCtxGetDevice()
+        _, count = api.cuDeviceGetCount()
+        ordinal = next(i for i in range(count) if int(api.cuDeviceGet(i)[1]) == int(device))
+        _, number = api.cuCtxGetId(context)
+        _, _, active = api.cuDevicePrimaryCtxGetState(device)
+        if active:  # asking for one that is not would make it
+            _, primary = api.cuDevicePrimaryCtxRetain(device)
+            api.cuDevicePrimaryCtxRelease(device)
+            if int(primary) == int(context):
+                context = None
+        return Current(ordinal, context, int(number))
+    except (DeviceError, RuntimeError):  # what bindings raise without a driver, or for calls that it does not know
+        return None
+
+
 class CudaDriver:
-    """See `driver.Driver`."""
+    """See `driver.Driver`.
+
+    Args:
+        ordinal: the device.
+        given: a context of that device that the client made, to work in instead of the primary one.
+    """
 
     hazardous = True
 
-    def __init__(self, ordinal: int) -> None:
+    def __init__(self, ordinal: int, given: Current | None = None) -> None:
         self.lost = ""
+        self._given = given
         self._api = _bindings()
         self._success = self._api.CUresult.CUDA_SUCCESS
         try:
@@ -115,8 +162,11 @@ class CudaDriver:
             int(self._call("cuDeviceTotalMem", self._device)),
             int(self._call("cuDriverGetVersion")),
         )
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device) if given is None else given.context
         self._process = os.getpid()
+        # The call that takes the edges' data has a name of its own in the bindings of CUDA 12.
+        newer, older = "cuStreamUpdateCaptureDependencies_v2", "cuStreamUpdateCaptureDependencies"
+        self._depend = newer if hasattr(self._api, newer) else older
         self._fence = 0  # address of what a fence writes
         self._modules: dict[int, Any] = {}  # by function, which lives as long as its module
         self._relaxed_mode = self._api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
@@ -149,6 +199,11 @@ class CudaDriver:
         return DeviceError(f"{where}: {name} failed with {label} ({reason}); {hint}")
 
     def _gone(self) -> DeviceLostError:
+        if self._given is not None and self.lost == _ENDED:
+            return DeviceLostError(
+                f"cuda:{self.properties.ordinal}: {_ENDED}, expected it to live as long as what was made in it; load the engine again in "
+                "the one that is current"
+            )
         return DeviceLostError(
             f"cuda:{self.properties.ordinal}: {self.lost}; the device's context is lost to this process: restart it, and report this"
         )
@@ -167,7 +222,7 @@ class CudaDriver:
                 f"cuda:{self.properties.ordinal}: got a forked process, expected the one that opened the device; "
                 "start processes with the method spawn, or open the engine in the child only"
             )
-        if self.lost:
+        if not self.alive():
             raise self._gone()
         self._call("cuCtxPushCurrent", self._context)
         try:
@@ -179,6 +234,14 @@ class CudaDriver:
                 self._leave("cuThreadExchangeStreamCaptureMode", before)
         finally:
             self._leave("cuCtxPopCurrent")
+
+    def alive(self) -> bool:
+        """See `Driver.alive`."""
+        if self._given is not None and not self.lost:
+            code, number = self._api.cuCtxGetId(self._context)
+            if code != self._success or int(number) != self._given.number:  # another one may have its handle by now
+                self.lost = _ENDED
+        return not self.lost
 
     def _leave(self, name: str, *arguments: Any) -> None:
         """Call the driver at the end of a use; a lost context makes every call fail, and its first error is the one to hear of."""
@@ -219,7 +282,7 @@ class CudaDriver:
         return np.frombuffer(raw, np.uint8)[:size]
 
     def _free_host(self, pointer: int) -> None:
-        if self.lost:
+        if not self.alive():
             return
         with self.active():
             self._call("cuMemFreeHost", pointer)
@@ -310,7 +373,7 @@ class CudaDriver:
         if ahead:
             node = self._call("cuGraphAddEmptyNode", graph, ahead, len(ahead))
             replace = int(self._api.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES)
-            self._call("cuStreamUpdateCaptureDependencies", stream, [node], None, 1, replace)
+            self._call(self._depend, stream, [node], None, 1, replace)
 
     def encode(self, described: TensorMap) -> bytes:
         """See `Driver.encode`."""

@@ -88,6 +88,10 @@ class HostDriver:
         if stream != self._origins[id(graph)]:
             graph.loose.add(stream)
 
+    def alive(self) -> bool:
+        """See `Driver.alive`."""
+        return not self.lost
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """See `Driver.active`."""

@@ -41,7 +41,7 @@ class DeviceMemory:
 
 
 def _free(driver: Driver, pointer: int) -> None:
-    if driver.lost:
+    if not driver.alive():
         return
     with driver.active():
         driver.free(pointer)
@@ -95,7 +95,7 @@ class Uploader:
 
 
 def _destroy_events(driver: Driver, buffers: list[tuple[NDArray[np.uint8], Event]]) -> None:
-    if buffers and not driver.lost:
+    if buffers and driver.alive():
         with driver.active():
             for _, event in buffers:
                 driver.destroy_event(event)

@@ -362,7 +362,7 @@ class CudaCode(Bound):
 
 
 def _destroy(driver: Driver, graph: Graph) -> None:
-    if driver.lost:
+    if not driver.alive():
         return
     with driver.active():
         driver.destroy_graph(graph)

@@ -152,7 +152,7 @@ class Queue:
 
 
 def _close(driver: Driver, stream: Stream, done: Event, sides: list[Stream], events: list[Event]) -> None:
-    if driver.lost:
+    if not driver.alive():
         return
     with driver.active():
         for event in (done, *events):

@@ -49,6 +49,8 @@ class _Temporary:
 
 
 def _free(driver: Driver, pointer: int, stream: Stream) -> None:
+    if not driver.alive():
+        return
     with driver.active():
         driver.free_ordered(pointer, stream)
 

@@ -31,7 +31,7 @@ class CompiledKernel:
     code: bytes
     launch_parts: dict[str, list[Any]]
     arguments: list[tuple[int, list[Any]]]
-    _function: Any = field(default=None, repr=False)
+    _functions: dict[Any, Any] = field(default_factory=dict, repr=False)  # by the driver that loaded it
 
     @classmethod
     def of(cls, found: Any) -> CompiledKernel:
@@ -86,8 +86,8 @@ class CompiledKernel:
         sizes = {part: dims.run_program(program, env) for part, program in self.launch_parts.items()}
         if sizes["block_y"] != 1 or sizes["block_z"] != 1:
             raise RuntimeError(f"got blocks of {sizes['block_y']} and {sizes['block_z']} threads along y and z, expected 1")
-        if self._function is None:
-            self._function = gpu.load(self.code + b"\0", self.name, sizes["shared_mem"])
+        if gpu not in self._functions:
+            self._functions[gpu] = gpu.load(self.code + b"\0", self.name, sizes["shared_mem"])
         scalars = [dims.run_program(program, env) % (1 << bits) for bits, program in self.arguments]
         values = [*inputs, *scalars, *outputs]
         # Scalars take the place of pointers: a kernel reads as many of the eight bytes as its parameter has.
@@ -95,4 +95,4 @@ class CompiledKernel:
         for position, value in enumerate(values):
             arguments.set_pointer(position, value)
         grid = sizes["grid_x"], sizes["grid_y"], sizes["grid_z"]
-        gpu.launch(Launch(self._function, grid, sizes["block_x"], sizes["shared_mem"], arguments), Stream(stream))
+        gpu.launch(Launch(self._functions[gpu], grid, sizes["block_x"], sizes["shared_mem"], arguments), Stream(stream))

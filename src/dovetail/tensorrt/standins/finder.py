@@ -1,5 +1,7 @@
 """Makes `import tensorrt` give `dovetail.tensorrt`, and `cuda` and `pycuda` their stand-ins where those are wanted.
 
+Where they are not, modules that cuda-python 12 has and 13 no longer (`cuda.cudart`) are those that took their place.
+
 This file imports nothing of Dovetail before such a name is asked for: `site/sitecustomize.py` runs it at the start of every
 Python process that a launched program starts.
 """
@@ -11,7 +13,7 @@ import importlib.metadata
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec as _find
 from importlib.util import spec_from_loader
 from types import ModuleType
@@ -24,6 +26,8 @@ _CUDA_NAMES = (
     "cuda", "cuda.bindings", "cuda.bindings.runtime", "cuda.bindings.driver", "cuda.bindings.nvrtc",
     "cuda.cudart", "cuda.cuda", "cuda.nvrtc",
 )  # fmt: skip
+# What cuda-python 12 has besides, and 13 no longer.
+_OLDER = {"cuda.cudart": "cuda.bindings.runtime", "cuda.cuda": "cuda.bindings.driver", "cuda.nvrtc": "cuda.bindings.nvrtc"}
 
 
 class _Alias(Loader):
@@ -86,6 +90,8 @@ class Finder:
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """See `importlib.abc.MetaPathFinder`."""
         home = self.home(fullname)
+        if home is None and fullname in _OLDER and PathFinder.find_spec(fullname, path) is None:
+            home = _OLDER[fullname]
         found = None if home is None else _find(home)
         if home is None or found is None:
             return None
@@ -103,7 +109,7 @@ class Finder:
 def claimed(name: str, standins: bool) -> bool:
     """Whether modules of that name are replaced while a finder is installed; `standins` says whether CUDA's are, too."""
     top = name.partition(".")[0]
-    if top in _API_NAMES:
+    if top in _API_NAMES or (name in _OLDER and sys.modules[name].__name__ == _OLDER[name]):
         return True
     return standins and (name in _CUDA_NAMES or top == "pycuda" or name.startswith("cuda.bindings."))
 
