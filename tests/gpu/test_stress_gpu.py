@@ -91,6 +91,29 @@ def test_contexts_come_and_go(engine: dovetail.Engine, cases: Any) -> None:
     together(work)
 
 
+def test_refits_while_runs_are_queued(model: Any, cases: Any) -> None:
+    """Memory of old weights serves again when no run that is queued reads it any more, whatever became of the run's context."""
+    own = dovetail.build(model, device="cuda", precision="fp16", verify="off", tune=False)
+    name = max((w for w in own.plan.weights if w.dtype == "f32" and len(w.shape) == 2), key=lambda w: w.shape[0]).name
+    old = own.weight(name).copy()
+    feeds, _ = cases[1]
+    known = []
+    for factor in (1, 2, 3):
+        own.refit({name: old * factor})
+        known.append({k: np.asarray(v).tobytes() for k, v in own.run(feeds).items()})
+    assert known[0] != known[1] != known[2]
+    for turn in range(40):
+        own.refit({name: old * (1 + turn % 3)})
+        pending = [own.run_async(feeds) for _ in range(6)]
+        context = own._runtime.context()
+        pending += [context.run_async(feeds) for _ in range(2)]
+        del context
+        own.refit({name: old * (1 + (turn + 1) % 3)})
+        own.refit({name: old * (1 + (turn + 2) % 3)})
+        for run in pending:
+            assert {k: np.asarray(v).tobytes() for k, v in run.wait().items()} == known[turn % 3]
+
+
 def test_refits_between_runs(model: Any, cases: Any) -> None:
     """Every run sees one set of weights, the old or the new, never a mixture."""
     own = dovetail.build(model, device="cuda", precision="fp16", verify="off", tune=False)

@@ -20,7 +20,7 @@ from dovetail.device.cuda import (
 )
 from dovetail.device.cuda.driver_cuda import CudaDriver
 from dovetail.device.cuda.driver_host import HostDriver, memory_at
-from dovetail.device.cuda.memory import Uploader, parts
+from dovetail.device.cuda.memory import BlockCache, Uploader, parts
 from dovetail.runtime.cuda.arrays import DeviceArray, stream_handle
 
 api = pytest.importorskip("cuda.bindings.driver")
@@ -445,6 +445,49 @@ def test_uploads_in_pieces(monkeypatch):
             uploader.upload(block.address, data)
             np.testing.assert_array_equal(driver.view(block.address, size), data) if size else None
         uploader.finish()
+
+
+def test_blocks_serve_again_when_the_device_is_done_with_them():
+    driver, settled = host(), []
+    with driver.active():
+        cache = BlockCache(driver, 1000, lambda: settled.append(driver.allocations))
+        first = cache.take(600)
+        address = first.address
+        second, large = cache.take(600), cache.take(1001)
+        assert driver.allocations == 3 and not settled
+        del first, second, large
+        gc.collect()
+        assert driver.allocations == 1 and cache.held == 600, "what is beyond the limit goes back"
+        again = cache.take(600)
+        assert again.address == address and settled == [1] and cache.held == 0
+        assert cache.take(599).address != address and len(settled) == 1
+        gc.collect()
+        cache.release()
+        assert driver.allocations == 1 and cache.held == 0
+        del again, cache
+    gc.collect()
+    assert driver.allocations == 0
+
+
+def test_page_locked_memory_is_copied_without_another_copy():
+    driver = host()
+    with driver.active():
+        uploader, block = Uploader(driver, driver.create_stream()), DeviceMemory(driver, 3 << 20)
+        (memory,) = uploader.host_parts([3 << 20])
+        memory[:] = np.arange(3 << 20) % 251
+        before = driver.log["host_memory"]
+        uploader.upload(block.address, memory.view(np.float16)[: 1 << 20])
+        uploader.upload(block.address, memory)
+        assert driver.log["host_memory"] == before and driver.log["upload"] == 2
+        np.testing.assert_array_equal(driver.view(block.address, 3 << 20), memory)
+        more = uploader.host_parts([8 << 20, 6 << 20])
+        assert driver.log["host_memory"] == before, "that would be too much"
+        uploader.upload(block.address, more[0][: 2 << 20])
+        assert driver.log["host_memory"] == before + 2, "two buffers between"
+        del memory
+        gc.collect()
+        uploader.host_parts([8 << 20, 6 << 20])
+        assert driver.log["host_memory"] == before + 4
 
 
 def test_the_host_driver_punishes_what_a_device_would():

@@ -86,6 +86,26 @@ def test_refits_leave_no_memory_behind(made):
     assert driver.allocations <= counts[-1]
 
 
+def test_refits_of_some_weights_take_no_new_memory(made):
+    engine, driver = made
+    some = [{"w": weights(i)["w"]} for i in range(3)]
+    for i in range(4):
+        engine.set_weights(some[i % 3])
+    gc.collect()
+    before = {n: driver.log[n] for n in ("allocate", "free", "host_memory")}
+    waits = driver.log.get("synchronize_event", 0)
+    for i in range(4):
+        engine.set_weights(some[i % 3])
+    # What is packed on the device passes through memory in the order of the stream, once a refit.
+    assert {n: driver.log[n] - count for n, count in before.items()} == {"allocate": 4, "free": 4, "host_memory": 0}
+    assert driver.log["synchronize_event"] > waits, "runs that are queued may read what serves again"
+    x = np.ones((2, 24), F)
+    now = {n: engine.weight(n) for n in weights(0)}
+    np.testing.assert_allclose(engine.run({"x": x})["y"], expected(x, now), rtol=1e-4, atol=1e-4)
+    engine.release_memory()
+    assert driver.log["free"] > before["free"] + 4
+
+
 def test_a_failure_on_the_device_keeps_the_old_weights(made, monkeypatch):
     from dovetail.core.errors import DeviceError
 

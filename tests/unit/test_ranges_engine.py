@@ -159,11 +159,13 @@ def test_nodes_are_kept_in_fp32_by_name(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_first_value_that_goes_wrong() -> None:
     module = import_onnx(normalised())
     builder.optimise(module)
-    told, overflow = first_wrong(module, inputs(), {"large", "y"}, F16, 2e-3)
-    assert overflow and told.startswith("'large' of expand (MatMul) reaches")
-    assert first_wrong(module, inputs(), {"normal", "y"}, F16, 2e-3) == ("", False)
-    told, overflow = first_wrong(module, inputs(1e-3), {"large"}, F16, 1e-5)
-    assert not overflow and told.startswith("'large' of expand (MatMul)") and "is off by" in told
+    told, kind = first_wrong(module, inputs(), {"large", "y"}, F16, 2e-3)
+    assert kind == "overflow" and told.startswith("'large' of expand (MatMul) reaches")
+    assert first_wrong(module, inputs(), {"normal", "y"}, F16, 2e-3) == ("", "")
+    told, kind = first_wrong(module, inputs(1e-3), {"large"}, F16, 1e-5)
+    assert kind == "rounding" and told.startswith("'large' of expand (MatMul)") and "is off by" in told
+    told, kind = first_wrong(module, inputs(1e-12), {"large"}, F16, 1e-5)
+    assert kind == "underflow" and told.endswith("where kernels round to f16, which has fewer digits below 6.1e-05")
 
 
 def test_the_command_line_reads_samples(tmp_path: Path) -> None:

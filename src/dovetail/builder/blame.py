@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from dovetail.builder.oracle import relative_l2
@@ -18,8 +19,8 @@ _KEPT = 4096  # elements of a value that are compared
 
 def first_wrong(
     module: Module, feed: Mapping[str, Any], rounded: Collection[str], narrow: DType, tolerance: float
-) -> tuple[str, bool]:
-    """(the first value that goes wrong and how, in words; whether it leaves the range); ("", False) if none does.
+) -> tuple[str, str]:
+    """(the first value that goes wrong and how, in words; "overflow", "underflow" or "rounding"); ("", "") if none does.
 
     Args:
         module: after *recognise*, in fp32.
@@ -28,7 +29,8 @@ def first_wrong(
     """
     plain: dict[str, tuple[np.ndarray[Any, Any], bool, float]] = {}
     overflows: list[str] = []
-    errors: list[str] = []
+    errors: list[tuple[str, str]] = []
+    smallest = float(ml_dtypes.finfo(narrow.numpy).smallest_normal)
 
     def remember(value: Value, array: Any) -> None:
         if _counts(value, array):
@@ -49,13 +51,17 @@ def first_wrong(
         if finite and not overflows and not np.isfinite(array).all():
             overflows.append(f"{told} and is not finite any more where kernels round to {narrow}")
         if not errors and not relative_l2(_some(array), want) <= tolerance:
-            errors.append(f"{told} and is off by {relative_l2(_some(array), want):.1e} where kernels round to {narrow}")
+            off = f" and is off by {relative_l2(_some(array), want):.1e} where kernels round to {narrow}"
+            if largest < smallest:
+                errors.append((f"{told}{off}, which has fewer digits below {smallest:.1e}", "underflow"))
+            else:
+                errors.append((told + off, "rounding"))
         return array if value.name in rounded else None
 
     with np.errstate(all="ignore"):
         evaluate(module, feed, observe=remember)
         evaluate(module, feed, observe=compare)
-    return (overflows[0], True) if overflows else (errors[0] if errors else "", False)
+    return (overflows[0], "overflow") if overflows else (errors[0] if errors else ("", ""))
 
 
 def _counts(value: Value, array: Any) -> bool:

@@ -221,8 +221,13 @@ def _advice(module: Module, feeds: Sequence[Arrays], precision: str, rounding: R
     simplify(module)
     recognise(module)
     for feed in feeds:
-        found, overflow = first_wrong(module, feed, rounding.rounded, NARROW[precision], tolerance)
-        if overflow:
+        found, kind = first_wrong(module, feed, rounding.rounded, NARROW[precision], tolerance)
+        if kind == "underflow" and precision == "fp16":
+            return (
+                f"the first value that goes wrong is {found}; weights that are not trained often give such values; build with "
+                "precision='bf16', which has the range of fp32, or keep these nodes in fp32 by name (--fp32-nodes)"
+            )
+        if kind == "overflow":
             return (
                 f"the first value that goes wrong is {found}; build with precision='bf16', which has the range of fp32, give samples like "
                 "your data, so that what is too large stays fp32 (--samples), or keep these nodes in fp32 by name (--fp32-nodes)"

@@ -153,7 +153,7 @@ def changed(plan: Plan, old: WeightSet, changes: Mapping[str, Any], memory: Recy
     """
     given = {name: np.asarray(value) for name, value in changes.items()}
     require(plan, given)
-    specs = {spec.name: spec for spec in plan.weights}
+    specs = {spec.name: spec for spec in plan.weights if spec.name in given}
     new = _copies({n: (a, dtype(specs[n].dtype).numpy) for n, a in given.items()}, memory, threads)
     hashes = {n: h for n, h in old.hashes.items() if n not in new}
     raw = old.raw | {n: storage_of(a) for n, a in new.items()}
@@ -178,7 +178,7 @@ def require(plan: Plan, changes: Mapping[str, Array], others: Sequence[str] = ()
 
 def problems(plan: Plan, changes: Mapping[str, Array]) -> list[str]:
     """What keeps each of these weights from being replaced so: unknown name, wrong dtype or shape, violated guards."""
-    specs = {spec.name: spec for spec in plan.weights}
+    specs = {spec.name: spec for spec in plan.weights if spec.name in changes}
     guards: dict[str, list[Guard]] = {}
     for guard in plan.guards:
         guards.setdefault(guard.weight, []).append(guard)

@@ -128,9 +128,10 @@ class Recycler:
     An array of it is gone with the last view of it, whoever holds that.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Keeps at most `limit` bytes that nobody uses."""
+    def __init__(self, limit: int, allocate: Callable[[Sequence[int]], list[NDArray[np.uint8]]] = aligned_parts) -> None:
+        """Keeps at most `limit` bytes that nobody uses; `allocate` gives fresh memory."""
         self.limit = limit
+        self._allocate = allocate
         self.held = 0
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
         self._lock = threading.RLock()  # an array may go while this thread takes another one
@@ -142,7 +143,7 @@ class Recycler:
             DeviceError: the memory cannot be had.
         """
         found = [self._take(size) for size in sizes]
-        fresh = iter(aligned_parts([size for size, memory in zip(sizes, found, strict=True) if memory is None]))
+        fresh = iter(self._allocate([size for size, memory in zip(sizes, found, strict=True) if memory is None]))
         return [np.asarray(_Recycled(next(fresh) if memory is None else memory, self)) for memory in found]
 
     def give(self, memory: NDArray[np.uint8]) -> None:

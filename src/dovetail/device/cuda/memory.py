@@ -1,14 +1,16 @@
-"""Device memory that frees itself, and uploads through page-locked memory."""
+"""Device memory that frees itself or serves again, and uploads through page-locked memory."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dovetail.device.cpu.memory import address, aligned_parts
 from dovetail.device.cuda.driver import Driver, Event, Stream
 
 BLOCK_ALIGNMENT = 256
@@ -16,6 +18,8 @@ BLOCK_ALIGNMENT = 256
 
 _CHUNK = 8 << 20
 _SMALL = 1 << 20
+LOCKED = 16 << 20
+"""Bytes of weights that lie in page-locked memory, at most: the system cannot use that for anything else."""
 
 
 class DeviceMemory:
@@ -23,6 +27,7 @@ class DeviceMemory:
 
     __slots__ = ("__weakref__", "_finalizer", "_owner", "address", "driver", "size")
     _owner: Any
+    _finalizer: weakref.finalize[Any, Any]
 
     def __init__(self, driver: Driver, size: int) -> None:
         self.driver = driver
@@ -47,6 +52,62 @@ def _free(driver: Driver, pointer: int) -> None:
         driver.free(pointer)
 
 
+class BlockCache:
+    """Blocks of device memory that nobody refers to any more, for new ones of the same sizes.
+
+    The driver takes a tenth of a millisecond to allocate a block, and as long to release it.
+    """
+
+    def __init__(self, driver: Driver, limit: int, settle: Callable[[], None]) -> None:
+        """Keeps at most `limit` bytes; `settle` waits for all that is queued and may still use blocks that nobody refers to."""
+        self.driver, self.limit, self.held = driver, limit, 0
+        self._settle = settle
+        self._free: dict[int, list[int]] = {}
+        self._lock = threading.RLock()  # a block may go while this thread takes another one
+        self._finalizer = weakref.finalize(self, _free_all, driver, self._free)
+        self._finalizer.atexit = False
+
+    def take(self, size: int) -> DeviceMemory:
+        """A block of a size.
+
+        Raises:
+            DeviceError: too little memory.
+        """
+        if size > self.limit:
+            return DeviceMemory(self.driver, size)
+        with self._lock:
+            free = self._free.get(size)
+            pointer = free.pop() if free else 0
+            self.held -= size if pointer else 0
+        if pointer:
+            self._settle()
+        made = DeviceMemory.at(self.driver, pointer or self.driver.allocate(max(size, 1)), size)
+        made._finalizer = weakref.finalize(made, self._give, made.address, size)
+        made._finalizer.atexit = False
+        return made
+
+    def release(self) -> None:
+        """Give the blocks that nobody uses back to the driver."""
+        with self._lock:
+            _free_all(self.driver, self._free)
+            self.held = 0
+
+    def _give(self, pointer: int, size: int) -> None:
+        with self._lock:
+            if self.held + size <= self.limit:
+                self.held += size
+                self._free.setdefault(size, []).append(pointer)
+                return
+        _free(self.driver, pointer)
+
+
+def _free_all(driver: Driver, blocks: dict[int, list[int]]) -> None:
+    for pointers in blocks.values():
+        for pointer in pointers:
+            _free(driver, pointer)
+    blocks.clear()
+
+
 def parts(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Offsets of parts of these sizes in one block, and the block's size."""
     offsets, at = [], 0
@@ -64,13 +125,27 @@ class Uploader:
         self._stream = stream
         self._buffers: list[tuple[NDArray[np.uint8], Event]] = []
         self._turn = 0
+        self._locked: dict[int, int] = {}  # address and size of page-locked memory that was handed out
         self._finalizer = weakref.finalize(self, _destroy_events, driver, self._buffers)
         self._finalizer.atexit = False
 
+    def host_parts(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """As `aligned_parts`, page-locked where that is little: what lies there is copied to the device without a copy on the host."""
+        if sum(sizes) + sum(self._locked.values()) > LOCKED:
+            return aligned_parts(sizes)
+        return [self._lock_pages(size) for size in sizes]
+
+    def _lock_pages(self, size: int) -> NDArray[np.uint8]:
+        memory = self.driver.host_memory(size)
+        start = address(memory)
+        self._locked[start] = size
+        weakref.finalize(memory, self._locked.pop, start, None).atexit = False
+        return memory
+
     def upload(self, pointer: int, array: NDArray[Any]) -> None:
-        """Queue a copy of a dense array of any size; the array may change after the call."""
+        """Queue a copy of a dense array of any size; the array may change after the call, unless it lies in `host_parts`."""
         source = array.reshape(-1).view(np.uint8)
-        if source.nbytes <= _SMALL:
+        if source.nbytes <= _SMALL or self._locked.get(address(source), 0) >= source.nbytes:
             if source.nbytes:
                 self.driver.upload(pointer, source, self._stream)
             return

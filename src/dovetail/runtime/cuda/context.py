@@ -114,7 +114,7 @@ class CudaContext(ExecutionContext):
     def __init__(self, engine: CudaEngine) -> None:
         self.driver = engine.driver
         with self.driver.active():
-            self.queue = Queue(self.driver)
+            self.queue = engine._new_queue()
         super().__init__(engine)
         self._kept: Any = None
 

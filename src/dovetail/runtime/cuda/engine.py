@@ -13,10 +13,11 @@ import numpy as np
 
 from dovetail.core.errors import PlanFormatError
 from dovetail.device.cpu import default_threads
+from dovetail.device.cpu.memory import Recycler
 from dovetail.device.cpu.pool import check_threads
 from dovetail.device.cuda.driver import Driver, Function, Stream, require_capability
 from dovetail.device.cuda.driver import driver as driver_of
-from dovetail.device.cuda.memory import BLOCK_ALIGNMENT, Uploader
+from dovetail.device.cuda.memory import BLOCK_ALIGNMENT, LOCKED, BlockCache, Uploader
 from dovetail.engine import cubins
 from dovetail.engine.check import check
 from dovetail.engine.plan import KernelRef, Plan, Program
@@ -75,14 +76,19 @@ class CudaEngine(RuntimeEngine):
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._captured: list[Any] = []  # what graphs of callers use, as long as the engine lives
         self._lock = threading.Lock()
+        self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
+        self._queues_lock = threading.Lock()
         with self.driver.active():
-            self._queue = Queue(self.driver)
+            self._queue = self._new_queue()
             known = {} if stored is None else dict(stored.hashes)
             self._uploader = Uploader(self.driver, self._queue.own)
             self._weights = device_weights.build(plan, weights or {}, self._device_runner(plan.weights_program), self._uploader, known)
             self._uploader.release()
         self._parts = Parts(plan.weights_program, plan.kernels, self._device_runner)
         self._memory = weight_sets.recycler(self._weights)
+        # For refits of some weights, where allocations would take as long as the copies.
+        self._locked = Recycler(LOCKED, self._uploader.host_parts)
+        self._blocks = BlockCache(self.driver, LOCKED, self._settle)
         remember(self)
 
     @property
@@ -144,12 +150,31 @@ class CudaEngine(RuntimeEngine):
         """See `RuntimeEngine.release_memory`."""
         with self._lock, self.driver.active():
             self._memory.release()
+            self._locked.release()
+            self._blocks.release()
             self._parts.release()
             self._uploader.release()
 
     def _refit(self, old: Any, changes: Mapping[str, Any]) -> CudaWeights:
+        small = sum(int(getattr(value, "nbytes", LOCKED)) for value in changes.values()) <= LOCKED
+        memory = self._locked if small else self._memory
         with self.driver.active():
-            return device_weights.refit(self.plan, old, changes, self._parts.runner, self._uploader, self._memory, self.threads)
+            return device_weights.refit(
+                self.plan, old, changes, self._parts.runner, self._uploader, memory, self._blocks, self.threads
+            )
+
+    def _new_queue(self) -> Queue:
+        """A queue whose work is waited for before memory of old weights serves again."""
+        made = Queue(self.driver)
+        with self._queues_lock:
+            self._queues.add(made)
+        return made
+
+    def _settle(self) -> None:
+        with self._queues_lock:
+            queues = list(self._queues)
+        for queue in queues:
+            queue.settle()
 
     def is_capturing(self, stream: Stream) -> bool:
         """Whether a stream records a CUDA graph."""

@@ -71,6 +71,10 @@ class Queue:
             self._up.used = 0
         self._finish()
 
+    def settle(self) -> None:
+        """Wait for what is queued, from any thread."""
+        self.driver.synchronize_event(self._done)
+
     @property
     def done(self) -> bool:
         """Whether the last run has ended on the device."""
@@ -155,6 +159,7 @@ def _close(driver: Driver, stream: Stream, done: Event, sides: list[Stream], eve
     if not driver.alive():
         return
     with driver.active():
+        driver.synchronize_event(done)  # nobody can wait for this queue's work any more
         for event in (done, *events):
             driver.destroy_event(event)
         for other in (stream, *sides):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from dovetail.core.errors import PlanFormatError
 from dovetail.device.cpu.memory import Recycler
 from dovetail.device.cuda.driver import Driver, Stream
-from dovetail.device.cuda.memory import DeviceMemory, Uploader, parts
+from dovetail.device.cuda.memory import BlockCache, DeviceMemory, Uploader, parts
 from dovetail.engine.memory import roots
 from dovetail.engine.plan import Buffer, ControlSegment, NativeSegment, Plan, Program
 from dovetail.runtime.cuda.arrays import Allocate, DeviceView
@@ -102,12 +103,13 @@ def build(plan: Plan, given: Mapping[str, Array], runner: CudaRunner, uploader: 
 
 def refit(
     plan: Plan, old: CudaWeights, changes: Mapping[str, Any], runner: Callable[[Collection[str]], CudaRunner], uploader: Uploader,
-    memory: Recycler, threads: int,
+    memory: Recycler, blocks: BlockCache, threads: int,
 ) -> CudaWeights:  # fmt: skip
     """A new set with some weights replaced; `old` is untouched.
 
     Args:
         runner: gives the runner for what depends on some weights; the rest is taken over from `old`.
+        memory, blocks: where the new ones are, on the host and on the device.
 
     Raises:
         RefitError: unknown name, wrong dtype or shape, or a violated guard.
@@ -116,7 +118,7 @@ def refit(
     # What a run of the kernels reads: a name that is not here was never on the device.
     lasting = {n: new.arrays[n] for n in sorted(new.names) if n in old.device}
     device = {n: view for n, view in old.device.items() if n not in lasting}
-    device, values = _made(new.arrays, new.raw, lasting, device, old.values, runner(new.names), uploader)
+    device, values = _made(new.arrays, new.raw, lasting, device, old.values, runner(new.names), uploader, blocks.take)
     copies = {k: v for k, v in old.copies.items() if k.partition(" ")[2] not in values}
     return CudaWeights(new.arrays, device, {**old.values, **values}, new.hashes, new.raw, copies)
 
@@ -128,10 +130,10 @@ def _lasting(plan: Plan) -> set[str]:
 
 def _made(
     arrays: Mapping[str, Array], raw: Mapping[str, Array], lasting: Mapping[str, Array], device: Mapping[str, DeviceView],
-    packed: Values, runner: CudaRunner, uploader: Uploader,
+    packed: Values, runner: CudaRunner, uploader: Uploader, take: Callable[[int], DeviceMemory] | None = None,
 ) -> tuple[dict[str, DeviceView], dict[str, Any]]:  # fmt: skip
     """The raw weights on the device, with those of `lasting` anew, and the results of a weights program."""
-    device = dict(device) | upload(uploader, lasting)
+    device = dict(device) | upload(uploader, lasting, take)
     passing: list[int] = []
     driver, stream = runner.driver, runner.queue.own
     try:
@@ -141,25 +143,27 @@ def _made(
         small = sum(a.nbytes for a in needed.values() if a.dtype != object) <= _ORDERED
         own = upload(uploader, needed, (lambda size: _ordered(passing, driver, size, stream)) if small else None)
         resources = DeviceResources(runner.queue, raw, device | own, packed, {}, {})
-        return device, run_to_device(runner, runner.stage((), {}), resources, new_token())
+        return device, run_to_device(runner, runner.stage((), {}), resources, new_token(), take)
     finally:
         for pointer in passing:
             driver.free_ordered(pointer, stream)
         uploader.finish()
 
 
-def _ordered(taken: list[int], driver: Driver, size: int, stream: Stream) -> int:
-    """Memory in the order of a stream, which takes the driver less time than any other."""
+def _ordered(taken: list[int], driver: Driver, size: int, stream: Stream) -> DeviceMemory:
+    """Memory in the order of a stream, which takes the driver less time than any other; the caller frees what is `taken`."""
     taken.append(driver.allocate_ordered(size, stream))
-    return taken[-1]
+    return DeviceMemory.at(driver, taken[-1], size)
 
 
-def run_to_device(runner: CudaRunner, stage: Any, resources: CudaResources, token: int) -> dict[str, Any]:
+def run_to_device(
+    runner: CudaRunner, stage: Any, resources: CudaResources, token: int, take: Callable[[int], DeviceMemory] | None = None
+) -> dict[str, Any]:
     """Run a program without inputs; results by name, on the device but for those that no device has, and complete."""
     program = runner.program
     queue = runner.queue
     queue.begin(None, False)
-    allocate = _in_one_block(runner.driver, [view.nbytes for _, view in stage.outputs])
+    allocate = _in_one_block(take or partial(DeviceMemory, runner.driver), [view.nbytes for _, view in stage.outputs])
     wanted = [None if p.tensor.shape is None or p.tensor.dtype == "str" else allocate for p in program.outputs]
     try:
         results = runner.run(stage, (), wanted, resources, token, 1)
@@ -173,7 +177,7 @@ def run_to_device(runner: CudaRunner, stage: Any, resources: CudaResources, toke
     }
 
 
-def _in_one_block(driver: Driver, sizes: Sequence[int]) -> Allocate:
+def _in_one_block(take: Callable[[int], DeviceMemory], sizes: Sequence[int]) -> Allocate:
     """Makes arrays that share one allocation; what does not fit any more gets one of its own."""
     _, total = parts(sizes)
     state: dict[str, Any] = {"block": None, "used": 0}
@@ -182,11 +186,11 @@ def _in_one_block(driver: Driver, sizes: Sequence[int]) -> Allocate:
         view = DeviceView(0, shape, dtype)
         _, size = parts([view.nbytes])
         if state["used"] + size > total:
-            view.owner = DeviceMemory(driver, size)
+            view.owner = take(size)
             view.address = view.owner.address
             return view
         if state["block"] is None:
-            state["block"] = DeviceMemory(driver, total)
+            state["block"] = take(total)
         view.owner = state["block"]
         view.address = view.owner.address + state["used"]
         state["used"] += size
@@ -195,21 +199,19 @@ def _in_one_block(driver: Driver, sizes: Sequence[int]) -> Allocate:
     return allocate
 
 
-def upload(uploader: Uploader, arrays: Mapping[str, Array], allocate: Callable[[int], int] | None = None) -> dict[str, DeviceView]:
-    """Copies of host arrays, in one allocation; later work in the uploader's stream finds them there.
-
-    `allocate` gives memory that the caller frees; without it the copies own theirs.
-    """
+def upload(
+    uploader: Uploader, arrays: Mapping[str, Array], take: Callable[[int], DeviceMemory] | None = None
+) -> dict[str, DeviceView]:
+    """Copies of host arrays, in one block; later work in the uploader's stream finds them there. `take` gives the block."""
     arrays = {name: a for name, a in arrays.items() if a.dtype != object}
     if not arrays:
         return {}
     offsets, total = parts([a.nbytes for a in arrays.values()])
-    block = DeviceMemory(uploader.driver, total) if allocate is None else None
-    base = block.address if block is not None else allocate(total)  # type: ignore[misc]  # one of the two is there
+    block = DeviceMemory(uploader.driver, total) if take is None else take(total)
     found = {}
     for (name, array), offset in zip(arrays.items(), offsets, strict=True):
-        uploader.upload(base + offset, array)
-        found[name] = DeviceView(base + offset, array.shape, array.dtype, block)
+        uploader.upload(block.address + offset, array)
+        found[name] = DeviceView(block.address + offset, array.shape, array.dtype, block)
     return found
 
 
