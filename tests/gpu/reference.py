@@ -10,6 +10,9 @@ import onnx
 
 Array = np.ndarray[Any, Any]
 
+FP16_SCORES = 3e-2
+"""How far scores of the same detection may be apart in fp16."""
+
 LIMITS = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1e-2}
 """Relative L2 distance from fp32 that the outputs of a model may have."""
 
@@ -19,7 +22,9 @@ TORCH_FP32 = {
     "torchvision_resnet50": 1.2e-5, "torchvision_resnext50_32x4d": 1.2e-5,
 }  # fmt: skip
 
-DETECTION = {"torchvision_ssdlite320"}
+DETECTION = {"torchvision_ssdlite320": 74}
+"""How many detections have no counterpart where each value of the fp32 model is rounded to fp16, as eager frameworks do: scores that are
+close change places (`python -m tests.gpu.reference`)."""
 
 
 class Reference:
@@ -63,14 +68,39 @@ def relative_l2(got: Any, want: Any) -> float:
     return float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))
 
 
-def same_boxes(got: Mapping[str, Any], want: Mapping[str, Any], tolerance: float) -> None:
-    """Assert that detections agree as sets: nearly every confident box has one of its label, score and place on the other side."""
+def lonely_boxes(got: Mapping[str, Any], want: Mapping[str, Any], tolerance: float) -> int:
+    """How many detections have none of their label, score and place on the other side; of the side with more."""
     names = {("boxes" if v.ndim == 2 else "labels" if v.dtype.kind == "i" else "scores"): k for k, v in want.items()}
     ours = [np.asarray(got[names[k]]) for k in ("boxes", "scores", "labels")]
     theirs = [np.asarray(want[names[k]]) for k in ("boxes", "scores", "labels")]
+    worst = 0
     for (boxes, scores, labels), (others, other_scores, other_labels) in ((ours, theirs), (theirs, ours)):
         missing = 0
         for box, score, label in zip(boxes, scores, labels, strict=True):
             near = (np.abs(other_scores - score) < tolerance) & (other_labels == label)
             missing += not (near & (np.abs(others - box).max(1) < 0.02 * 320)).any()
-        assert missing <= max(2, len(boxes) // 10), f"{missing} of {len(boxes)} boxes have no counterpart"
+        worst = max(worst, missing)
+    return worst
+
+
+def rounded_boxes(name: str) -> int:
+    """What `DETECTION` says of a model."""
+    from dovetail.frontend.importer import import_onnx
+    from dovetail.ops.evaluate import evaluate
+    from models import zoo
+
+    def rounded(_: Any, array: Any) -> Any:
+        if isinstance(array, np.ndarray) and array.dtype == np.float32 and array.size > 16:  # not what shapes are made of
+            with np.errstate(over="ignore"):
+                return array.astype(np.float16).astype(np.float32)
+        return None
+
+    model = zoo.load(name)
+    feeds = zoo.inputs(model)
+    module = import_onnx(model, {k: list(v.shape) for k, v in feeds.items()})
+    return lonely_boxes(evaluate(module, dict(feeds), observe=rounded), Reference(model).run(feeds), FP16_SCORES)
+
+
+if __name__ == "__main__":
+    for each in DETECTION:
+        print(f"{each}: {rounded_boxes(each)} detections without a counterpart")

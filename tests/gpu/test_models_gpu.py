@@ -10,7 +10,15 @@ import pytest
 
 import dovetail
 from models import zoo
-from tests.gpu.reference import DETECTION, LIMITS, TORCH_FP32, Reference, relative_l2, same_boxes
+from tests.gpu.reference import (
+    DETECTION,
+    FP16_SCORES,
+    LIMITS,
+    TORCH_FP32,
+    Reference,
+    lonely_boxes,
+    relative_l2,
+)
 
 # What torch's own eager fp16 is off by for these seeded weights, where that is more than the limit allows for (times 1.5).
 # Measured on an H100 by `python -m bench.gpu.eager_error`; a model that is not here has the plain limit.
@@ -81,7 +89,9 @@ def test_model_agrees_with_fp32_on_the_cpu(name: str, precision: str) -> None:
         for output, value in results[0].items():
             assert np.asarray(value).tobytes() == np.asarray(later[output]).tobytes(), f"{output}: runs differ"
     if name in DETECTION:
-        same_boxes(results[0], wanted, 1e-3 if precision == "fp32" else 3e-2)
+        lonely = lonely_boxes(results[0], wanted, 1e-3 if precision == "fp32" else FP16_SCORES)
+        most = 2 if precision == "fp32" else DETECTION[name]
+        assert lonely <= most, f"{lonely} boxes have no counterpart, expected at most {most}"
         return
     for output, want in wanted.items():
         error = relative_l2(results[0][output], want)

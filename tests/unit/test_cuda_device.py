@@ -434,17 +434,35 @@ def test_parts_do_not_overlap():
 def test_uploads_in_pieces(monkeypatch):
     from dovetail.device.cuda import memory as module
 
-    monkeypatch.setattr(module, "_CHUNK", 64)
+    monkeypatch.setattr(module, "_CHUNK", 1024)
+    monkeypatch.setattr(module, "_PIECE", 128)
     monkeypatch.setattr(module, "_SMALL", 16)
+    driver, rng = host(), np.random.default_rng(0)
+    with driver.active():
+        uploader = Uploader(driver, driver.create_stream())
+        for sizes in ([0], [1], [16], [17], [127, 128, 129], [1000, 0, 24, 1], [1023], [1024], [1025], [300] * 20, [3] * 30, [5, 2500, 7]):
+            arrays = [rng.integers(0, 255, size).astype(np.uint8) for size in sizes]
+            lying = uploader.host_parts([a.nbytes for a in arrays[1::3]])  # some of them in page-locked memory
+            for memory, i in zip(lying, range(1, len(arrays), 3), strict=True):
+                memory[:] = arrays[i]
+                arrays[i] = memory
+            offsets, total = parts(sizes)
+            block = DeviceMemory(driver, total)
+            uploader.upload(block.address, list(zip(offsets, arrays, strict=True)))
+            for offset, array in zip(offsets, arrays, strict=True):
+                np.testing.assert_array_equal(driver.view(block.address + offset, array.nbytes), array)
+        uploader.finish()
+
+
+def test_many_small_uploads_are_few_calls():
     driver = host()
     with driver.active():
-        block = DeviceMemory(driver, 4096)
         uploader = Uploader(driver, driver.create_stream())
-        for size in (0, 1, 16, 17, 63, 64, 65, 1000):
-            data = np.random.default_rng(size).integers(0, 255, size).astype(np.uint8)
-            uploader.upload(block.address, data)
-            np.testing.assert_array_equal(driver.view(block.address, size), data) if size else None
-        uploader.finish()
+        offsets, total = parts([1000] * 300)
+        block = DeviceMemory(driver, total)
+        uploader.upload(block.address, [(o, np.full(1000, i % 250, np.uint8)) for i, o in enumerate(offsets)])
+        assert driver.log["upload"] == 1
+        assert all((driver.view(block.address + o, 1000) == i % 250).all() for i, o in enumerate(offsets))
 
 
 def test_blocks_serve_again_when_the_device_is_done_with_them():
@@ -476,13 +494,13 @@ def test_page_locked_memory_is_copied_without_another_copy():
         (memory,) = uploader.host_parts([3 << 20])
         memory[:] = np.arange(3 << 20) % 251
         before = driver.log["host_memory"]
-        uploader.upload(block.address, memory.view(np.float16)[: 1 << 20])
-        uploader.upload(block.address, memory)
+        uploader.upload(block.address, [(0, memory.view(np.float16)[: 1 << 20])])
+        uploader.upload(block.address, [(0, memory)])
         assert driver.log["host_memory"] == before and driver.log["upload"] == 2
         np.testing.assert_array_equal(driver.view(block.address, 3 << 20), memory)
         more = uploader.host_parts([8 << 20, 6 << 20])
         assert driver.log["host_memory"] == before, "that would be too much"
-        uploader.upload(block.address, more[0][: 2 << 20])
+        uploader.upload(block.address, [(0, more[0][: 2 << 20])])
         assert driver.log["host_memory"] == before + 2, "two buffers between"
         del memory
         gc.collect()

@@ -265,6 +265,7 @@ def test_large_weights_go_through_pinned_memory_in_pieces(monkeypatch):
     from dovetail.device.cuda import memory
 
     monkeypatch.setattr(memory, "_CHUNK", 1000)
+    monkeypatch.setattr(memory, "_PIECE", 250)
     monkeypatch.setattr(memory, "_SMALL", 100)
     count = 1777
     weights = RNG.standard_normal(count).astype(F)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,9 @@ BLOCK_ALIGNMENT = 256
 """Parts of a block start at multiples of this, as allocations of the driver do."""
 
 _CHUNK = 8 << 20
-_SMALL = 1 << 20
+_PIECE = 1 << 20  # what one thread copies at a time; it divides a chunk
+_SMALL, _FEW = 1 << 20, 8  # bytes and arrays that the driver's own buffers serve as well
+_COPIERS = 4
 LOCKED = 16 << 20
 """Bytes of weights that lie in page-locked memory, at most: the system cannot use that for anything else."""
 
@@ -142,23 +146,39 @@ class Uploader:
         weakref.finalize(memory, self._locked.pop, start, None).atexit = False
         return memory
 
-    def upload(self, pointer: int, array: NDArray[Any]) -> None:
-        """Queue a copy of a dense array of any size; the array may change after the call, unless it lies in `host_parts`."""
-        source = array.reshape(-1).view(np.uint8)
-        if source.nbytes <= _SMALL or self._locked.get(address(source), 0) >= source.nbytes:
-            if source.nbytes:
-                self.driver.upload(pointer, source, self._stream)
+    def upload(self, pointer: int, arrays: Sequence[tuple[int, NDArray[Any]]]) -> None:
+        """Queue copies of dense arrays to offsets from an address; they may change after the call, unless they lie in `host_parts`.
+
+        Args:
+            arrays: by ascending offsets, which are multiples of `BLOCK_ALIGNMENT`.
+        """
+        staged: list[tuple[int, NDArray[np.uint8]]] = []
+        for offset, array in arrays:
+            source = array.reshape(-1).view(np.uint8)
+            if self._locked.get(address(source), 0) >= source.nbytes > 0:
+                self.driver.upload(pointer + offset, source, self._stream)
+            elif source.nbytes:
+                staged.append((offset, source))
+        size = sum(source.nbytes for _, source in staged)
+        if size <= _SMALL and len(staged) <= _FEW:
+            for offset, source in staged:
+                self.driver.upload(pointer + offset, source, self._stream)
             return
         if not self._buffers:
             self._buffers += [(self.driver.host_memory(_CHUNK), self.driver.create_event()) for _ in range(2)]
-        for start in range(0, source.nbytes, _CHUNK):
-            buffer, event = self._buffers[self._turn]
-            self._turn ^= 1
-            self.driver.synchronize_event(event)  # an event that was never recorded is reached
-            part = source[start : start + _CHUNK]
-            buffer[: part.nbytes] = part
-            self.driver.upload(pointer + start, buffer[: part.nbytes], self._stream)
-            self.driver.record(event, self._stream)
+        with ThreadPoolExecutor(_COPIERS) if size > _PIECE else nullcontext() as pool:
+            for start, length, pieces in _chunks(staged):
+                buffer, event = self._buffers[self._turn]
+                self._turn ^= 1
+                self.driver.synchronize_event(event)  # an event that was never recorded is reached
+                copies = [(buffer[at : at + part.nbytes], part) for at, part in pieces]
+                if pool is None:
+                    for copy in copies:
+                        np.copyto(*copy)
+                else:
+                    list(pool.map(lambda copy: np.copyto(*copy), copies))
+                self.driver.upload(pointer + start, buffer[:length], self._stream)
+                self.driver.record(event, self._stream)
 
     def finish(self) -> None:
         """Wait for all copies; the buffers stay for the next ones."""
@@ -167,6 +187,26 @@ class Uploader:
     def release(self) -> None:
         """Give the buffers back, when no copy is under way."""
         _destroy_events(self.driver, self._buffers)
+
+
+def _chunks(arrays: Sequence[tuple[int, NDArray[np.uint8]]]) -> Iterator[tuple[int, int, list[tuple[int, NDArray[np.uint8]]]]]:
+    """What lies together on the device, a buffer at a time: its offset, its length, and pieces of arrays with their places in it."""
+    start, end = 0, 0
+    pieces: list[tuple[int, NDArray[np.uint8]]] = []
+    for offset, array in arrays:
+        for at in range(0, array.nbytes, _PIECE):
+            part = array[at : at + _PIECE]
+            place = offset + at
+            # What lies between, or was copied there already, stays.
+            if pieces and (place + part.nbytes - start > _CHUNK or place - end >= BLOCK_ALIGNMENT):
+                yield start, end - start, pieces
+                pieces = []
+            if not pieces:
+                start = place
+            pieces.append((place - start, part))
+            end = place + part.nbytes
+    if pieces:
+        yield start, end - start, pieces
 
 
 def _destroy_events(driver: Driver, buffers: list[tuple[NDArray[np.uint8], Event]]) -> None:

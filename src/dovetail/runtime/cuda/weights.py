@@ -209,8 +209,8 @@ def upload(
     offsets, total = parts([a.nbytes for a in arrays.values()])
     block = DeviceMemory(uploader.driver, total) if take is None else take(total)
     found = {}
+    uploader.upload(block.address, list(zip(offsets, arrays.values(), strict=True)))
     for (name, array), offset in zip(arrays.items(), offsets, strict=True):
-        uploader.upload(block.address + offset, array)
         found[name] = DeviceView(block.address + offset, array.shape, array.dtype, block)
     return found
 
