@@ -1,5 +1,8 @@
 """`tensorrt.plugin`: plugins of decorated functions in engines on the CPU."""
 
+import typing
+from types import GenericAlias, SimpleNamespace
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -8,6 +11,7 @@ import pytest
 
 import dovetail.tensorrt as trt
 import dovetail.tensorrt.plugin as trtp
+from dovetail.tensorrt.plugin.attributes import element_type
 from dovetail.tensorrt.plugin.compiled import CompiledKernel
 from tests.tensorrt.coverage import exercises
 from tests.tensorrt.engines import Log
@@ -407,3 +411,12 @@ def test_faults_of_functions_are_logged():
     serialized = built(define("run"), log)
     assert serialized is None or Runner(serialized, log)(x=np.zeros((2, 3), np.float32)) is None
     assert "Exception caught in enqueue(): ValueError: a fault of the client" in "\n".join(log.errors())
+
+
+def test_arrays_are_known_by_either_form_of_numpys_name_for_them():
+    kind = typing.TypeVar("kind", bound=np.generic)
+    # As NumPy from 2.5 on has it, where Python knows `type` statements.
+    alias = SimpleNamespace(__value__=np.ndarray[tuple[int, ...], np.dtype[kind]])
+    assert element_type(GenericAlias(alias, (np.int32,))) == np.int32
+    assert element_type(npt.NDArray[np.float16]) == np.float16
+    assert element_type(int) is None and element_type(list[int]) is None

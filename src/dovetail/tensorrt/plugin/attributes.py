@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,9 @@ _ARRAYS: dict[str, PluginFieldType] = {
 
 def element_type(annotation: Any) -> np.dtype[Any] | None:
     """The element type of an array's annotation `NDArray[…]`; None for any other."""
+    origin = typing.get_origin(annotation)
+    if isinstance(getattr(origin, "__value__", None), types.GenericAlias):  # from NumPy 2.5 on, NDArray is the name of a type
+        annotation = origin.__value__[typing.get_args(annotation)]
     if typing.get_origin(annotation) is not np.ndarray:
         return None
     (kind,) = typing.get_args(typing.get_args(annotation)[1])
