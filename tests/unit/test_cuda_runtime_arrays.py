@@ -355,3 +355,50 @@ def test_captured_runs_keep_the_memory_of_arrays_that_are_not_aligned():
             driver.upload(x.address, ramp(9) + n, 9)
             driver.launch_graph(graph, 9)
         np.testing.assert_array_equal(y.numpy(), [0, *expected(ramp(9)[1:] + n)])
+
+
+# --- memory goes back with the last reference -----------------------------------------------------
+
+
+@pytest.fixture
+def no_collections():
+    """Only references count: what a cycle holds stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_engines_and_contexts_that_go_leave_nothing_on_the_device(no_collections):
+    driver = host_driver()
+    x = DeviceArray.of(driver, ramp())
+    before = driver.allocations
+
+    def used():
+        tested = engine(plan(chain(*STEPS)), driver=driver)
+        for n in (5, 4000, 5):
+            tested.run({"x": ramp(n)})
+        tested.run_async({"x": ramp()}).wait()
+        tested.run_async({"x": ramp()})
+        tested.profile({"x": ramp()})
+        y = tested.run({"x": x})["y"]
+        context = tested.context()
+        context.bind({"x": x}, {"y": y}).run()
+        return tested, context
+
+    tested, context = used()
+    del tested
+    np.testing.assert_array_equal(context.run({"x": ramp()})["y"], expected(ramp()))
+    assert context.engine.device == "cuda:0", "a context keeps its engine"
+    del context
+    assert driver.allocations == before
+    tested = engine(plan(chain(*STEPS)), driver=driver)
+    with driver.active():
+        driver.begin_capture(9)
+    tested.run({"x": x}, {"y": DeviceArray.of(driver, ramp())}, stream=9)
+    with driver.active():
+        driver.end_capture(9)
+    assert driver.allocations > before, "the graph needs it as long as the engine is there"
+    del tested
+    assert driver.allocations == before
+    assert driver.log["create_stream"] == driver.log["destroy_stream"]

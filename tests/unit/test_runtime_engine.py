@@ -1,7 +1,9 @@
 """Running plans: shapes, bindings, arrays of other kinds, threads, unusual outputs."""
 
+import gc
 import os
 import threading
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -350,3 +352,20 @@ def test_half_floats_pass_host_steps():
     np.testing.assert_array_equal(engine(plan(main)).run({"x": x.view("V2")})["y"], -x)
     with pytest.raises(BindingError, match="got dtype"):
         engine(plan(main)).run({"x": np.zeros(len(x), "V4")})
+
+
+def test_an_engine_goes_with_its_last_reference():
+    gc.collect()
+    gc.disable()
+    try:
+        tested = engine(plan(chain(*STEPS)))
+        tested.run({"x": ramp()})
+        tested.profile({"x": ramp()})
+        context, gone = tested.context(), weakref.ref(tested)
+        del tested
+        np.testing.assert_array_equal(context.run({"x": ramp()})["y"], expected(ramp()))
+        assert gone() is context.engine
+        del context
+        assert gone() is None
+    finally:
+        gc.enable()

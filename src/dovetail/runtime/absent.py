@@ -14,7 +14,7 @@ from dovetail.device.cpu import default_threads
 from dovetail.engine.check import check
 from dovetail.engine.plan import Plan
 from dovetail.runtime import weights as weight_sets
-from dovetail.runtime.engine import RuntimeEngine
+from dovetail.runtime.engine import RuntimeEngine, runners
 from dovetail.runtime.partial import Parts
 
 Array = np.ndarray[Any, Any]
@@ -32,6 +32,7 @@ class AbsentEngine(RuntimeEngine):
         self.threads = default_threads()
         self._host = None
         self._kernels = {}
+        self._runner = runners({}, None)
         self._contexts = deque(maxlen=0)
         self._lock = threading.Lock()
         self._weights = weight_sets.WeightSet(weight_sets.fitted(plan, weights), {}, {})

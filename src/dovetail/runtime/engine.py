@@ -20,7 +20,7 @@ from dovetail.core.env import env
 from dovetail.core.errors import BindingError, ExecutionError, PlanFormatError, UsageError
 from dovetail.device.cpu import HostLibrary, KernelLibrary, default_threads
 from dovetail.device.cpu.memory import ALIGNMENT, address
-from dovetail.device.cpu.pool import Pool, check_threads
+from dovetail.device.cpu.pool import check_threads
 from dovetail.device.cpu.pool import pool as process_pool
 from dovetail.engine.check import check
 from dovetail.engine.plan import Plan, Program
@@ -80,6 +80,7 @@ class RuntimeEngine:
         self._libraries = [KernelLibrary(k) for k in kernels]
         self._kernels: Kernels = {k.entry: (self._find(k.entry), k) for k in plan.kernels}
         self._host = HostLibrary.current() if host is None else HostLibrary.load(host)
+        self._runner = runners(self._kernels, self._host)
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._lock = threading.Lock()
         self._weights = weight_sets.build(plan, weights or {}, self._packer, self.threads, stored)
@@ -126,7 +127,7 @@ class RuntimeEngine:
         try:
             return context.run(inputs, outputs, threads=threads, stream=stream)
         finally:
-            self._contexts.append(context)
+            give_back(self._contexts, context)
 
     def run_async(
         self,
@@ -262,18 +263,13 @@ class RuntimeEngine:
         """A runner for the weights program: needed at a cold start only."""
         return self._runner(self.plan.weights_program)
 
-    def _runner(self, program: Program) -> ProgramRunner:
-        return ProgramRunner(program, self._kernels, None if self._host is None else self._pool)
-
-    def _pool(self) -> Pool:
-        assert self._host is not None
-        return process_pool(self._host)
-
     def _take(self) -> ExecutionContext:
         try:
-            return self._contexts.pop()
+            context = self._contexts.pop()
         except IndexError:
             return self.context()
+        context.engine = self
+        return context
 
     def _observer(
         self, taps: Collection[str] = (), nan: bool = False, ranges: nvtx.Ranges | None = None
@@ -288,7 +284,22 @@ class RuntimeEngine:
         try:
             return context.run(inputs, threads=threads, observer=observer)
         finally:
-            self._contexts.append(context)
+            give_back(self._contexts, context)
+
+
+def runners(kernels: Kernels, host: HostLibrary | None) -> Callable[[Program], ProgramRunner]:
+    """What makes runners over these kernels. It does not hold an engine, as engines hold it."""
+    pool = None if host is None else partial(process_pool, host)
+    return lambda program: ProgramRunner(program, kernels, pool)
+
+
+def give_back(contexts: deque[ExecutionContext], context: ExecutionContext) -> None:
+    """Keep a context for a later run of its engine.
+
+    It does not hold the engine meanwhile, so that memory goes back with the engine's last reference, and not at some later collection.
+    """
+    del context.engine
+    contexts.append(context)
 
 
 class ExecutionContext:

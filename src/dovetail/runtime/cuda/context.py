@@ -114,7 +114,7 @@ class CudaContext(ExecutionContext):
     def __init__(self, engine: CudaEngine) -> None:
         self.driver = engine.driver
         with self.driver.active():
-            self.queue = engine._new_queue()
+            self.queue = engine._queues.make()
         super().__init__(engine)
         self._kept: Any = None
 
@@ -235,7 +235,7 @@ class CudaContext(ExecutionContext):
         finally:
             queue.end()
         if capturing:  # all that the caller's graph reads and writes besides his own arrays
-            engine._captured.append((self, call, weights, self._runner.slots()))
+            engine._captured.append((queue, self._runner, self._shapes, call, weights, self._runner.slots()))
         found = {}
         for name, value in zip(self._output_names, results, strict=True):
             if isinstance(value, DeviceView):

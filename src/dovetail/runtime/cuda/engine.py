@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from dovetail.device.cuda.driver import driver as driver_of
 from dovetail.device.cuda.memory import BLOCK_ALIGNMENT, LOCKED, BlockCache, Uploader
 from dovetail.engine import cubins
 from dovetail.engine.check import check
-from dovetail.engine.plan import KernelRef, Plan, Program
+from dovetail.engine.plan import KernelRef, Plan
 from dovetail.runtime import weights as weight_sets
 from dovetail.runtime.cuda import weights as device_weights
 from dovetail.runtime.cuda.arrays import stream_handle
 from dovetail.runtime.cuda.context import CudaContext, Pending
 from dovetail.runtime.cuda.program import CudaRunner
-from dovetail.runtime.cuda.queue import Queue
+from dovetail.runtime.cuda.queue import Queues
 from dovetail.runtime.cuda.stage import CudaStage
 from dovetail.runtime.cuda.weights import CudaWeights
 from dovetail.runtime.engine import (
@@ -34,6 +35,7 @@ from dovetail.runtime.engine import (
     Binary,
     ExecutionContext,
     RuntimeEngine,
+    give_back,
     remember,
 )
 from dovetail.runtime.nvtx import Ranges
@@ -76,19 +78,20 @@ class CudaEngine(RuntimeEngine):
         self._contexts: deque[ExecutionContext] = deque(maxlen=_IDLE_CONTEXTS)
         self._captured: list[Any] = []  # what graphs of callers use, as long as the engine lives
         self._lock = threading.Lock()
-        self._queues: weakref.WeakSet[Queue] = weakref.WeakSet()
-        self._queues_lock = threading.Lock()
+        self._queues = Queues(self.driver)
         with self.driver.active():
-            self._queue = self._new_queue()
+            self._queue = queue = self._queues.make()
+            # These hold no engine, as the engine holds them: memory goes back with its last reference.
+            runner = partial(CudaRunner, kernels=self._kernels, driver=self.driver, queue=queue)
             known = {} if stored is None else dict(stored.hashes)
             self._uploader = Uploader(self.driver, self._queue.own)
-            self._weights = device_weights.build(plan, weights or {}, self._device_runner(plan.weights_program), self._uploader, known)
+            self._weights = device_weights.build(plan, weights or {}, runner(plan.weights_program), self._uploader, known)
             self._uploader.release()
-        self._parts = Parts(plan.weights_program, plan.kernels, self._device_runner)
+        self._parts = Parts(plan.weights_program, plan.kernels, runner)
         self._memory = weight_sets.recycler(self._weights)
         # For refits of some weights, where allocations would take as long as the copies.
         self._locked = Recycler(LOCKED, self._uploader.host_parts)
-        self._blocks = BlockCache(self.driver, LOCKED, self._settle)
+        self._blocks = BlockCache(self.driver, LOCKED, self._queues.settle)
         remember(self)
 
     @property
@@ -121,7 +124,7 @@ class CudaEngine(RuntimeEngine):
         try:
             return idle.run(inputs, outputs, threads=threads, stream=handle)
         finally:
-            self._contexts.append(idle)
+            give_back(self._contexts, idle)
 
     def run_async(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any] | None = None, *, stream: Any = None) -> Pending:
         """Queue a run and return at once, as far as no step runs on the host; see `CudaContext.run_async`."""
@@ -129,7 +132,7 @@ class CudaEngine(RuntimeEngine):
         assert isinstance(context, CudaContext)
         pending = context.run_async(inputs, outputs, stream=stream)
         # Its context serves others once somebody has waited, or nobody will.
-        pending._release = weakref.finalize(pending, self._contexts.append, context)
+        pending._release = weakref.finalize(pending, give_back, self._contexts, context)
         pending._release.atexit = False
         return pending
 
@@ -163,26 +166,11 @@ class CudaEngine(RuntimeEngine):
                 self.plan, old, changes, self._parts.runner, self._uploader, memory, self._blocks, self.threads
             )
 
-    def _new_queue(self) -> Queue:
-        """A queue whose work is waited for before memory of old weights serves again."""
-        made = Queue(self.driver)
-        with self._queues_lock:
-            self._queues.add(made)
-        return made
-
-    def _settle(self) -> None:
-        with self._queues_lock:
-            queues = list(self._queues)
-        for queue in queues:
-            queue.settle()
 
     def is_capturing(self, stream: Stream) -> bool:
         """Whether a stream records a CUDA graph."""
         with self.driver.active():
             return self.driver.is_capturing(stream)
-
-    def _device_runner(self, program: Program) -> CudaRunner:
-        return CudaRunner(program, self._kernels, self.driver, self._queue)
 
     def _observer(self, taps: Any = (), nan: bool = False, ranges: Ranges | None = None) -> Observer:
         return Observer(1.0, taps, nan, ranges)

@@ -56,9 +56,7 @@ class CudaRunner(ProgramRunner):
         self.driver = driver
         self.queue = queue
         self._nested = nested
-        blocks = Blocks(driver, queue)
-        blocks.outgrown = self._forget
-        self._blocks: Any = blocks
+        self._blocks: Any = Blocks(driver, queue, self._forget)
         self._slots: dict[int, DeviceMemory] = {}
         # Arrays of library calls: where each was first, and those that have been elsewhere since.
         self._seen: dict[int, int] = {}

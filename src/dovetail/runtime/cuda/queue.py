@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -153,6 +154,29 @@ class Queue:
         pointer = self.driver.allocate_ordered(size, self.stream)
         self._ordered.append(pointer)
         return pointer
+
+
+class Queues:
+    """The queues of an engine, whose work is waited for before memory of old weights serves again."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._known: weakref.WeakSet[Queue] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def make(self) -> Queue:
+        """A new queue."""
+        made = Queue(self._driver)
+        with self._lock:
+            self._known.add(made)
+        return made
+
+    def settle(self) -> None:
+        """Wait for what all of them were given; those that have gone did so themselves."""
+        with self._lock:
+            queues = list(self._known)
+        for queue in queues:
+            queue.settle()
 
 
 def _close(driver: Driver, stream: Stream, done: Event, sides: list[Stream], events: list[Event]) -> None:

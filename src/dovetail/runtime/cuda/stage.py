@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,13 @@ from dovetail.runtime.stage import Bound, CallCode, Layout, Stage
 class Blocks(list[DeviceMemory | None]):
     """The block of each stage of a program; one serves all shapes and grows with the largest."""
 
-    def __init__(self, driver: Driver, queue: Queue) -> None:
+    def __init__(self, driver: Driver, queue: Queue, outgrown: Callable[[int], None]) -> None:
+        """`outgrown` is a method of the owner's; it is called before a block makes room for a larger one, with the number of its stage."""
         super().__init__()
         self.driver = driver
         self.queue = queue
-        # Called before a block makes room for a larger one, with the number of its stage.
-        self.outgrown: Callable[[int], None] = lambda number: None
+        # No cycle, so that memory of the device goes back when its owner goes, and not at some later collection.
+        self._outgrown = weakref.WeakMethod(outgrown)
 
     def reserve(self, number: int, size: int) -> DeviceMemory:
         """The block of a stage, of at least `size` bytes."""
@@ -32,7 +34,8 @@ class Blocks(list[DeviceMemory | None]):
         if block is None or block.size < size:
             # The old one goes first, so that both need not fit together.
             self[number] = block = None
-            self.outgrown(number)
+            if (outgrown := self._outgrown()) is not None:
+                outgrown(number)
             block = self[number] = DeviceMemory(self.driver, size)
         return block
 
