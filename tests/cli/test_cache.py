@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dovetail.cli import cache, doctor
+from dovetail.cli import doctor, sizes
 from dovetail.core.env import override
 
 _DAY = 86400
@@ -78,7 +78,7 @@ def test_prune_leaves_a_running_compiler_its_files(root: Path, call: Callable) -
 
 @pytest.mark.parametrize("text, value", [("10", 10), ("2k", 2048), ("3M", 3 << 20), ("1GB", 1 << 30)])
 def test_sizes(text: str, value: int) -> None:
-    assert cache.byte_count(text) == value
+    assert sizes.byte_count(text) == value
 
 
 def test_doctor_finds_a_working_machine(call: Callable) -> None:

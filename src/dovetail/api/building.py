@@ -16,6 +16,7 @@ from dovetail import plugins as register
 from dovetail.api.checking import driver_of
 from dovetail.api.engine import Artifacts, Engine, Progress
 from dovetail.api.refitting import DROPPED
+from dovetail.api.workspace import within
 from dovetail.builder.options import BuildOptions, isa_of
 from dovetail.builder.rewriting import Rules, rewritten
 from dovetail.builder.select import Chooser, by_rule
@@ -65,6 +66,7 @@ def build(
     samples: Sequence[Mapping[str, Any]] | None = None,
     fp32_nodes: Sequence[str] = (),
     tolerance: float | None = None,
+    workspace: int | None = None,
     plugins: Iterable[Source] = (),
     rules: Iterable[RuleSource] | RuleSource | None = None,
     without: Collection[str] = (),
@@ -99,6 +101,8 @@ def build(
             build finds with them what is too large for that type and stays in fp32.
         fp32_nodes: names of nodes (or patterns, "head/*") that an fp16 or bf16 build keeps in fp32.
         tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; default: the precision's.
+        workspace: bytes that a fusion may take beside its operands, at the sizes that the engine is tuned for (the optimum of a
+            range), where there is a way that takes no more; default: any.
         plugins: Python files, modules or their names that register plugins (`dovetail.plugin`).
         rules: rewrite rules (`dovetail.rewrite`) for an ONNX model: Python files that define some and rules come on top of those
             that are registered and those of this package; a name leaves out all that is not named, "none" all. What they did is in
@@ -131,18 +135,19 @@ def build(
     rewriting = rewritten(model, chosen, shapes)
     options = BuildOptions(
         device, target, precision, shapes, strict_fp32, verify, tune, time_budget, optimization_level, allow_fallback, io_formats,
-        branches, samples, tuple(fp32_nodes), tolerance,
+        branches, samples, tuple(fp32_nodes), tolerance, workspace,
     )  # fmt: skip
     cache = TimingCache(timing_cache) if isinstance(timing_cache, str | os.PathLike) else timing_cache
     choose = chooser(options, default_threads() if threads is None else threads, progress, cache)
-    selected = excluding(choose, without) if selector is None else selector(excluding(choose, without))
+    limited = within(excluding(choose, without), options.workspace)
+    selected = limited if selector is None else selector(limited)
     with WeightHashes() as hashing:
         built = builder.build(
             rewriting.source, options, progress=progress, choose=selected, timer=plan_timer(choose, progress), after=hashing.after,
             hashes=hashing.of,
         )
         hashes = hashing.of(built.module.weights)
-    del choose, selected  # with the memory on the device that it measured in
+    del choose, limited, selected  # with the memory on the device that it measured in
     built.module.meta[DROPPED] = sorted({*built.module.meta.get(DROPPED, ()), *rewriting.dropped})
     try:
         return finish(
@@ -270,7 +275,8 @@ def _requested(options: BuildOptions, built: builder.Built) -> dict[str, Any]:
         "requested": {"device": options.device, "target": options.target, "precision": options.precision,
                       "strict_fp32": options.strict_fp32, "verify": options.verify,
                       "optimization_level": options.optimization_level, "allow_fallback": options.allow_fallback,
-                      "fp32_nodes": list(options.fp32_nodes), "io_formats": dict(options.io_formats or {}), "branches": options.branches},
+                      "fp32_nodes": list(options.fp32_nodes), "io_formats": dict(options.io_formats or {}), "branches": options.branches,
+                      "workspace": options.workspace},
         "actual": report["actual"],
     }  # fmt: skip
 

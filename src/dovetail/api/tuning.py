@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dovetail import builder
 from dovetail.api.building import chooser, finish, plan_timer
 from dovetail.api.refitting import DROPPED
+from dovetail.api.workspace import within
 from dovetail.builder.restore import options_of, ranges_of, restore
 from dovetail.core.errors import UsageError
 from dovetail.engine.file import NODE_CONSTANTS
@@ -59,7 +60,7 @@ def tune(
     module = restore(engine.graph, plan, weights)
     module.meta |= {key: engine.info.get(key, []) for key in (DROPPED, NODE_CONSTANTS)}
     built = builder.compile_module(
-        module, options, progress=progress, choose=choose,
+        module, options, progress=progress, choose=within(choose, options.workspace),
         timer=plan_timer(choose, progress), ranges=ranges_of(plan),
     )
     del choose  # with the memory on the device that it measured in

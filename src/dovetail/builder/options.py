@@ -40,6 +40,7 @@ class BuildOptions:
         samples: inputs by name, as the model takes them, that verification runs instead of seeded ones.
         fp32_nodes: names of nodes that an fp16 or bf16 build keeps in fp32; "*" stands for anything.
         tolerance: relative L2 distance to the model in fp32 that verification lets outputs have; None = the precision's.
+        workspace: bytes that a fusion may take beside its operands, at the sizes that the engine is tuned for; None = any.
     """
 
     device: str = "cpu"
@@ -57,6 +58,7 @@ class BuildOptions:
     samples: Sequence[Mapping[str, Any]] | None = field(default=None, hash=False, compare=False)
     fp32_nodes: Sequence[str] = ()
     tolerance: float | None = None
+    workspace: int | None = None
 
     def check(self) -> Target:
         """The parsed target.
@@ -80,6 +82,8 @@ class BuildOptions:
             IOFormat.parse(name, text)
         if self.tolerance is not None and not 0 < self.tolerance < math.inf:
             raise UsageError(f"tolerance: got {self.tolerance!r}, expected a relative error above 0")
+        if self.workspace is not None and (type(self.workspace) is not int or self.workspace < 0):
+            raise UsageError(f"workspace: got {self.workspace!r}, expected a number of bytes, 0 or more")
         if isinstance(self.fp32_nodes, str) or not all(isinstance(name, str) for name in self.fp32_nodes):
             raise UsageError(f"fp32_nodes: got {self.fp32_nodes!r}, expected names of nodes")
         if self.fp32_nodes and self.precision not in NARROW:

@@ -41,6 +41,7 @@ def report_data(built: Built, options: BuildOptions, works: Sequence[Work]) -> d
                 "device": options.device if options.target is None else built.target.device,
                 "precision": options.precision, "strict_fp32": options.strict_fp32,
                 "fp32_nodes": list(options.fp32_nodes), "io_formats": dict(options.io_formats or {}), "branches": options.branches,
+                "workspace": options.workspace,
             },
             "actual": {"target": str(built.target), "precision": actual_precision(works, options.precision), "tuned": tuned},
             "kept_in_fp32": [{"node": node, "reason": reason} for node, reason in built.precision.kept],

@@ -64,13 +64,14 @@ def options_of(plan: Plan) -> BuildOptions:
     if not isinstance(requested, dict):
         requested = {}
     formats, named = requested.get("io_formats", {}), requested.get("fp32_nodes", ())
-    lanes = requested.get("branches")
+    lanes, workspace = requested.get("branches"), requested.get("workspace")
     return BuildOptions(
         target=plan.target, precision=str(requested.get("precision", "fp32")), strict_fp32=requested.get("strict_fp32") is True,
         tune=False, verify="off", allow_fallback=True,
         io_formats={str(k): str(v) for k, v in formats.items()} if isinstance(formats, dict) else None,
         fp32_nodes=tuple(map(str, named)) if isinstance(named, list | tuple) else (),
         branches=lanes if type(lanes) is int and lanes in BRANCHES else None,
+        workspace=workspace if type(workspace) is int and workspace >= 0 else None,
     )  # fmt: skip
 
 

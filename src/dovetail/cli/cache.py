@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from dovetail.cli import output
+from dovetail.cli.sizes import byte_count
 from dovetail.core.env import env
 from dovetail.core.text import size_text
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _DAY_S, _HOUR_S = 86400.0, 3600.0
 # A file this young may belong to a build that is running.
 _IN_USE_S = 60.0
@@ -33,14 +32,6 @@ class Entry:
     path: Path
     bytes: int
     last_used: float
-
-
-def byte_count(text: str) -> int:
-    """A size such as 500M or 2G."""
-    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a size like 500M or 2G")
-    return int(match[1]) * _UNITS[match[2].upper()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dovetail.cli.data import load_arrays
+from dovetail.cli.sizes import byte_count
 
 Shapes = dict[str, tuple[int | str, ...]]
 
@@ -90,6 +91,10 @@ def add_build(parser: argparse.ArgumentParser) -> None:
         help="chains of kernels that may run beside each other on a GPU: 1 for none, up to 8 (default: what is fastest)",
     )  # fmt: skip
     group.add_argument(
+        "--workspace", type=byte_count, metavar="SIZE",
+        help="what a fusion may take beside its operands, such as 64M, where there is a way that takes no more (default: any)",
+    )  # fmt: skip
+    group.add_argument(
         "--samples", nargs="+", action="extend", metavar="X.npz", default=[],
         help="inputs like those that the engine will get, to verify it with, and to find what is too large for fp16",
     )  # fmt: skip
@@ -157,6 +162,7 @@ def build_options(args: argparse.Namespace) -> dict[str, Any]:
         "fp32_nodes": tuple(args.fp32_nodes),
         "tolerance": args.tolerance,
         "branches": args.branches,
+        "workspace": args.workspace,
         "rules": args.rules,
     }
 

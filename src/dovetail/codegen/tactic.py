@@ -11,6 +11,7 @@ Halo and pitch only show in the strides, so that kernels of equal strides share 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -195,6 +196,18 @@ def candidates(group: Group, target: Target) -> tuple[list[Tactic], list[str]]:
         else:
             reasons.append(f"{candidate.name}: {reason}")
     return able, reasons
+
+
+def only(able: Sequence[Tactic], ways: Sequence[tuple[Tactic, Config]]) -> list[Tactic]:
+    """The tactics of some ways, each with the configurations that these have."""
+    made = []
+    for tactic in able:
+        configs = tuple(config for other, config in ways if other is tactic)
+        if configs:
+            limited = copy.copy(tactic)
+            limited.configs = lambda group, target, configs=configs: configs  # type: ignore[method-assign,misc]
+            made.append(limited)
+    return made
 
 
 def require(group: Group, target: Target) -> list[Tactic]:

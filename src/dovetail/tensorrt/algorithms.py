@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
+from dovetail.api.workspace import workspace_of
 from dovetail.builder.select import Chooser, Decision
-from dovetail.codegen.tactic import Config, Group, Tactic
+from dovetail.codegen.tactic import Config, Group, Tactic, only
 from dovetail.codegen.target import Target
 from dovetail.core.dims import evaluate, symbols
 from dovetail.core.errors import BuildError
@@ -35,15 +35,15 @@ def asking(selector: IAlgorithmSelector, reporter: Reporter) -> Callable[[Choose
             left = []
             for (group, able), context in zip(groups, contexts, strict=True):
                 ways = [(tactic, config) for tactic in able for config in tactic.configs(group, target)]
-                choices = [_algorithm(group, tactic, config, sizes) for tactic, config in ways]
+                choices = [_algorithm(group, tactic, config, target, sizes) for tactic, config in ways]
                 asked = call(reporter, "select_algorithms", selector.select_algorithms, context, choices, default=list(range(len(ways))))
                 kept = {i for i in asked if isinstance(i, int) and 0 <= i < len(ways)}
                 if not kept:
                     raise BuildError(f"algorithm selector: got no algorithm for {context.name!r}, expected some of {len(ways)}")
-                left.append((group, _only(able, [way for i, way in enumerate(ways) if i in kept])))
+                left.append((group, only(able, [way for i, way in enumerate(ways) if i in kept])))
             decisions = choose(left, target, sizes)
             taken = [
-                _algorithm(group, tactic, config, sizes, min(dict(times).values(), default=0.0))
+                _algorithm(group, tactic, config, target, sizes, min(dict(times).values(), default=0.0))
                 for (group, _), (tactic, config, times) in zip(left, decisions, strict=True)
             ]
             call(reporter, "report_algorithms", selector.report_algorithms, contexts, taken, default=None)
@@ -54,29 +54,19 @@ def asking(selector: IAlgorithmSelector, reporter: Reporter) -> Callable[[Choose
     return around
 
 
-def _only(able: Sequence[Tactic], ways: Sequence[tuple[Tactic, Config]]) -> list[Tactic]:
-    """The tactics of some ways, each with the configurations that these have."""
-    made = []
-    for tactic in able:
-        configs = tuple(config for other, config in ways if other is tactic)
-        if configs:
-            limited = copy.copy(tactic)
-            limited.configs = lambda group, target, configs=configs: configs  # type: ignore[method-assign,misc]
-            made.append(limited)
-    return made
-
-
 def _context(group: Group, sizes: Mapping[str, int]) -> IAlgorithmContext:
     names = dict.fromkeys(name for node in group.body.nodes for name in node.origin)
     shapes = [[Dims(_shape(v, sizes))] * 3 for v in (*group.inputs, *group.outputs)]
     return IAlgorithmContext(" + ".join(names) or group.node.where, shapes, len(group.inputs))
 
 
-def _algorithm(group: Group, tactic: Tactic, config: Config, sizes: Mapping[str, int], time_us: float = 0.0) -> IAlgorithm:
+def _algorithm(
+    group: Group, tactic: Tactic, config: Config, target: Target, sizes: Mapping[str, int], time_us: float = 0.0
+) -> IAlgorithm:
     """A tactic and its configuration as an algorithm: numbers of their names, which stay the same from build to build."""
     variant = IAlgorithmVariant(zlib.crc32(tactic.name.encode()), zlib.crc32(f"{tactic.name} {config}".encode()))
     infos = [IAlgorithmIOInfo(_data_type(v), Dims(_strides(_shape(v, sizes)))) for v in (*group.inputs, *group.outputs)]
-    return IAlgorithm(variant, infos, time_us / 1000, 0)
+    return IAlgorithm(variant, infos, time_us / 1000, workspace_of(group, tactic, config, target, sizes))
 
 
 def _data_type(value: Value) -> DataType:

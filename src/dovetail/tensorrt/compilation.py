@@ -111,6 +111,7 @@ def _options(network: NetworkBase, config: IBuilderConfig, reporter: Reporter) -
         "optimization_level": level,
         "tune": level > 0 and config.max_num_tactics not in (0, 1),
         "without": _without(config),
+        "workspace": config._pools.get(MemoryPoolType.WORKSPACE),
         "target": _target(config, where),
         "selector": None if config.algorithm_selector is None else asking(config.algorithm_selector, reporter),
     }
