@@ -6,6 +6,7 @@ import difflib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import PlanFormatError, RefitError
 from dovetail.device.cpu import default_threads
-from dovetail.device.cpu.memory import Recycler
+from dovetail.device.cpu.memory import Recycler, copy_all
 from dovetail.engine.plan import Guard, Plan, Program, WeightSpec, digest, digests
 from dovetail.runtime import packed_cache
 from dovetail.runtime.partial import weights_of
@@ -237,12 +238,9 @@ def _copies(arrays: Mapping[str, tuple[Array, np.dtype[Any]]], memory: Recycler,
             pieces += [(to[i : i + _PIECE], of[i : i + _PIECE]) for i in range(0, to.nbytes, _PIECE)]
         else:
             pieces.append((copies[name], source))
-    if threads > 1 and sum(to.nbytes for to, _ in pieces) > _PIECE:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda piece: np.copyto(*piece), pieces))
-    else:
-        for piece in pieces:
-            np.copyto(*piece)
+    shared = threads > 1 and sum(to.nbytes for to, _ in pieces) > _PIECE
+    with ThreadPoolExecutor(threads) if shared else nullcontext() as pool:
+        copy_all(pieces, pool)
     return {n: copies[n] if n in copies else a.copy() for n, (a, _) in arrays.items()}
 
 

@@ -9,12 +9,17 @@ import mmap
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dovetail.core.errors import DeviceError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+T = TypeVar("T")
 
 ALIGNMENT = 64
 """Every buffer that the runtime allocates starts at a multiple of this (a cache line)."""
@@ -122,6 +127,41 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.ndarray(shape, dtype, raw, -address(raw) % ALIGNMENT)
 
 
+class Spares(Generic[T]):
+    """Things that nobody uses any more, by their sizes, of at most `limit` bytes together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held = limit, 0
+        self._kept: dict[int, list[T]] = {}
+        self._lock = threading.RLock()  # something may go while this thread takes another one
+
+    def keep(self, size: int, thing: T) -> bool:
+        """Keep a thing; False where there is no room for it."""
+        with self._lock:
+            if self.held + size > self.limit:
+                return False
+            self.held += size
+            self._kept.setdefault(size, []).append(thing)
+            return True
+
+    def take(self, size: int) -> T | None:
+        """A thing of a size, which is kept no longer."""
+        with self._lock:
+            kept = self._kept.get(size)
+            if not kept:
+                return None
+            self.held -= size
+            return kept.pop()
+
+    def clear(self) -> list[T]:
+        """All things, which are kept no longer."""
+        with self._lock:
+            found = [thing for kept in self._kept.values() for thing in kept]
+            self._kept.clear()
+            self.held = 0
+            return found
+
+
 class Recycler:
     """Memory of arrays that are gone, for new ones of the same sizes: fresh memory costs as much as copying into it.
 
@@ -130,11 +170,13 @@ class Recycler:
 
     def __init__(self, limit: int, allocate: Callable[[Sequence[int]], list[NDArray[np.uint8]]] = aligned_parts) -> None:
         """Keeps at most `limit` bytes that nobody uses; `allocate` gives fresh memory."""
-        self.limit = limit
+        self._spares: Spares[NDArray[np.uint8]] = Spares(limit)
         self._allocate = allocate
-        self.held = 0
-        self._free: dict[int, list[NDArray[np.uint8]]] = {}
-        self._lock = threading.RLock()  # an array may go while this thread takes another one
+
+    @property
+    def held(self) -> int:
+        """Bytes that nobody uses."""
+        return self._spares.held
 
     def parts(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
         """As `aligned_parts`.
@@ -142,30 +184,17 @@ class Recycler:
         Raises:
             DeviceError: the memory cannot be had.
         """
-        found = [self._take(size) for size in sizes]
+        found = [self._spares.take(size) for size in sizes]
         fresh = iter(self._allocate([size for size, memory in zip(sizes, found, strict=True) if memory is None]))
         return [np.asarray(_Recycled(next(fresh) if memory is None else memory, self)) for memory in found]
 
     def give(self, memory: NDArray[np.uint8]) -> None:
         """Take memory back that no array uses any more."""
-        with self._lock:
-            if self.held + memory.nbytes <= self.limit:
-                self.held += memory.nbytes
-                self._free.setdefault(memory.nbytes, []).append(memory)
+        self._spares.keep(memory.nbytes, memory)
 
     def release(self) -> None:
         """Give the memory that nobody uses back to the system."""
-        with self._lock:
-            self._free.clear()
-            self.held = 0
-
-    def _take(self, size: int) -> NDArray[np.uint8] | None:
-        with self._lock:
-            free = self._free.get(size)
-            if not free:
-                return None
-            self.held -= size
-            return free.pop()
+        self._spares.clear()
 
 
 class _Recycled:
@@ -182,3 +211,8 @@ class _Recycled:
 
     def __del__(self) -> None:
         self.owner.give(self.memory)
+
+
+def copy_all(copies: Sequence[tuple[NDArray[Any], NDArray[Any]]], pool: ThreadPoolExecutor | None) -> None:
+    """Copy (target, source) pairs, by the threads of a pool where there is one."""
+    list((map if pool is None else pool.map)(lambda pair: np.copyto(*pair), copies))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dovetail.device.cpu.memory import address, aligned_parts
+from dovetail.device.cpu.memory import Spares, address, aligned_parts, copy_all
 from dovetail.device.cuda.driver import Driver, Event, Stream
 
 BLOCK_ALIGNMENT = 256
@@ -64,12 +63,15 @@ class BlockCache:
 
     def __init__(self, driver: Driver, limit: int, settle: Callable[[], None]) -> None:
         """Keeps at most `limit` bytes; `settle` waits for all that is queued and may still use blocks that nobody refers to."""
-        self.driver, self.limit, self.held = driver, limit, 0
-        self._settle = settle
-        self._free: dict[int, list[int]] = {}
-        self._lock = threading.RLock()  # a block may go while this thread takes another one
-        self._finalizer = weakref.finalize(self, _free_all, driver, self._free)
+        self.driver, self._settle = driver, settle
+        self._spares: Spares[int] = Spares(limit)  # addresses
+        self._finalizer = weakref.finalize(self, _free_all, driver, self._spares)
         self._finalizer.atexit = False
+
+    @property
+    def held(self) -> int:
+        """Bytes that nobody uses."""
+        return self._spares.held
 
     def take(self, size: int) -> DeviceMemory:
         """A block of a size.
@@ -77,39 +79,28 @@ class BlockCache:
         Raises:
             DeviceError: too little memory.
         """
-        if size > self.limit:
-            return DeviceMemory(self.driver, size)
-        with self._lock:
-            free = self._free.get(size)
-            pointer = free.pop() if free else 0
-            self.held -= size if pointer else 0
-        if pointer:
+        pointer = self._spares.take(size)
+        if pointer is None:
+            pointer = self.driver.allocate(max(size, 1))
+        else:
             self._settle()
-        made = DeviceMemory.at(self.driver, pointer or self.driver.allocate(max(size, 1)), size)
+        made = DeviceMemory.at(self.driver, pointer, size)
         made._finalizer = weakref.finalize(made, self._give, made.address, size)
         made._finalizer.atexit = False
         return made
 
     def release(self) -> None:
         """Give the blocks that nobody uses back to the driver."""
-        with self._lock:
-            _free_all(self.driver, self._free)
-            self.held = 0
+        _free_all(self.driver, self._spares)
 
     def _give(self, pointer: int, size: int) -> None:
-        with self._lock:
-            if self.held + size <= self.limit:
-                self.held += size
-                self._free.setdefault(size, []).append(pointer)
-                return
-        _free(self.driver, pointer)
+        if not self._spares.keep(size, pointer):
+            _free(self.driver, pointer)
 
 
-def _free_all(driver: Driver, blocks: dict[int, list[int]]) -> None:
-    for pointers in blocks.values():
-        for pointer in pointers:
-            _free(driver, pointer)
-    blocks.clear()
+def _free_all(driver: Driver, spares: Spares[int]) -> None:
+    for pointer in spares.clear():
+        _free(driver, pointer)
 
 
 def parts(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -171,12 +162,7 @@ class Uploader:
                 buffer, event = self._buffers[self._turn]
                 self._turn ^= 1
                 self.driver.synchronize_event(event)  # an event that was never recorded is reached
-                copies = [(buffer[at : at + part.nbytes], part) for at, part in pieces]
-                if pool is None:
-                    for copy in copies:
-                        np.copyto(*copy)
-                else:
-                    list(pool.map(lambda copy: np.copyto(*copy), copies))
+                copy_all([(buffer[at : at + part.nbytes], part) for at, part in pieces], pool)
                 self.driver.upload(pointer + start, buffer[:length], self._stream)
                 self.driver.record(event, self._stream)
 
