@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dovetail.builder.select import Chooser, Decision
 from dovetail.codegen.tactic import Config, Group, Tactic, only
 from dovetail.codegen.target import Target
-from dovetail.core.dims import evaluate, symbols
+from dovetail.core.dims import evaluate_at
 from dovetail.core.log import logger
 from dovetail.core.text import size_text
 from dovetail.tuner.measure import Candidate
@@ -43,7 +43,7 @@ def workspace_of(group: Group, tactic: Tactic, config: Config, target: Target, s
     """Bytes that the kernels of a way take beside their operands, at these sizes."""
     _, emitted = Candidate(tactic, config).emit(group, target)
     parts = [*emitted.temps, *(step.kernel.workspace_bytes for step in emitted.steps)]
-    return sum(evaluate(part, {s: sizes.get(s, 1) for s in symbols(part)}) for part in parts)
+    return sum(evaluate_at(part, sizes) for part in parts)
 
 
 def _fitting(group: Group, able: Sequence[Tactic], target: Target, sizes: Mapping[str, int], limit: int) -> list[Tactic]:

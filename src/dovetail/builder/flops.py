@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dovetail.benchmark.flops import contraction_flops
 from dovetail.codegen.target import CudaTarget, Target
-from dovetail.core.dims import Dim, evaluate, symbols
+from dovetail.core.dims import Dim, evaluate_at
 from dovetail.core.errors import BuildError, ShapeError
 from dovetail.ir.graph import Graph, Time
 
@@ -90,7 +90,7 @@ def require_precision(
 def _number(work: Work, sizes: Mapping[str, int]) -> int:
     """Operations at given sizes; symbols without one count as 1, extents that data define as 0."""
     try:
-        return int(evaluate(work.flops, {s: sizes.get(s, 1) for s in symbols(work.flops)}))
+        return evaluate_at(work.flops, sizes)
     except ShapeError:
         return 0
 

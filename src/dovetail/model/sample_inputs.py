@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dovetail.core.dims import Expr, evaluate, symbols
+from dovetail.core.dims import Expr, evaluate_at
 from dovetail.core.dtypes import dtype
 from dovetail.core.errors import UsageError
 from dovetail.frontend.declared import MOST_ELEMENTS
@@ -81,5 +81,5 @@ def _symbol_sizes(bindings: Sequence[BindingLike], shapes: Mapping[str, Sequence
 
 def _extent(dim: Any, sizes: Mapping[str, int]) -> int:
     if isinstance(dim, Expr):
-        return evaluate(dim, {s: sizes.get(s, 1) for s in symbols(dim)})
+        return evaluate_at(dim, sizes)
     return dim if isinstance(dim, int) else sizes.get(str(dim), 1)

@@ -9,7 +9,7 @@ from dovetail.api.workspace import workspace_of
 from dovetail.builder.select import Chooser, Decision
 from dovetail.codegen.tactic import Config, Group, Tactic, only
 from dovetail.codegen.target import Target
-from dovetail.core.dims import evaluate, symbols
+from dovetail.core.dims import evaluate_at
 from dovetail.core.errors import BuildError
 from dovetail.ir.graph import Value
 from dovetail.tensorrt.calibrator import (
@@ -79,7 +79,7 @@ def _data_type(value: Value) -> DataType:
 
 def _shape(value: Value, sizes: Mapping[str, int]) -> list[int]:
     """The shape at the likely sizes; the first axes, where there are more than TensorRT has."""
-    extents = [d if isinstance(d, int) else evaluate(d, {s: sizes.get(s, 1) for s in symbols(d)}) for d in value.shape]
+    extents = [evaluate_at(d, sizes) for d in value.shape]
     return extents[: Dims.MAX_DIMS]
 
 

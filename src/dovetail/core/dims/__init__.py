@@ -26,6 +26,7 @@ from dovetail.core.dims.text import parse
 from dovetail.core.dims.values import (
     Program,
     evaluate,
+    evaluate_at,
     from_program,
     run_program,
     substitute,
@@ -37,5 +38,5 @@ __all__ = [
     "Atom", "Dim", "Expr", "Monomial", "Opaque", "Program", "Symbol",
     "sym", "total", "product", "floor_div", "ceil_div", "remainder",
     "minimum", "maximum", "bounds", "compare",
-    "symbols", "substitute", "evaluate", "parse", "to_program", "run_program", "from_program",
+    "symbols", "substitute", "evaluate", "evaluate_at", "parse", "to_program", "run_program", "from_program",
 ]  # fmt: skip

@@ -66,6 +66,15 @@ def evaluate(d: Dim, env: Mapping[str, int]) -> int:
     return checked(value)
 
 
+def evaluate_at(d: Dim, sizes: Mapping[str, int]) -> int:
+    """The value of d where symbols without a size count as 1.
+
+    Raises:
+        ShapeError: int64 overflow, or division by zero.
+    """
+    return evaluate(d, {s: sizes.get(s, 1) for s in symbols(d)})
+
+
 Program = list[int | str]
 
 
