@@ -20,10 +20,10 @@ def device() -> str:
     from dovetail.tensorrt import standins
 
     chosen = env().tensorrt_device
-    if chosen and chosen != "cuda":
-        return chosen
-    if chosen:
+    if chosen == "cuda":
         return f"cuda:{_current()}"
+    if chosen:
+        return chosen
     if standins.active() or not standins.gpu_present():
         return "cpu"
     number = _current()
