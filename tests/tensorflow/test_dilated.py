@@ -21,9 +21,8 @@ ALONE = ("bias", "crops", "dynamic")
 TURNS = ("Transpose", "Reshape")
 
 
-def operators(model):
-    """Operators in order, but for those that only turn images."""
-    return [node.op_type for node in model.graph.node if node.op_type not in TURNS]
+def operators(model, without=()):
+    return [node.op_type for node in model.graph.node if node.op_type not in without]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -46,7 +45,7 @@ def test_samples_are_what_tf2onnx_writes_today(name):
     assert operators(export(function, shape)) == operators(onnx.load(SAMPLES / f"dilated_{name}_folded.onnx"))
     with rewrite_off():
         chain = export(function, shape)
-        assert operators(chain) == operators(onnx.load(SAMPLES / f"dilated_{name}_chain.onnx"))
+        assert operators(chain, TURNS) == operators(onnx.load(SAMPLES / f"dilated_{name}_chain.onnx"), TURNS)
         simpler = dovetail.Model.load(chain).simplify().proto
         convolutions = [node for node in simpler.graph.node if node.op_type == "Conv"]
         dilated = [n for n in convolutions if any(a.name == "dilations" and max(a.ints) > 1 for a in n.attribute)]
