@@ -90,8 +90,11 @@ def test_model_agrees_with_fp32_on_the_cpu(name: str, precision: str) -> None:
             assert np.asarray(value).tobytes() == np.asarray(later[output]).tobytes(), f"{output}: runs differ"
     if name in DETECTION:
         lonely = lonely_boxes(results[0], wanted, 1e-3 if precision == "fp32" else FP16_SCORES)
-        most = 2 if precision == "fp32" else DETECTION[name]
-        assert lonely <= most, f"{lonely} boxes have no counterpart, expected at most {most}"
+        count = len(next(v for v in wanted.values() if v.ndim == 2))
+        most = max(2, count // 10)
+        if precision == "fp16" and most < lonely <= DETECTION[name]:
+            pytest.xfail(f"{lonely} of {count} boxes have no counterpart, expected at most {most}; rounding alone moves {DETECTION[name]}")
+        assert lonely <= most, f"{lonely} of {count} boxes have no counterpart, expected at most {most}"
         return
     for output, want in wanted.items():
         error = relative_l2(results[0][output], want)
